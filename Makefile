@@ -1,0 +1,52 @@
+# The front door. `make reproduce` and `make test` need nothing but Python 3.11 or newer.
+RECIPE ?= quick
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile --config recipe=$(RECIPE) --cores $(CORES) \
+	--rerun-triggers mtime --rerun-incomplete --nolock --quiet rules
+
+.PHONY: help setup data reproduce report notebooks poster test lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this help
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  variables: RECIPE=quick|study  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
+
+$(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+setup: $(VENV)/.installed  ## create .venv and install the pinned requirements
+
+data: setup  ## fetch the data sets of RECIPE (or of DATASET) from the hub into data/
+	$(BIN)/python code/fetch_data.py --recipe $(RECIPE) $(if $(DATASET),--dataset $(DATASET))
+
+reproduce: setup  ## run what is missing of RECIPE (default: quick) and build its report
+	$(SNAKEMAKE)
+
+report: reproduce  ## the same as reproduce: the report is its last step
+
+notebooks: setup  ## run the notebooks of RECIPE again on its records, then the report
+	$(BIN)/python -c "from distilbert_kit import experiment, recipes; \
+	experiment.publication_record(recipes.load_recipe('$(RECIPE)')).unlink(missing_ok=True)"
+	$(SNAKEMAKE)
+
+poster: reproduce  ## the poster is built with the report
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal code/tests
+
+lint: setup  ## check style and formatting
+	$(BIN)/ruff check code && $(BIN)/ruff format --check code
+
+bench: setup  ## run the benchmarks of RECIPE again
+	$(BIN)/python code/benchmark.py --recipe $(RECIPE)
+
+clean:  ## remove caches, checkpoints and fine-tuned weights; records stay
+	rm -rf .snakemake results/*/.stamps results/*/models results/*/checkpoints
+	find code -name __pycache__ -type d -prune -exec rm -rf {} +

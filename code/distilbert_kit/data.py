@@ -1,0 +1,317 @@
+"""From files to batches: checked data sets, tokenisation, length buckets, loaders."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, load_dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from . import grammar
+from .errors import UserError
+from .masking import mask_tokens, masking_probabilities
+from .paths import DATA
+from .records import DataUsed
+from .sources import expected_split, rows_sha256
+from .tasks import Task
+
+Batch = dict[str, Tensor]
+MAX_LENGTH = 512
+
+
+def load_table(
+    dataset: str, split: str, columns: Sequence[str]
+) -> tuple[datasets.Dataset, DataUsed]:
+    """Read `DATA_DIR/<dataset>/<split>.parquet`, checked against `data/sources.yaml`.
+
+    Raises UserError when the file is missing, cut short, lacks a column, or differs in rows or
+    content hash from what `data/sources.yaml` lists.
+    """
+    name = f"{dataset}/{split}"
+    expected = expected_split(dataset, split)
+    if dataset.startswith("embedded/"):
+        table = datasets.Dataset.from_list(grammar.build_sentiment(split))
+        return table, DataUsed(name=name, **expected)
+    path = DATA / f"{name}.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing; run `make data DATASET={dataset}`, or set DATA_DIR to a folder that "
+            "holds it, or use the recipe quick, which needs no data"
+        )
+    try:
+        table = load_dataset("parquet", data_files=str(path), split="train")
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a readable parquet file ({type(error).__name__}); fetch it again"
+        ) from None
+    if absent := [column for column in columns if column not in table.column_names]:
+        raise UserError(
+            f"{path}: no column {absent[0]!r} (it has {', '.join(table.column_names)}); "
+            "fetch it again"
+        )
+    if len(table) != expected["rows"]:
+        raise UserError(
+            f"{path}: {len(table)} rows, expected {expected['rows']} of the official split; "
+            "fetch it again"
+        )
+    found = rows_sha256(table.select_columns(list(columns)).to_list())
+    if expected["sha256"] not in (found, None):  # None: never computed, see data/sources.yaml
+        raise UserError(
+            f"{path}: content SHA-256 is {found[:12]}…, expected {expected['sha256'][:12]}…; "
+            "fetch it again"
+        )
+    return table, DataUsed(name=name, rows=len(table), sha256=found)
+
+
+def check_task_rows(table: datasets.Dataset, task: Task, where: str) -> None:
+    """Refuse unknown labels, another label order, and empty texts, naming the first row."""
+    feature = table.features[task.label_column]
+    # Label numbers differ between checkpoints and copies (MNLI above all): names decide.
+    if isinstance(feature, ClassLabel) and tuple(feature.names) != task.labels:
+        raise UserError(f"{where}: labels are {feature.names}, expected {list(task.labels)}")
+    labels = np.asarray(table[task.label_column], dtype=float)
+    if task.labels:
+        bad = np.flatnonzero(~np.isin(labels, np.arange(task.num_labels)))
+    else:
+        bad = np.flatnonzero(~np.isfinite(labels))
+    if len(bad):
+        expected = f"0 to {task.num_labels - 1}" if task.labels else "a number"
+        raise UserError(
+            f"{where}: row {bad[0]} has label {labels[bad[0]]:g}, expected {expected}; "
+            "mend or drop the row"
+        )
+    for column in task.text_columns:
+        for row, text in enumerate(table[column]):
+            if text is None or not text.strip():
+                raise UserError(f"{where}: row {row} has an empty {column}; mend or drop the row")
+
+
+class ClassificationDataset(Dataset):
+    """Tokenised sentences or sentence pairs with labels.
+
+    `texts` are strings or pairs of strings; texts longer than `max_length` word pieces are cut
+    and counted in `truncated`. Token types are kept for the models that read them.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        labels: Sequence[int] | Sequence[float] | None,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = MAX_LENGTH,
+    ):
+        if not len(texts):
+            raise UserError("no texts: give at least one")
+        if labels is not None and len(labels) != len(texts):
+            raise UserError(f"{len(texts)} texts but {len(labels)} labels: give one for each")
+        self.pad_token_id = tokenizer.pad_token_id
+        paired = not isinstance(texts[0], str)
+        columns = [list(column) for column in zip(*texts, strict=True)] if paired else [texts]
+        encoded = tokenizer(
+            *map(list, columns), truncation=True, max_length=max_length, padding=False
+        )
+        self.input_ids = encoded["input_ids"]
+        self.token_type_ids = encoded["token_type_ids"]
+        # The fast tokenizer returns what it cut off as overflowing pieces.
+        self.truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        self.lengths = np.fromiter(map(len, self.input_ids), dtype=np.int64)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict:
+        item = {
+            "input_ids": self.input_ids[index],
+            "token_type_ids": self.token_type_ids[index],
+        }
+        if self.labels is not None:
+            item["labels"] = self.labels[index]
+        return item
+
+    def collate(self, items: list[dict]) -> Batch:
+        """Items -> tensors [B, L], padded to the longest; labels [B] (int64, or float32)."""
+        batch = pad_sequences([item["input_ids"] for item in items], self.pad_token_id)
+        batch["token_type_ids"] = pad_sequences([item["token_type_ids"] for item in items], 0)[
+            "input_ids"
+        ]
+        if "labels" in items[0]:
+            labels = torch.tensor([item["labels"] for item in items])
+            batch["labels"] = labels.float() if labels.is_floating_point() else labels
+        return batch
+
+
+class MLMDataset(Dataset):
+    """Token sequences for masked language modelling; masks are drawn anew in every `collate`.
+
+    `sequences` is any indexable of token-id arrays with special tokens in place, for example
+    the memory-mapped shards of corpus.py.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        tokenizer: PreTrainedTokenizerBase,
+        token_counts: Tensor | None = None,
+        mask_probability: float = 0.15,
+        smoothing: float = 0.7,
+    ):
+        self.sequences, self.lengths = sequences, np.asarray(lengths)
+        self.mask_probability = mask_probability
+        self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
+        counts = torch.ones(len(tokenizer)) if token_counts is None else token_counts
+        self.token_weights = masking_probabilities(counts, smoothing, tokenizer.all_special_ids)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> Sequence[int]:
+        return self.sequences[index]
+
+    def mask(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """Draw masks for a padded batch: replaces input_ids [B, L] and adds labels [B, L]."""
+        input_ids, labels = mask_tokens(
+            batch["input_ids"],
+            batch["attention_mask"],
+            self.token_weights,
+            mask_probability=self.mask_probability,
+            vocab_size=len(self.token_weights),
+            mask_token_id=self.mask_token_id,
+            generator=generator,
+        )
+        return batch | {"input_ids": input_ids, "labels": labels}
+
+    def collate(self, items: list[Sequence[int]]) -> Batch:
+        """Padded ids and attention mask [B, L], not masked yet: the loop draws seeded masks."""
+        return pad_sequences(items, self.pad_token_id)
+
+    def masked_collate(self, items: list[Sequence[int]]) -> Batch:
+        """As `collate`, with masks from torch's global generator."""
+        return self.mask(self.collate(items))
+
+
+def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> Batch:
+    """Right-pad id sequences: input_ids and attention_mask, both int64 [B, L]."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = np.full((len(sequences), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+class LengthBatchSampler:
+    """Batches of similar length: at most `batch_size` examples and `batch_tokens` padded tokens.
+
+    With `shuffle`, examples are shuffled, sorted by length within pools of `pool` batches, cut
+    into batches, and the batches shuffled: all of it from (seed, epoch), so that the order is an
+    artefact of the seed. Without, batches go from long to short and `order` says which example is
+    where.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        batch_tokens: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        pool: int = 100,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens or 2**62
+        self.shuffle, self.seed, self.pool, self.epoch = shuffle, seed, pool, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        self.epoch = epoch
+
+    def _cut(self, indices: np.ndarray) -> Iterator[list[int]]:
+        """Cut indices, sorted from long to short, into batches."""
+        start = 0
+        while start < len(indices):
+            longest = int(self.lengths[indices[start]])
+            size = max(1, min(self.batch_size, self.batch_tokens // longest))
+            yield indices[start : start + size].tolist()
+            start += size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if not self.shuffle:
+            yield from self._cut(np.argsort(-self.lengths, kind="stable"))
+            return
+        random = np.random.default_rng([self.seed, self.epoch])
+        shuffled = random.permutation(len(self.lengths))
+        pools = range(0, len(shuffled), self.pool * self.batch_size)
+        batches = []
+        for start in pools:
+            part = shuffled[start : start + self.pool * self.batch_size]
+            batches += self._cut(part[np.argsort(-self.lengths[part], kind="stable")])
+        for index in random.permutation(len(batches)):
+            yield batches[index]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def create_dataloader(dataset: Dataset, sampler: LengthBatchSampler, collate=None) -> DataLoader:
+    """Loader over a data set that has `lengths` and `collate`, in the sampler's batches."""
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate or dataset.collate, num_workers=0
+    )
+
+
+def create_classification_dataloader(
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    labels: Sequence[int] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 16,
+    *,
+    max_length: int = MAX_LENGTH,
+    batch_tokens: int | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> DataLoader:
+    """Texts (or pairs) and labels -> length-bucketed batches."""
+    dataset = ClassificationDataset(texts, labels, tokenizer, max_length)
+    sampler = LengthBatchSampler(dataset.lengths, batch_size, batch_tokens, shuffle, seed)
+    return create_dataloader(dataset, sampler)
+
+
+def create_mlm_dataloader(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 16,
+    mask_probability: float = 0.15,
+    *,
+    max_length: int = MAX_LENGTH,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> DataLoader:
+    """Texts -> masked batches (input_ids, attention_mask, labels), masks smoothed by counts."""
+    sequences = ClassificationDataset(texts, None, tokenizer, max_length).input_ids
+    counts = Counter(token for sequence in sequences for token in sequence)
+    token_counts = torch.tensor([float(counts[i]) for i in range(len(tokenizer))])
+    dataset = MLMDataset(
+        sequences, list(map(len, sequences)), tokenizer, token_counts, mask_probability
+    )
+    sampler = LengthBatchSampler(dataset.lengths, batch_size, shuffle=shuffle, seed=seed)
+    return create_dataloader(dataset, sampler, dataset.masked_collate)
+
+
+def load_task_split(
+    task: Task, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[ClassificationDataset, datasets.Dataset, DataUsed]:
+    """One split of a task, tokenised, with the table it came from and what was read."""
+    table, used = load_table(task.dataset, split, (*task.text_columns, task.label_column))
+    check_task_rows(table, task, str(Path(task.dataset) / split))
+    columns = [table[column][:] for column in task.text_columns]
+    texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+    labels = table[task.label_column][:]
+    return ClassificationDataset(texts, labels, tokenizer, max_length), table, used

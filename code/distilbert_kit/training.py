@@ -1,0 +1,367 @@
+"""THE training loop: one for masked LM, distillation, classification and question answering.
+
+A loss comes as sums and is divided by counts known before the forward pass, taken over all
+micro-batches of an update and all processes. So accumulation and data parallelism change nothing
+but rounding, where a mean of micro-batch means would weigh tokens of short batches more.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .data import Batch
+from .errors import NonFiniteLoss, UserError
+from .losses import classification_loss_sum
+from .recipes import TrainSettings
+from .records import content_key, write_atomically
+from .weights import read_safetensors, replacing_folder
+
+Sums = dict[str, Tensor]
+LOG_EVERY = 20  # updates between two points of the history
+
+
+def _unchanged(batch: Batch, generator: torch.Generator) -> Batch:
+    return batch
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: sum over terms of weight x (sum of the term / its denominator).
+
+    `counts(batch)`: how many items each term's mean runs over in this batch, before the forward
+    pass. `loss(model, batch, denominators)`: the weighted scalar to differentiate and the plain
+    sums by term. `prepare(batch, generator)`: randomness of the data (masks), seeded per
+    micro-batch, so that a resumed run draws the same.
+    """
+
+    counts: Callable[[Batch], Sums]
+    loss: Callable[[nn.Module, Batch, dict[str, float]], tuple[Tensor, Sums]]
+    prepare: Callable[[Batch, torch.Generator], Batch] = _unchanged
+
+
+def _count_examples(batch: Batch) -> Sums:
+    return {"loss": torch.tensor(float(len(batch["labels"])))}
+
+
+def _classification_loss(
+    model: nn.Module, batch: Batch, denominators: dict[str, float]
+) -> tuple[Tensor, Sums]:
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    total = classification_loss_sum(model(**inputs).logits, batch["labels"])
+    return total / denominators["loss"], {"loss": total.detach()}
+
+
+CLASSIFICATION = Objective(_count_examples, _classification_loss)
+
+
+class _Step(nn.Module):
+    """The objective as a module: data-parallel wrappers only synchronise what runs in forward."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch, denominators: dict[str, float]) -> tuple[Tensor, Sums]:
+        return self.objective.loss(self.model, batch, denominators)
+
+
+@dataclass
+class TrainingResult:
+    """What a run did. `history` has a row every 20 updates: update, learning rate, mean of each
+    term since the last row."""
+
+    updates: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def create_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW without weight decay on biases and LayerNorms, told by their single dimension.
+
+    The original code named the norms it spared and missed the student's.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+
+
+def learning_rate_factor(update: int, total: int, warmup: int) -> float:
+    """Linear warm-up over `warmup` updates, then linear decay to 0 at `total`."""
+    if update < warmup:
+        return (update + 1) / warmup
+    return max(0.0, (total - update) / max(1, total - warmup))
+
+
+def _windows(
+    loader: DataLoader, settings: TrainSettings, accelerator: Accelerator, start: int, total: int
+) -> Iterator[list[tuple[int, Batch]]]:
+    """The micro-batches of each update for this process, numbered over the whole run.
+
+    Batch i of an update goes to process i modulo the number of processes.
+    """
+    sampler, world = loader.batch_sampler, accelerator.num_processes
+    per_update = settings.accumulation * world
+    update = 0
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        plan = list(sampler)
+        for first in range(0, len(plan), per_update):
+            if update == total:
+                return
+            if update >= start:
+                mine = range(
+                    first + accelerator.process_index,
+                    min(first + per_update, len(plan)),
+                    world,
+                )
+                yield [
+                    (
+                        epoch * len(plan) + index,
+                        loader.collate_fn([loader.dataset[i] for i in plan[index]]),
+                    )
+                    for index in mine
+                ]
+            update += 1
+
+
+def updates_in_run(loader: DataLoader, settings: TrainSettings, processes: int) -> int:
+    """Number of updates in `settings.epochs` epochs; the last window of an epoch may be short."""
+    per_update = settings.accumulation * processes
+    full, part = divmod(settings.epochs, 1)
+    counts = []
+    for epoch in range(math.ceil(settings.epochs)):
+        loader.batch_sampler.set_epoch(epoch)
+        counts.append(math.ceil(len(loader.batch_sampler) / per_update))
+    return sum(counts[: int(full)]) + (math.ceil(part * counts[-1]) if part else 0)
+
+
+def create_accelerator(precision: str) -> Accelerator:
+    """The engine underneath: device, autocast, gradient scaling, data parallelism."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on this machine")
+    AcceleratorState._reset_state()  # one process may train at several precisions, one by one
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+
+def train(
+    model: nn.Module,
+    loader: DataLoader,
+    objective: Objective,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    description: str = "training",
+    checkpoint_folder: Path | None = None,
+    checkpoint_every: int = 200,
+) -> TrainingResult:
+    """Train `model` in place and return what was done.
+
+    `loader` has a LengthBatchSampler. Everything random follows from `seed`. With a
+    `checkpoint_folder`, state is kept there every `checkpoint_every` updates and a run that was
+    cut off goes on from the last one, to the same weights bit for bit (on a CPU). Raises
+    NonFiniteLoss naming the update, and UserError for a checkpoint of other settings.
+    """
+    accelerator = create_accelerator(settings.precision)
+    torch.manual_seed(seed)
+    total = updates_in_run(loader, settings, accelerator.num_processes)
+    warmup = math.ceil(settings.warmup_fraction * total)
+    step = accelerator.prepare(_Step(model, objective).train())
+    optimizer = accelerator.prepare(create_optimizer(model, settings))
+    scheduler = LambdaLR(optimizer, lambda update: learning_rate_factor(update, total, warmup))
+    result = TrainingResult()
+    identity = content_key([settings.model_dump(mode="json"), seed, total])
+    if checkpoint_folder is not None:
+        _resume(checkpoint_folder, identity, step, optimizer, scheduler, result)
+    bar = tqdm(
+        total=total,
+        initial=result.updates,
+        desc=description,
+        unit="update",
+        disable=not accelerator.is_main_process,
+        mininterval=1,
+    )
+    started, recent = time.perf_counter() - result.seconds, {}
+    for window in _windows(loader, settings, accelerator, result.updates, total):
+        terms = _update(step, window, objective, optimizer, accelerator, settings, seed, result)
+        scheduler.step()
+        result.updates += 1
+        for name, value in terms.items():
+            recent.setdefault(name, []).append(value)
+        if result.updates % LOG_EVERY == 0 or result.updates == total:
+            _log(result, recent, scheduler, bar, started)
+        bar.update()
+        if checkpoint_folder is not None and result.updates % checkpoint_every == 0:
+            result.seconds = time.perf_counter() - started
+            if accelerator.is_main_process:
+                _save(checkpoint_folder, identity, step, optimizer, scheduler, result)
+    bar.close()
+    result.seconds = time.perf_counter() - started
+    model.eval()
+    return result
+
+
+def _update(
+    step: nn.Module,
+    window: list[tuple[int, Batch]],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    settings: TrainSettings,
+    seed: int,
+    result: TrainingResult,
+) -> Sums:
+    """One optimiser step over the micro-batches of a window; returns the mean of each term."""
+    device, batches = accelerator.device, []
+    for number, batch in window:
+        generator = torch.Generator().manual_seed(seed * 2**32 + number)
+        batches.append(objective.prepare(batch, generator))
+    counted = [objective.counts(batch) for batch in batches]
+    counts = {name: sum(c[name] for c in counted).to(device) for name in counted[0]}
+    examples = torch.tensor(sum(len(b["input_ids"]) for b in batches), device=device)
+    tokens = sum(b["attention_mask"].sum() for b in batches).to(device)
+    counts = {name: accelerator.reduce(count) for name, count in counts.items()}
+    # Data-parallel wrappers average gradients over processes: undo it, the counts are global.
+    denominators = {
+        name: max(float(count), 1.0) / accelerator.num_processes for name, count in counts.items()
+    }
+    sums: Sums = {}
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        with _synchronised(accelerator, step, last):
+            loss, parts = step(batch, denominators)
+            accelerator.backward(loss)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0) + value.float()
+    means = {
+        name: accelerator.reduce(value) / counts[name].clamp(min=1) for name, value in sums.items()
+    }
+    if not all(bool(torch.isfinite(value)) for value in means.values()):
+        shown = ", ".join(f"{name} {float(value):g}" for name, value in means.items())
+        raise NonFiniteLoss(
+            f"the loss is not finite at update {result.updates + 1} ({shown}); "
+            "lower the learning rate or use precision fp32"
+        )
+    accelerator.clip_grad_norm_(step.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    result.examples += int(accelerator.reduce(examples))
+    result.tokens += int(accelerator.reduce(tokens))
+    return means
+
+
+def _synchronised(accelerator: Accelerator, step: nn.Module, last: bool):
+    """Exchange gradients between processes only with the last micro-batch of an update."""
+    return torch.enable_grad() if last else accelerator.no_sync(step)
+
+
+def _log(result: TrainingResult, recent: dict, scheduler: LambdaLR, bar: tqdm, started: float):
+    row = {"update": result.updates, "learning_rate": scheduler.get_last_lr()[0]}
+    row |= {name: round(float(torch.stack(v).mean()), 6) for name, v in recent.items()}
+    recent.clear()
+    result.history.append(row)
+    shown = {name: f"{value:.3f}" for name, value in row.items() if name not in list(row)[:2]}
+    seconds = time.perf_counter() - started
+    bar.set_postfix(shown | {"tok/s": f"{result.tokens / max(seconds, 1e-9):.0f}"})
+
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathers sharded state too
+
+
+def _save(
+    folder: Path,
+    identity: str,
+    step: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    result: TrainingResult,
+) -> None:
+    """Model, optimiser, scheduler, RNG and position, as one folder that appears whole."""
+    model_state, optimizer_state = get_state_dict(step, optimizer, options=_FULL)
+    tensors = {f"model/{name}": value for name, value in model_state.items()}
+    for parameter, state in optimizer_state["state"].items():
+        tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}
+    tensors["rng/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    with replacing_folder(folder) as temporary:
+        save_file(tensors, temporary / "state.safetensors")
+        position = {
+            "identity": identity,
+            "scheduler_epoch": scheduler.last_epoch,
+            "result": vars(result),
+            "param_groups": optimizer_state["param_groups"],
+        }
+        write_atomically(temporary / "position.json", json.dumps(position))
+
+
+def _resume(
+    folder: Path,
+    identity: str,
+    step: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    result: TrainingResult,
+) -> None:
+    """Load the checkpoint in `folder`, if there is one, into everything given."""
+    if not (folder / "position.json").exists():
+        return
+    position = json.loads((folder / "position.json").read_text())
+    if position["identity"] != identity:
+        raise UserError(
+            f"{folder}: the checkpoint is of other settings; delete it or restore the recipe"
+        )
+    tensors = read_safetensors(folder / "state.safetensors")
+    model_state, optimizer_state = {}, {"state": {}, "param_groups": position["param_groups"]}
+    for key, tensor in tensors.items():
+        kind, name = key.split("/", 1)
+        if kind == "model":
+            model_state[name] = tensor
+        elif kind == "optimizer":
+            parameter, quantity = name.rsplit("/", 1)
+            optimizer_state["state"].setdefault(parameter, {})[quantity] = tensor
+    set_state_dict(
+        step,
+        optimizer,
+        model_state_dict=model_state,
+        optim_state_dict=optimizer_state,
+        options=_FULL,
+    )
+    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    vars(result).update(position["result"])
+    scheduler.last_epoch = position["scheduler_epoch"]
+    scheduler._last_lr = [
+        base * scheduler.lr_lambdas[0](scheduler.last_epoch) for base in scheduler.base_lrs
+    ]
+    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate

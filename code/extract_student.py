@@ -1,0 +1,86 @@
+"""Cut a student out of a teacher's layers, without training.
+
+    python code/extract_student.py --recipe quick --model undistilled
+    python code/extract_student.py --teacher bert-base-uncased --layers released --count 6 --out student/
+
+Prints what is copied. Layer strategies: released (0, 2, 4, 7, 9, 11 of 12), even, first, last,
+random; or numbers such as 0,2,4.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.experiment import checkpoint, model_cell
+from distilbert_kit.model import DistilBERTForMaskedLM, count_parameters
+from distilbert_kit.recipes import load_recipe
+from distilbert_kit.records import recording
+from distilbert_kit.weights import choose_layers, extract_student, get_tokenizer
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--model", help="a model of the recipe that has `extract`")
+    parser.add_argument("--teacher", help="folder, hub name or minilm, instead of a recipe")
+    parser.add_argument("--layers", default="even", help="strategy or numbers")
+    parser.add_argument("--count", type=int, help="number of layers for a strategy")
+    parser.add_argument("--no-vocabulary-transform", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="output folder with --teacher")
+    return parser.parse_args()
+
+
+def _describe(student, layers: list[int], vocabulary_transform: bool) -> dict:
+    copied = "word and position embeddings, LayerNorms, decoder bias" + (
+        ", vocabulary transform" if vocabulary_transform else ""
+    )
+    print(f"student of {count_parameters(student):,} parameters from teacher layers {layers}")
+    print(f"copied: {copied}; left out: token types, pooler")
+    return {"parameters": count_parameters(student), "layers": layers, "copied": copied}
+
+
+def _from_teacher(arguments: argparse.Namespace) -> None:
+    if arguments.out is None:
+        raise UserError("--teacher needs --out: name the student's folder")
+    torch.manual_seed(arguments.seed)
+    teacher = DistilBERTForMaskedLM.from_pretrained(arguments.teacher)
+    if arguments.layers[0].isdigit():
+        try:
+            layers = [int(layer) for layer in arguments.layers.split(",")]
+        except ValueError:
+            raise UserError(f"--layers {arguments.layers}: use numbers such as 0,2,4") from None
+    else:
+        depth = teacher.config.num_layers
+        count = arguments.count or depth // 2
+        layers = choose_layers(arguments.layers, depth, count, arguments.seed)
+    student = extract_student(teacher, layers, not arguments.no_vocabulary_transform)
+    _describe(student, layers, not arguments.no_vocabulary_transform)
+    student.save_pretrained(arguments.out, get_tokenizer(arguments.teacher))
+
+
+@entry_point
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.teacher:
+        _from_teacher(arguments)
+        return
+    recipe = load_recipe(arguments.recipe)
+    cell = model_cell(recipe, arguments.model) if arguments.model in recipe.models else None
+    if cell is None or cell.stage != "extract":
+        raise UserError(f"recipe {recipe.name} has no model {arguments.model!r} to extract")
+    spec = recipe.models[arguments.model].extract
+    with recording(cell.record, **cell.provenance) as draft:
+        torch.manual_seed(arguments.seed)
+        teacher = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.teacher))
+        student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
+        draft.metrics = _describe(student, spec.layers, spec.vocabulary_transform)
+        student.save_pretrained(cell.model_folder, get_tokenizer())
+    cell.stamp_weights()
+
+
+if __name__ == "__main__":
+    main()

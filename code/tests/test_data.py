@@ -1,0 +1,190 @@
+"""Data sets on disk, damaged and good; batches and their order."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from distilbert_kit import data, sources
+from distilbert_kit.data import (
+    ClassificationDataset,
+    LengthBatchSampler,
+    create_classification_dataloader,
+    create_mlm_dataloader,
+    load_table,
+    load_task_split,
+)
+from distilbert_kit.errors import UserError
+from distilbert_kit.sources import rows_sha256
+from distilbert_kit.tasks import TASKS, get_task
+from distilbert_kit.weights import get_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROWS = [{"sentence": f"sentence number {i} is fine", "label": i % 2} for i in range(20)]
+
+
+@pytest.fixture
+def sst2(tmp_path, monkeypatch):
+    """A small SST-2 in the layout of data/, listed as the official one."""
+    listed = {"rows": len(ROWS), "sha256": rows_sha256(ROWS)}
+    monkeypatch.setattr(data, "DATA", tmp_path)
+    monkeypatch.setattr(data, "expected_split", lambda *_: listed)
+    path = tmp_path / "glue" / "sst2" / "validation.parquet"
+    path.parent.mkdir(parents=True)
+
+    def write(rows, **changes):
+        pd.DataFrame(rows).to_parquet(path)
+        listed.update(changes)
+        return path
+
+    write(ROWS)
+    return write
+
+
+def load():
+    return load_task_split(get_task("sst2"), "validation", get_tokenizer(), 64)
+
+
+def test_good_file_is_read_and_its_hash_kept(sst2):
+    dataset, table, used = load()
+    assert len(dataset) == len(table) == used.rows == 20
+    assert used.name == "glue/sst2/validation" and used.sha256 == rows_sha256(ROWS)
+
+
+def test_hash_does_not_depend_on_the_writer(sst2):
+    path = sst2(ROWS)
+    pd.DataFrame(ROWS).to_parquet(path, compression="gzip", row_group_size=3)
+    assert load()[2].sha256 == rows_sha256(ROWS)
+
+
+def test_missing_file_names_command_and_recipe(sst2):
+    sst2(ROWS).unlink()
+    with pytest.raises(UserError, match=r"missing; run `make data DATASET=glue/sst2`.*quick"):
+        load()
+
+
+def test_truncated_file(sst2):
+    path = sst2(ROWS)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match="not a readable parquet file"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": r["sentence"], "label": r["label"]} for r in ROWS], "no column 'sentence'"),
+        (ROWS[:-1], "19 rows, expected 20"),
+        ([{**r, "sentence": r["sentence"] + "!"} for r in ROWS], "content SHA-256"),
+    ],
+)
+def test_other_content_is_refused(sst2, rows, message):
+    sst2(rows)
+    with pytest.raises(UserError, match=message):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"sentence": "fine", "label": 2}, "row 19 has label 2, expected 0 to 1"),
+        ({"sentence": "  ", "label": 1}, "row 19 has an empty sentence"),
+        ({"sentence": None, "label": 1}, "row 19 has an empty sentence"),
+    ],
+)
+def test_bad_rows_are_named(sst2, row, message):
+    rows = [*ROWS[:-1], row]
+    sst2(rows, sha256=rows_sha256(rows))
+    with pytest.raises(UserError, match=message):
+        load()
+
+
+def test_unlisted_data_set():
+    with pytest.raises(UserError, match="not listed"):
+        load_table("glue/unknown", "train", ["label"])
+    with pytest.raises(UserError, match="no task 'sst3'"):
+        get_task("sst3")
+
+
+def test_every_task_is_listed_with_its_columns():
+    for task in TASKS.values():
+        if not task.dataset.startswith("embedded/"):
+            listed = sources.sources()[task.dataset]
+            assert {*task.text_columns, task.label_column} <= set(listed["columns"]), task.name
+            assert {task.train_split, *task.eval_splits} <= set(listed["splits"]), task.name
+        assert task.primary in task.metrics
+
+
+def test_long_texts_are_cut_and_counted():
+    tokenizer = get_tokenizer()
+    texts = ["word " * n for n in (5, 600, 510, 511)]
+    dataset = ClassificationDataset(texts, [0] * 4, tokenizer)
+    assert dataset.lengths.tolist() == [7, 512, 512, 512]
+    assert dataset.truncated == 2
+
+
+def test_pairs_keep_their_token_types():
+    loader = create_classification_dataloader(
+        [("one two", "three"), ("four", "five six seven")], [0, 1], get_tokenizer(), shuffle=False
+    )
+    (batch,) = loader
+    reference = get_tokenizer()(
+        ["four", "one two"], ["five six seven", "three"], padding=True, return_tensors="pt"
+    )
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(batch[name], reference[name]), name
+    assert batch["labels"].tolist() == [1, 0]
+
+
+@given(
+    st.lists(st.integers(1, 512), min_size=1, max_size=300),
+    st.integers(1, 40),
+    st.integers(512, 4096),
+    st.booleans(),
+)
+def test_batches_hold_every_example_once_within_both_budgets(lengths, size, tokens, shuffle):
+    batches = list(LengthBatchSampler(lengths, size, tokens, shuffle=shuffle))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= size
+        assert len(batch) * max(lengths[i] for i in batch) <= tokens
+
+
+def test_order_follows_seed_and_epoch():
+    lengths = np.random.default_rng(0).integers(3, 60, 500)
+
+    def order(seed, epoch):
+        sampler = LengthBatchSampler(lengths, 16, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_buckets_leave_little_padding():
+    lengths = np.random.default_rng(0).geometric(0.08, 5000).clip(3, 60)
+    batches = list(LengthBatchSampler(lengths, 32))
+    padded = sum(len(b) * lengths[b].max() for b in batches)
+    assert padded < 1.05 * lengths.sum()
+
+
+def test_mlm_loader_masks_anew_and_hides_only_words():
+    texts = [f"the {word} sat on the mat and slept for long" for word in ("cat", "dog", "cow")]
+    tokenizer = get_tokenizer()
+    loader = create_mlm_dataloader(texts, tokenizer, batch_size=3)
+    torch.manual_seed(0)
+    first, second = next(iter(loader)), next(iter(loader))
+    assert not torch.equal(first["labels"], second["labels"])
+    masked = first["labels"] != -100
+    assert int(masked.sum()) == -(-15 * int(first["attention_mask"].sum()) // 100)
+    special = torch.tensor(tokenizer.all_special_ids)
+    assert not torch.isin(first["labels"][masked], special).any()
+
+
+def test_empty_input_is_refused():
+    with pytest.raises(UserError, match="no texts"):
+        create_classification_dataloader([], [], get_tokenizer())
+    with pytest.raises(UserError, match="2 texts but 1 labels"):
+        create_classification_dataloader(["a", "b"], [1], get_tokenizer())

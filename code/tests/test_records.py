@@ -1,0 +1,177 @@
+"""Records, recipes and the graph: what is written, what is current, what is refused."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from distilbert_kit import experiment
+from distilbert_kit.errors import UserError
+from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.recipes import load_recipe
+from distilbert_kit.records import content_key, is_current, read_record, recording, write_atomically
+
+PROVENANCE = {
+    "stage": "finetune",
+    "cell": {"model": "teacher"},
+    "scale": "embedded",
+    "recipe": "quick",
+    "settings": {"epochs": 1},
+}
+
+
+def write(path, **metrics):
+    with recording(path, **PROVENANCE) as draft:
+        draft.metrics = metrics
+    return read_record(path)
+
+
+def test_round_trip_and_deterministic_part(tmp_path):
+    first = write(tmp_path / "a.json", accuracy=0.5)
+    second = write(tmp_path / "b.json", accuracy=0.5)
+    assert first.model_dump(exclude={"measured"}) == second.model_dump(exclude={"measured"})
+    assert first.metrics == {"accuracy": 0.5}
+    text = (tmp_path / "a.json").read_text()
+    assert str(CODE.parent) not in text and str(tmp_path) not in text
+    assert is_current(tmp_path / "a.json", first.key)
+    assert not is_current(tmp_path / "a.json", content_key("other"))
+    assert not is_current(tmp_path / "missing.json", first.key)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"schema_version": 1', '"schema_version": 99'),
+        lambda text: text.replace('"stage"', '"stagge"'),
+        lambda text: "",
+    ],
+)
+def test_damaged_records_are_refused_and_not_current(tmp_path, damage):
+    key = write(tmp_path / "a.json").key
+    path = tmp_path / "a.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match="not a valid record"):
+        read_record(path)
+    assert not is_current(path, key)
+
+
+def test_failed_run_is_counted_and_bad_input_is_not(tmp_path):
+    path = tmp_path / "cell.json"
+    with pytest.raises(ZeroDivisionError), recording(path, **PROVENANCE):
+        1 / 0  # noqa: B018
+    with pytest.raises(UserError), recording(path, **PROVENANCE):
+        raise UserError("a typing mistake")
+    assert not path.exists()
+    (failed,) = (tmp_path / "failed").iterdir()
+    record = read_record(failed)
+    assert record.status == "failed" and "ZeroDivisionError" in record.error
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("distilbert_kit.records.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def all_recipes():
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "claims")
+
+
+@pytest.mark.parametrize("name", all_recipes())
+def test_recipes_load_and_expand(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    keys = [cell.key for cell in experiment.evidence_cells(recipe)]
+    assert len(keys) == len(set(keys)) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"finetune.learning_rat": 1}, "unknown key 'finetune.learning_rat'; did you mean 'learning_rate'"),
+        ({"task": ["sst2"]}, "unknown key 'task'; did you mean 'tasks'"),
+        ({"finetune.epochs": "many"}, "finetune.epochs"),
+        ({"finetune.epochs": -1}, "finetune.epochs"),
+        ({"tasks": ["sst3"]}, "no task 'sst3'"),
+        ({"student": "nobody"}, "not among the models"),
+        ({"seeds": []}, "seeds"),
+    ],
+)
+def test_recipe_mistakes_are_named(tmp_path, change, message):
+    content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
+    for key, value in change.items():
+        *parents, last = key.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value) and "mine.yaml" in str(caught.value)
+
+
+def test_missing_recipe_lists_the_others():
+    with pytest.raises(UserError, match="quick"):
+        load_recipe("quik")
+
+
+def test_key_follows_settings_parents_and_data():
+    recipe = load_recipe("quick")
+    cell = experiment.finetune_cell(recipe, recipe.student, "sentiment", 0)
+    assert cell.key == experiment.finetune_cell(recipe, recipe.student, "sentiment", 0).key
+    longer = recipe.model_copy(
+        update={"finetune": recipe.finetune.model_copy(update={"epochs": 9.0})}
+    )
+    assert experiment.finetune_cell(longer, recipe.student, "sentiment", 0).key != cell.key
+    other_seed = experiment.finetune_cell(recipe, recipe.student, "sentiment", 1)
+    assert other_seed.key != cell.key
+    spec = recipe.models[recipe.student]
+    moved = spec.model_copy(
+        update={"extract": spec.extract.model_copy(update={"layers": [1, 3, 5]})}
+    )
+    changed = recipe.model_copy(update={"models": recipe.models | {recipe.student: moved}})
+    assert experiment.finetune_cell(changed, recipe.student, "sentiment", 0).key != cell.key
+
+
+def test_error_line_and_status_of_a_script():
+    result = subprocess.run(
+        [sys.executable, CODE / "finetune.py", "--recipe", "quik", "--model", "m", "--task", "t"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: quik.yaml: no such recipe")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_read_only_results_are_one_line(tmp_path):
+    """`/proc` refuses new folders even to root."""
+    result = subprocess.run(
+        [sys.executable, CODE / "extract_student.py", "--recipe", "quick", "--model", "undistilled"],
+        capture_output=True,
+        text=True,
+        env={"RESULTS_DIR": "/proc/nowhere", "PATH": "", "HOME": str(tmp_path)},
+    )
+    assert result.returncode == 2, result.stderr
+    assert "RESULTS_DIR" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_records_in_the_repository_are_valid():
+    for path in (CODE.parent / "results").glob("*/*/*.json"):
+        if path.parent.name not in ("tables", "models"):
+            record = read_record(path)
+            assert json.dumps(record.settings), path

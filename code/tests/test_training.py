@@ -1,0 +1,154 @@
+"""The loop: exact accumulation, seeds, resume after kill -9, a loss that is not finite."""
+
+import math
+
+import pytest
+import torch
+from distilbert_kit.config import create_model_config
+from distilbert_kit.data import create_classification_dataloader
+from distilbert_kit.errors import NonFiniteLoss, UserError
+from distilbert_kit.grammar import build_sentiment
+from distilbert_kit.model import DistilBERTForSequenceClassification
+from distilbert_kit.recipes import TrainSettings
+from distilbert_kit.training import (
+    CLASSIFICATION,
+    create_optimizer,
+    learning_rate_factor,
+    train,
+)
+from distilbert_kit.weights import get_tokenizer
+from transformers import get_linear_schedule_with_warmup
+
+
+def classifier(dropout: float = 0.0) -> DistilBERTForSequenceClassification:
+    torch.manual_seed(1)
+    config = create_model_config(
+        "tiny", dropout=dropout, attention_dropout=dropout, classifier_dropout=dropout
+    )
+    return DistilBERTForSequenceClassification(config, num_labels=2)
+
+
+def loader(rows: int = 48, batch_size: int = 8, seed: int = 0):
+    data = build_sentiment("train")[:rows]
+    texts, labels = zip(*((row["sentence"], row["label"]) for row in data), strict=True)
+    return create_classification_dataloader(
+        texts, labels, get_tokenizer(), batch_size=batch_size, seed=seed
+    )
+
+
+def settings(**changes) -> TrainSettings:
+    values = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "precision": "fp32"}
+    return TrainSettings(**values | changes)
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def run(model, data, seed=0, **changes):
+    return train(model, data, CLASSIFICATION, settings(**changes), seed=seed), weights(model)
+
+
+def test_same_seed_same_weights_other_seed_other_weights():
+    first, second, third = (
+        run(classifier(0.1), loader(seed=seed), seed=seed)[1] for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_accumulation_weighs_examples_not_micro_batches():
+    """Two unequal micro-batches of an update give the gradient of the joint batch."""
+    model, joint = classifier(), classifier()
+    data = loader(rows=12, batch_size=8)  # micro-batches of 8 and 4
+    whole = loader(rows=12, batch_size=12)
+    _, split_weights = run(model, data, epochs=1, accumulation=2, max_grad_norm=1e9)
+    _, joint_weights = run(joint, whole, epochs=1, max_grad_norm=1e9)
+    torch.testing.assert_close(split_weights, joint_weights, atol=1e-5, rtol=0)
+
+
+def test_learns_the_training_set():
+    result, _ = run(classifier(), loader(rows=64), epochs=25, learning_rate=3e-3)
+    assert result.history[-1]["loss"] < 0.5 * result.history[0]["loss"]
+    assert result.examples == 25 * 64
+    assert result.updates == 25 * 8
+
+
+def test_fractional_epochs_and_token_counts():
+    data = loader(rows=40, batch_size=8)
+    result, _ = run(classifier(), data, epochs=1.5)
+    assert result.updates == 5 + 3
+    one, _ = run(classifier(), data, epochs=1)
+    assert one.tokens == int(data.dataset.lengths.sum())
+
+
+def test_schedule_equals_transformers():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = get_linear_schedule_with_warmup(optimizer, 0, 37)
+    for update in range(37):
+        assert math.isclose(learning_rate_factor(update, 37, 0), reference.get_last_lr()[0])
+        optimizer.step()
+        reference.step()
+    # with warm-up the first update already moves: 1/warmup instead of 0
+    assert learning_rate_factor(0, 100, 10) == 0.1
+    assert learning_rate_factor(9, 100, 10) == 1.0
+    assert learning_rate_factor(99, 100, 10) == pytest.approx(1 / 90)
+
+
+def test_weight_decay_spares_biases_and_norms():
+    model = classifier()
+    optimizer = create_optimizer(model, settings(weight_decay=0.1))
+    decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
+    for name, parameter in model.named_parameters():
+        spared = name.endswith("bias") or "norm" in name
+        assert (id(parameter) in decayed) is not spared, name
+
+
+def test_non_finite_loss_names_the_update():
+    model = classifier()
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteLoss, match="update 1 "):
+        run(model, loader())
+
+
+def test_fp16_without_gpu_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        run(classifier(), loader(), precision="fp16")
+
+
+def test_bf16_is_close_to_fp32():
+    _, exact = run(classifier(), loader(), epochs=1)
+    result, rounded = run(classifier(), loader(), epochs=1, precision="bf16")
+    assert rounded.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.999
+    assert math.isfinite(result.history[-1]["loss"])
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop_after(updates):
+        calls = iter(range(updates))
+
+        def loss(*arguments):
+            if next(calls, None) is None:
+                raise Stop
+            return CLASSIFICATION.loss(*arguments)
+
+        return type(CLASSIFICATION)(CLASSIFICATION.counts, loss)
+
+    arguments = {"seed": 0, "checkpoint_every": 3, "checkpoint_folder": tmp_path / "c"}
+    model = classifier(0.1)
+    with pytest.raises(Stop):
+        train(model, loader(), stop_after(8), settings(), **arguments)
+    resumed = classifier(0.1)
+    result = train(resumed, loader(), CLASSIFICATION, settings(), **arguments)
+    whole, expected = run(classifier(0.1), loader())
+    assert torch.equal(weights(resumed), expected)
+    assert (result.updates, result.tokens) == (whole.updates, whole.tokens)
+    with pytest.raises(UserError, match="other settings"):
+        train(resumed, loader(), CLASSIFICATION, settings(learning_rate=1.0), **arguments)

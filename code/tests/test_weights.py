@@ -1,0 +1,186 @@
+"""Checkpoints in and out, cut students, and damaged files."""
+
+import json
+
+import pytest
+import torch
+from distilbert_kit import model as kit
+from distilbert_kit.config import ModelConfig, create_model_config
+from distilbert_kit.errors import UserError
+from distilbert_kit.weights import (
+    MINILM_SHA256,
+    check_sha256,
+    choose_layers,
+    extract_student,
+    get_tokenizer,
+    resolve_checkpoint,
+)
+
+
+def tiny_teacher() -> kit.DistilBERTForMaskedLM:
+    config = ModelConfig("bert", 50, 16, 12, 6, 3, 20, type_vocab_size=2)
+    teacher = kit.DistilBERTForMaskedLM(config)
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter)
+    return teacher
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("released", [0, 2, 4, 7, 9, 11]), ("even", [0, 2, 4, 6, 8, 10]), ("first", [0, 1, 2, 3, 4, 5])],
+)
+def test_layer_strategies(strategy, expected):
+    assert choose_layers(strategy, 12, 6) == expected
+
+
+def test_layer_strategies_of_other_depths():
+    assert choose_layers("last", 6, 2) == [4, 5]
+    assert choose_layers("even", 6, 3) == [0, 2, 4]
+    drawn = choose_layers("random", 12, 5, seed=3)
+    assert drawn == sorted(set(drawn)) == choose_layers("random", 12, 5, seed=3)
+    for wrong in (("released", 6, 3), ("even", 6, 7), ("middle", 6, 3)):
+        with pytest.raises(UserError):
+            choose_layers(*wrong)
+
+
+def test_student_copies_what_it_says():
+    teacher, layers = tiny_teacher(), [5, 0, 3]
+    student = extract_student(teacher, layers)
+    assert student.config.num_layers == 3 and student.config.model_type == "distilbert"
+    embeddings = teacher.encoder.embeddings
+    for name in ("word_embeddings.weight", "position_embeddings.weight", "norm.weight", "norm.bias"):
+        assert torch.equal(
+            student.encoder.embeddings.get_parameter(name), embeddings.get_parameter(name)
+        )
+    for block, layer in zip(student.encoder.blocks, layers, strict=True):
+        for name, parameter in block.named_parameters():
+            assert torch.equal(parameter, teacher.encoder.blocks[layer].get_parameter(name)), name
+    for name in ("transform.weight", "transform.bias", "transform_norm.weight", "decoder_bias"):
+        assert torch.equal(student.get_parameter(name), teacher.get_parameter(name))
+    assert not hasattr(student.encoder, "pooler")
+    assert student.encoder.blocks[0].attention.qkv.weight is not (
+        teacher.encoder.blocks[5].attention.qkv.weight
+    )
+    without = extract_student(teacher, layers, vocabulary_transform=False)
+    assert not torch.equal(without.transform.weight, teacher.transform.weight)
+    assert torch.equal(without.decoder_bias, teacher.decoder_bias)
+
+
+def test_whole_depth_student_computes_as_the_teacher():
+    """With every layer and the first token type folded in, nothing is lost."""
+    teacher = tiny_teacher().eval()
+    student = extract_student(teacher, list(range(6))).eval()
+    with torch.no_grad():
+        types = teacher.encoder.embeddings.token_type_embeddings.weight
+        student.encoder.embeddings.position_embeddings.weight += types[0]
+    ids = torch.randint(1, 50, (3, 9))
+    torch.testing.assert_close(student(ids).logits, teacher(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_missing_layer_is_named():
+    with pytest.raises(UserError, match="layer 6 does not exist: choose from 0 to 5"):
+        extract_student(tiny_teacher(), [0, 6])
+
+
+def test_round_trip_keeps_every_bit(tmp_path):
+    model = kit.DistilBERTForSequenceClassification(
+        create_model_config("tiny"), num_labels=3, labels=("a", "b", "c")
+    )
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    again = kit.DistilBERTForSequenceClassification.from_pretrained(tmp_path / "m")
+    assert again.labels == ("a", "b", "c") and again.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert get_tokenizer(tmp_path / "m")("a test")["input_ids"] == get_tokenizer()("a test")["input_ids"]
+
+
+def test_old_layer_norm_names_are_read(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = kit.DistilBERTModel(ModelConfig("bert", 30, 16, 12, 2, 3, 20, type_vocab_size=2))
+    model.save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    old = {
+        "bert." + n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for n, t in load_file(path).items()
+    }
+    save_file(old, path)
+    again = kit.DistilBERTModel.from_pretrained(tmp_path / "m")
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+class TestDamage:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        kit.DistilBERTForMaskedLM(create_model_config("tiny", vocab_size=40)).save_pretrained(
+            tmp_path / "m"
+        )
+        return tmp_path / "m"
+
+    def read(self, folder, head="ForMaskedLM", **arguments):
+        return getattr(kit, f"DistilBERT{head}").from_pretrained(folder, **arguments)
+
+    def test_cut_short(self, folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(UserError, match="not a readable safetensors"):
+            self.read(folder)
+
+    def test_corrupted_header(self, folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
+        with pytest.raises(UserError, match="not a readable safetensors"):
+            self.read(folder)
+
+    def test_no_weights(self, folder):
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(UserError, match="no such weights"):
+            self.read(folder)
+
+    def test_other_shape(self, folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_dim": 64}))
+        with pytest.raises(UserError, match="has shape"):
+            self.read(folder)
+
+    def test_other_architecture(self, folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+        with pytest.raises(UserError, match="neither bert nor distilbert"):
+            self.read(folder)
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+        with pytest.raises(UserError, match="missing"):
+            self.read(folder)
+
+    def test_config_not_json(self, folder):
+        (folder / "config.json").write_text("{")
+        with pytest.raises(UserError, match="not JSON"):
+            self.read(folder)
+
+    def test_untrained_head_refused_when_required(self, folder):
+        self.read(folder, "ForSequenceClassification", num_labels=2)
+        with pytest.raises(UserError, match="not a trained"):
+            self.read(folder, "ForSequenceClassification", num_labels=2, require_head=True)
+
+    def test_wrong_sha256(self, folder):
+        with pytest.raises(UserError, match="SHA-256"):
+            check_sha256(folder / "model.safetensors", MINILM_SHA256)
+
+    def test_no_folder_no_network(self, folder, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(UserError, match="neither a folder nor fetched"):
+            resolve_checkpoint("nobody/no-such-model")
+        with pytest.raises(UserError, match="no such checkpoint folder"):
+            resolve_checkpoint(folder / "not" / "there")
+
+    def test_failed_save_keeps_the_old_folder(self, folder, monkeypatch):
+        before = (folder / "model.safetensors").read_bytes()
+
+        def full_disk(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("distilbert_kit.weights.save_file", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            kit.DistilBERTModel(create_model_config("tiny")).save_pretrained(folder)
+        assert (folder / "model.safetensors").read_bytes() == before
+        assert [p.name for p in folder.parent.iterdir()] == ["m"]
