@@ -7,9 +7,9 @@
         --output data/corpus/wikipedia
     # your own text, a document a line, as the original's dump.txt
     python code/prepare_corpus.py --source lines:dump.txt --output data/corpus/dump
-    # paper: Wikipedia and books, streamed from the hub (hours)
+    # paper: Wikipedia streamed from the hub, and your copy of the books (hours)
     python code/prepare_corpus.py --source hub:wikimedia/wikipedia:20231101.en \
-        hub:bookcorpus/bookcorpus --output data/corpus/paper
+        "parquet:books/*.parquet" --output data/corpus/paper
 
 A run that was killed continues when the same command is given again.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 # One Rust thread a core; the tokenizer works before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+from distilbert_kit.corpus import open_source, prepare_corpus
 from distilbert_kit.errors import UserError, entry_point
 
 
@@ -58,16 +59,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Prepare the corpus and print what it holds."""
     arguments = parse_arguments()
-    # Imported late: these load torch, and --help should not wait for it.
-    from distilbert_kit.corpus import open_source, prepare_corpus
-    from distilbert_kit.weights import get_tokenizer
-
     if arguments.limit_tokens is not None and arguments.limit_tokens < 1:
         raise UserError(f"--limit-tokens {arguments.limit_tokens}: give a positive number")
     sources = [
         open_source(source, arguments.text_column, arguments.encoding_errors)
         for source in arguments.source
     ]
+    # Imported late, because it loads torch: a mistyped source is reported at once.
+    from distilbert_kit.weights import get_tokenizer
+
     tokenizer = get_tokenizer(arguments.tokenizer)
     tokenizer.name_or_path = tokenizer.name_or_path or arguments.tokenizer
     manifest = prepare_corpus(

@@ -10,6 +10,7 @@ a test of word knowledge and composition instead of a test of memory:
   template keeps or turns it, decides. No function word or template predicts the label.
 """
 
+import functools
 import random
 import re
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ DEFAULT_SIZES = {"train": 4000, "validation": 1000}
 ADJECTIVES = {
     "extreme": {
         "train": (
-            "dreadful terrible awful abysmal atrocious disastrous lamentable",
+            "dreadful terrible awful abysmal atrocious horrible horrendous",
             "superb excellent wonderful brilliant fantastic terrific magnificent",
         ),
         "validation": (
-            "ghastly horrendous deplorable appalling woeful",
+            "ghastly deplorable appalling woeful pitiful",
             "outstanding fabulous splendid phenomenal amazing",
         ),
     },
@@ -43,20 +44,21 @@ ADJECTIVES = {
             "pleasing likable",
         ),
         "validation": (
-            "underwhelming lackluster unattractive substandard inferior tiresome exasperating",
-            "delightful charming attractive commendable rewarding praiseworthy nice",
+            "underwhelming lackluster disagreeable substandard dismal tiresome exasperating",
+            "delightful agreeable commendable marvelous praiseworthy laudable nice",
         ),
     },
     "story": {
         "train": (
-            "dull tedious boring predictable confusing clumsy shallow lifeless unoriginal contrived "
-            "sluggish incoherent pointless",
+            "dull tedious boring predictable confusing clumsy shallow lifeless unoriginal "
+            "contrived sluggish incoherent pointless",
             "gripping engaging moving clever compelling witty touching original thoughtful "
             "intriguing powerful entertaining inventive",
         ),
         "validation": (
             "dreary monotonous plodding unimaginative formulaic muddled hackneyed trite uninspired",
-            "captivating absorbing riveting poignant imaginative insightful enthralling ingenious",
+            "captivating absorbing riveting poignant imaginative insightful enthralling ingenious "
+            "charming rewarding",
         ),
     },
     "acting": {
@@ -64,7 +66,7 @@ ADJECTIVES = {
             "wooden unconvincing stiff amateurish unnatural forced",
             "convincing nuanced natural expressive graceful heartfelt",
         ),
-        "validation": ("stilted hammy overwrought awkward", "believable polished masterful subtle"),
+        "validation": ("stilted hammy overwrought awkward", "believable polished assured subtle"),
     },
     "people": {
         "train": (
@@ -80,7 +82,7 @@ ADJECTIVES = {
     "food": {
         "train": (
             "bland greasy tasteless flavorless unappetizing overcooked",
-            "tasty delicious fresh flavorful appetizing hearty",
+            "tasty delicious fresh flavorful appetizing",
         ),
         "validation": (
             "insipid unpalatable stodgy soggy",
@@ -94,7 +96,7 @@ ADJECTIVES = {
         ),
         "validation": (
             "dingy grimy squalid musty stuffy drab dilapidated",
-            "airy luxurious inviting serene relaxing picturesque roomy",
+            "airy luxurious inviting serene relaxing picturesque roomy charming",
         ),
     },
     "product": {
@@ -104,17 +106,14 @@ ADJECTIVES = {
         ),
         "validation": (
             "shoddy faulty cumbersome inconvenient unwieldy",
-            "robust versatile handy convenient ergonomic",
+            "robust versatile handy convenient rugged",
         ),
     },
     "music": {
-        "train": (
-            "repetitive shrill grating tuneless",
-            "catchy melodic lively tuneful",
-        ),
+        "train": ("repetitive shrill grating tuneless", "catchy melodic lively tuneful"),
         "validation": (
             "discordant soulless jarring listless",
-            "uplifting soulful rousing energetic",
+            "uplifting soulful rousing energetic charming",
         ),
     },
 }
@@ -130,19 +129,19 @@ NOUNS = {
 
 # "i … the film"
 FEELINGS = {
-    "train": ("hated disliked regretted", "loved enjoyed admired liked"),
+    "train": ("hated disliked resented", "loved enjoyed admired liked"),
     "validation": ("loathed detested despised", "adored cherished relished"),
 }
 
 # "the ending … me"
 EFFECTS = {
     "train": (
-        "annoyed disappointed irritated frustrated bothered",
-        "impressed pleased satisfied thrilled moved",
+        "annoyed disappointed irritated frustrated displeased",
+        "impressed pleased satisfied thrilled excited",
     ),
     "validation": (
         "exasperated dismayed infuriated repelled",
-        "delighted charmed enchanted dazzled",
+        "delighted charmed enchanted captivated",
     ),
 }
 
@@ -209,8 +208,7 @@ DOMAINS = (
         "owned",
         ("the previous model", "the version from last year", "the one my neighbor bought"),
         _aspects(
-            product="design, carrying case, handle, accessory kit",
-            people="seller, support team, delivery driver",
+            product="design, carrying case, handle, accessory kit, stand, control panel",
         ),
     ),
     Domain(
@@ -222,13 +220,13 @@ DOMAINS = (
     ),
 )
 
-VERY = "very extremely incredibly really truly exceptionally so thoroughly".split()
-RATHER = "rather quite fairly pretty somewhat".split()
-ABSOLUTELY = "absolutely utterly simply truly totally".split()
-FAR = ("far", "much", "considerably", "a good deal")
+VERY = ("very", "extremely", "incredibly", "really", "truly", "exceptionally", "thoroughly")
+RATHER = ("rather", "quite", "fairly", "pretty")
+ABSOLUTELY = ("absolutely", "utterly", "simply", "truly", "totally")
+FAR = ("far", "much", "considerably", "noticeably")
 OPENERS = ("", "", "", "honestly, ", "all in all, ", "looking back, ", "for the record, ")
 
-# ---- Templates: phenomenon -> ((those that keep), (those that turn) the polarity of their words) --
+# ---- Templates: phenomenon -> (those that keep, those that turn) the polarity of their words -----
 # {adj}, {adj2}: the aspect's; {other_adj}: the other aspect's; {whole_adj}: the whole's;
 # {anti…}: of the opposite polarity; {any}: of either. {better} and {worse} follow the label.
 
@@ -237,16 +235,16 @@ TEMPLATES = {
         (
             "the {aspect} was {adj}",
             "the {aspect} was {adj} and the {other} was {other_adj}",
-            "what a {whole_adj} {whole}",
-            "a {whole_adj} {whole} with its {adj} {aspect}",
+            "i must say it was a {whole_adj} {whole}",
+            "a {whole_adj} {whole}, and the {aspect} was {adj}",
             "the {whole} was a {noun}",
-            "the {adj} {aspect} made the {whole} a {noun}",
+            "the {aspect} was {adj} and the {whole} was a {noun}",
             "i {felt} the {aspect}",
-            "we {felt} the {whole} and its {adj} {aspect}",
+            "we {felt} the {whole} and the {adj} {aspect}",
             "the {aspect} {affected} me",
             "the {adj} {aspect} {affected} everyone in our group",
             "my friends and i found the {aspect} {adj}",
-            "from start to finish the {whole} was {whole_adj}",
+            "the {whole} was {whole_adj} from start to finish",
             "everyone at home thought the {whole} was {whole_adj}",
         ),
         (),
@@ -263,15 +261,15 @@ TEMPLATES = {
         (
             "the {aspect} was not {adj} in the least",
             "the {aspect} was not at all {adj}",
-            "the {aspect} was never {adj}, not even for a moment",
+            "the {whole} was never {whole_adj}, not even for a moment",
             "there was nothing {adj} about the {aspect}",
             "nobody could call the {aspect} {adj}",
             "the {whole} was anything but {whole_adj}",
             "the {whole} was anything but a {noun}",
             "the {aspect} was far from {adj}",
-            "the {aspect} was hardly {adj}",
+            "it was hard to find anything {adj} about the {aspect}",
             "nothing about the {aspect} {affected} me",
-            "neither the {aspect} nor the {other} was {general}",
+            "there was nothing {general} about the {whole} or the {aspect}",
             "i have yet to hear anyone call the {whole} {whole_adj}",
         ),
     ),
@@ -281,10 +279,10 @@ TEMPLATES = {
             "the {aspect} was {rather} {adj}",
             "the {whole} was {absolutely} {extreme}",
             "the {aspect} was {absolutely} {extreme}",
-            "it was a {rather} {whole_adj} {whole}",
-            "an {absolutely} {extreme} {whole} with its {rather} {adj} {aspect}",
+            "it was a {very} {whole_adj} {whole}",
+            "an {absolutely} {extreme} {whole}, and the {aspect} was {rather} {adj}",
             "the {aspect} was {very} {adj} and the {other} was {absolutely} {extreme}",
-            "the {aspect} could not have been more {adj}",
+            "the {aspect} was as {adj} as it gets",
             "it is hard to overstate how {whole_adj} the {whole} was",
             "the {aspect} was so {adj} that i told all my friends about it",
             "the {whole} {absolutely} {affected} me",
@@ -297,13 +295,13 @@ TEMPLATES = {
             "although the {aspect} was {anti}, the {whole} as a whole was {whole_adj}",
             "the {whole} as a whole was {whole_adj}, although the {aspect} was {anti}",
             "the {aspect} was {anti}, but the {whole} itself was {whole_adj}",
-            "the {whole} was {whole_adj} overall, even though i found the {aspect} {anti}",
-            "despite the {anti} {aspect}, i {felt} the {whole}",
+            "the {whole} was {whole_adj} overall, even though i {anti_felt} the {aspect}",
+            "although i {anti_felt} the {aspect}, the {whole} itself was {whole_adj}",
             "i {felt} the {whole}, despite the {anti} {aspect}",
-            "for all its {anti} {aspect}, the {whole} was a {noun}",
-            "the {whole} was a {noun} in spite of the {anti} {aspect}",
+            "the {aspect} was a {anti_noun}, but in spite of that the {whole} was {whole_adj}",
+            "the {whole} was a {noun}, for all that the {aspect} was {anti}",
             "while the {aspect} was {anti}, what stays with me is how {whole_adj} the {whole} was",
-            "the {aspect} was {anti} and the {other} was {other_anti}, yet the {whole} was a {noun}",
+            "the {aspect} was {anti}, the {other} {other_anti}, yet the {whole} was a {noun}",
             "the {aspect} {anti_affected} me; even so, the {whole} was {whole_adj}",
             "i {felt} the {whole}, though parts of it, like the {aspect}, were {anti}",
         ),
@@ -329,7 +327,7 @@ TEMPLATES = {
         (  # the direction alone decides
             "this {whole} was {far} {better} than {rival} with its {any} {aspect}",
             "{rival} with its {any} {aspect} was {far} {worse} than this {whole}",
-            "this {whole} was even {better} than {rival}, which was {whole_any}",
+            "this {whole} was {far} {better} than {rival}, which was {whole_any}",
             "{rival}, which was {whole_any}, was {far} {worse} than this {whole}",
         ),
     ),
@@ -346,13 +344,14 @@ def opinion_words(split: str) -> tuple[set[str], set[str]]:
     return negative, positive
 
 
+@functools.cache
 def _adjectives(group: str, split: str, polarity: int, phenomenon: str) -> list[str]:
     """Adjectives that fit subjects of `group` and the templates of `phenomenon`."""
     groups = [group] if group == "people" else [group, "general"]
     if phenomenon in ("plain", "contrast"):
         groups.append("extreme")
     words = [word for name in groups for word in ADJECTIVES[name][split][polarity].split()]
-    if phenomenon in ("comparison", "intensity"):  # short ones take -er: "duller", not "more dull"
+    if phenomenon == "comparison":  # short ones take -er: "duller", not "more dull"
         words = [word for word in words if len(word) > 6 and not word.endswith("y")]
     return words
 
@@ -374,14 +373,16 @@ def _sentence(rng: random.Random, split: str, phenomenon: str, label: int) -> st
     adj, adj2 = adjectives(group, polarity, 2)
     better, worse = ("better", "worse") if label else ("worse", "better")
     text = template.format(
-        aspect=aspect, other=other, whole=rng.choice(domain.wholes), rival=rng.choice(domain.rivals),
-        experienced=domain.experienced, adj=adj, adj2=adj2,
+        aspect=aspect, other=other, whole=rng.choice(domain.wholes),
+        rival=rng.choice(domain.rivals), experienced=domain.experienced, adj=adj, adj2=adj2,
         whole_adj=adjectives(domain.group, polarity)[0],
         other_adj=adjectives(other_group, polarity)[0],
-        anti=adjectives(group, 1 - polarity)[0], other_anti=adjectives(other_group, 1 - polarity)[0],
+        anti=adjectives(group, 1 - polarity)[0],
+        other_anti=adjectives(other_group, 1 - polarity)[0],
         any=adjectives(group, either)[0], whole_any=adjectives(domain.group, either)[0],
         general=word(ADJECTIVES["general"]), extreme=word(ADJECTIVES["extreme"]),
         noun=word(NOUNS), felt=word(FEELINGS), affected=word(EFFECTS),
+        anti_noun=word(NOUNS, 1 - polarity), anti_felt=word(FEELINGS, 1 - polarity),
         anti_affected=word(EFFECTS, 1 - polarity), better=better, worse=worse,
         very=rng.choice(VERY), rather=rng.choice(RATHER), absolutely=rng.choice(ABSOLUTELY),
         far=rng.choice(FAR),
@@ -419,12 +420,10 @@ def build_sentiment(split: str, size: int | None = None, seed: int = 0) -> list[
         phenomenon = PHENOMENA[len(rows) % len(PHENOMENA)]
         label = len(rows) // len(PHENOMENA) % len(LABELS)
         sentence = _sentence(rng, split, phenomenon, label)
-        rows.setdefault(
-            sentence, {"sentence": sentence, "label": label, "phenomenon": phenomenon}
-        )
+        rows.setdefault(sentence, {"sentence": sentence, "label": label, "phenomenon": phenomenon})
         draws += 1
         if draws > 20 * size + 1000:
-            raise UserError(f"size {size} of the grammar's {split} split is too large: ask for less")
+            raise UserError(f"size {size} of the grammar's {split} split is too large: use less")
     result = list(rows.values())
     rng.shuffle(result)
     return result

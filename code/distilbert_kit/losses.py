@@ -6,6 +6,7 @@ as in a long one. Rows are chosen before the loss: padding never enters it. What
 the inputs, softmax, logarithms and sums are in fp32 (fp64 for fp64 inputs).
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 IGNORE = -100  # the label of a position that is no target
 PADDING_LOGIT = -1e30  # no probability, and finite: 0 x -inf would be NaN in the KL
 CHUNK_SIZE = 1024  # tokens per matrix product of the fused loss, see `fused_triple_loss`
-ROWS_PER_THREAD = 8  # rows of fp32 work that stay in a core's cache: 8 x 30,522 x 4 B = 1 MB
+ROWS_PER_BLOCK = 1024  # rows of a weight gradient that are added at a time
+ROWS_PER_THREAD = 16  # of fp32 work: 4 buffers x 16 x 30,522 x 4 B = 8 MB, within a core's share of L3
 
 CeRows = Literal["all", "masked"]
 
@@ -103,21 +105,141 @@ def triple_loss_plain(
 
 
 class _AttachGradients(torch.autograd.Function):
-    """Gives `loss` gradients that are known already: backward only multiplies."""
+    """Gives `loss` its gradients with respect to `inputs`, known already: backward multiplies."""
 
     @staticmethod
-    def forward(ctx, loss, gradients, *inputs):  # noqa: D102
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [x.dtype for x in inputs]
+    def forward(ctx, loss: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
+        """The loss; a gradient of None belongs to an input that needs none."""
+        ctx.gradients, ctx.dtypes = gradients, [x.dtype for x in inputs]
         return loss.clone()
 
     @staticmethod
-    def backward(ctx, grad_output):  # noqa: D102
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients times that of the result, in place: the weight's is the largest."""
+        if ctx.gradients is None:
+            raise RuntimeError("backward through fused_triple_loss runs once per forward")
+        gradients, ctx.gradients = ctx.gradients, None
         scaled = (
-            None if g is None else (g * grad_output).to(dtype)
-            for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+            None if gradient is None else gradient.mul_(grad_output).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes)
         )
         return None, None, *scaled
+
+
+def _soften(
+    logits: Tensor, bias: Tensor, temperature: float, scaled: Tensor, probabilities: Tensor
+) -> Tensor:
+    """Fill `scaled` = (logits + bias) / T and its softmax [R, V]; return the log-sum-exp [R]."""
+    torch.add(bias / temperature, logits, alpha=1 / temperature, out=scaled)
+    torch.softmax(scaled, dim=-1, out=probabilities)
+    # log p = scaled - lse holds at the maximum too: no second pass of exponentials.
+    return scaled.amax(-1) - probabilities.amax(-1).log()
+
+
+def _terms_and_gradient(
+    student: Tensor,
+    teacher: Tensor | None,
+    biases: tuple[Tensor, Tensor],
+    targets: Tensor,
+    temperature: float,
+    mlm_ratio: float,
+    work: list[Tensor],
+) -> tuple[Tensor | float, Tensor | float, Tensor]:
+    """The sums ce and mlm of a group of rows, and their gradient with respect to the logits.
+
+    Logits [R, V] come without bias; `targets` [M] are the labels of the first M rows. The gradient
+    [R, V] is (q - p) + mlm_ratio (softmax - one-hot), in one of the four `work` buffers [R, V].
+    """
+    a, b, c, d = work
+    ce, mlm = 0.0, 0.0
+    if teacher is None:
+        gradient = b.zero_()
+    else:
+        student_lse = _soften(student, biases[0], temperature, a, b)
+        teacher_lse = _soften(teacher, biases[1], temperature, c, d)
+        # sum of p (log p - log q), with log p - log q = c - a - (teacher_lse - student_lse)
+        difference = torch.dot(d.view(-1), c.sub_(a).view(-1))
+        ce = temperature**2 * (difference - (teacher_lse - student_lse).sum())
+        gradient = b.sub_(d)
+    if count := len(targets):
+        a, c, picked = a[:count], c[:count], targets[:, None]
+        lse = _soften(student[:count], biases[0], 1.0, a, c)
+        mlm = (lse - a.gather(1, picked)[:, 0]).sum()
+        one_hot = torch.full_like(picked, -mlm_ratio, dtype=gradient.dtype)
+        gradient[:count].add_(c, alpha=mlm_ratio).scatter_add_(1, picked, one_hot)
+    return ce, mlm, gradient
+
+
+def _add_product(total: Tensor, x: Tensor, y: Tensor, scale: float, product: Tensor) -> None:
+    """total [V, H] += scale * x.T @ y, through `product` [V, H] where the dtypes differ."""
+    if total.dtype == x.dtype:
+        total.addmm_(x.t(), y, alpha=scale)
+        return
+    torch.mm(x.t(), y, out=product)
+    # In blocks: adding another dtype makes a copy first, which should stay in the cache.
+    block = len(total) if total.is_cuda else ROWS_PER_BLOCK
+    for into, part in zip(total.split(block), product.split(block)):
+        into.add_(part, alpha=scale)
+
+
+def _walk(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor] | None,
+    biases: tuple[Tensor, Tensor],
+    targets: Tensor,
+    temperature: float,
+    scales: tuple[float, float],
+    chunk_size: int,
+    wanted: list[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Sums [ce, mlm] and gradients wrt rows, weight and bias, chunk by chunk of rows.
+
+    `student` and `teacher` are (rows [N, H], weight [V, H]); the first len(targets) rows are the
+    masked ones.
+    """
+    x, weight = student
+    vocabulary = len(weight)
+    chunks = max(1, math.ceil(len(x) / chunk_size))
+    size = max(1, math.ceil(len(x) / chunks))  # of equal size: a short last chunk is slow
+    group = size if x.is_cuda else min(size, ROWS_PER_THREAD * torch.get_num_threads())
+    exact = _exact(x[:0])
+    logits = [x.new_empty(size, vocabulary) for _ in range(1 if teacher is None else 2)]
+    work = [exact.new_empty(group, vocabulary) for _ in range(4)]
+    # Gradients are formed in units of the scale of ce, so that fp16 neither under- nor overflows.
+    unit = (scales[0] * temperature if teacher else scales[1]) or 1.0
+    sums = exact.new_zeros(2)
+    dx = torch.empty_like(x) if wanted[0] else None
+    dweight = exact.new_zeros(weight.shape) if wanted[1] else None
+    dbias = exact.new_zeros(vocabulary) if wanted[2] else None
+    product = torch.empty_like(weight) if wanted[1] and weight.dtype != exact.dtype else None
+    for start in range(0, len(x), size):
+        rows = x[start : start + size]
+        out = torch.mm(rows, weight.t(), out=logits[0][: len(rows)])
+        if teacher:
+            taught = teacher[0][start : start + size]
+            softened = torch.mm(taught, teacher[1].t(), out=logits[1][: len(rows)])
+        for first in range(0, len(rows), group):
+            last = min(first + group, len(rows))
+            ce, mlm, gradient = _terms_and_gradient(
+                out[first:last],
+                softened[first:last] if teacher else None,
+                biases,
+                targets[start + first : start + last],
+                temperature,
+                scales[1] / unit,
+                [buffer[: last - first] for buffer in work],
+            )
+            sums[0] += ce
+            sums[1] += mlm
+            if any(wanted):
+                out[first:last] = gradient
+            if wanted[2]:
+                dbias.add_(gradient.sum(0), alpha=unit)
+        if wanted[0]:
+            torch.mm(out, weight, out=dx[start : start + size])
+        if wanted[1]:
+            _add_product(dweight, out, rows, unit, product)
+    return sums, [_exact(dx) * unit if wanted[0] else None, dweight, dbias]
 
 
 def fused_triple_loss(
@@ -156,5 +278,107 @@ def fused_triple_loss(
         raise ValueError("temperature and chunk_size must be positive, ce_rows 'all' or 'masked'")
     student = (student_transformed, student_decoder_weight, student_decoder_bias)
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in student]
-    with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
-        ...
+    device = labels.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else student_transformed.dtype
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        masked = labels != IGNORE
+        # Masked rows first: a term on masked rows then runs over slices, not over index lists.
+        rows = torch.argsort(masked, descending=True, stable=True)
+        masked_rows = rows[: int(masked.sum())]
+        if not ce_scale or ce_rows == "masked":
+            rows = masked_rows
+
+        def projection(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+            return x[rows].to(dtype), weight.to(dtype)
+
+        sums, gradients = _walk(
+            projection(student_transformed, student_decoder_weight),
+            projection(teacher_transformed, teacher_decoder_weight) if ce_scale else None,
+            (_exact(student_decoder_bias), _exact(teacher_decoder_bias)),
+            labels[masked_rows] if mlm_scale else labels[:0],
+            temperature,
+            (ce_scale, mlm_scale),
+            chunk_size,
+            wanted,
+        )
+        if wanted[0]:
+            of_rows = gradients[0]
+            gradients[0] = of_rows.new_zeros(student_transformed.shape)
+            gradients[0][rows] = of_rows
+        loss = ce_scale * sums[0] + mlm_scale * sums[1]
+        terms = {
+            name: total
+            for name, total, scale in zip(("ce", "mlm"), sums.unbind(), (ce_scale, mlm_scale))
+            if scale
+        }
+    return _AttachGradients.apply(loss, gradients, *student), terms
+
+
+def response_distillation(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> Tensor:
+    """Distillation of a task head, logits [B, C], summed over the B examples.
+
+    T² x KL(teacher || student) as in pre-training; for regression (C = 1), where a softmax would
+    be constant, the squared error between the two scores, without temperature.
+    """
+    if student_logits.shape[-1] > 1:
+        return distillation_cross_entropy(student_logits, teacher_logits, temperature)
+    _check_rows("response_distillation", student_logits, teacher_logits)
+    return F.mse_loss(_exact(student_logits), _exact(teacher_logits), reduction="sum")
+
+
+def span_loss(
+    start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor
+) -> Tensor:
+    """Mean of the cross-entropies of start and end, logits [B, L], summed over the B windows.
+
+    A position [B] outside of 0..L-1 adds 0 (the answer is not in this window).
+    """
+
+    def one_side(logits: Tensor, positions: Tensor) -> Tensor:
+        inside = (positions >= 0) & (positions < logits.shape[1])
+        return masked_lm_loss(logits, positions.masked_fill(~inside, IGNORE))
+
+    return (one_side(start_logits, start_positions) + one_side(end_logits, end_positions)) / 2
+
+
+def span_distillation(
+    student_logits: tuple[Tensor, Tensor],
+    teacher_logits: tuple[Tensor, Tensor],
+    attention_mask: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Mean of T² x KL over start and end, (start, end) logits [B, L] each, summed over B windows.
+
+    Padding columns (attention_mask [B, L] is 0) have no probability on either side.
+    """
+    padding = attention_mask == 0
+    start, end = (
+        distillation_cross_entropy(
+            _exact(student).masked_fill(padding, PADDING_LOGIT),
+            _exact(teacher).masked_fill(padding, PADDING_LOGIT),
+            temperature,
+        )
+        for student, teacher in zip(student_logits, teacher_logits)
+    )
+    return (start + end) / 2
+
+
+def classification_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, C] and labels [B] summed over examples; C = 1: squared error."""
+    if logits.shape[-1] > 1:
+        return F.cross_entropy(_exact(logits), labels, reduction="sum")
+    return F.mse_loss(_exact(logits[:, 0]), labels.to(_exact(logits).dtype), reduction="sum")
+
+
+def compute_classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean of `classification_loss_sum` over the B examples."""
+    return classification_loss_sum(logits, labels) / len(labels)
+
+
+def compute_mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, L, V] over labels [B, L] that are not -100; none: 0."""
+    count = (labels != IGNORE).sum().clamp(min=1)
+    return masked_lm_loss(logits.flatten(0, -2), labels.flatten()) / count

@@ -20,6 +20,22 @@ from .losses import compute_classification_loss, compute_mlm_loss, span_loss
 from .weights import PretrainedMixin
 
 
+class Dropout(nn.Dropout):
+    """Dropout that takes four decisions from each 64-bit random number on a CPU.
+
+    PyTorch draws one number for each value there, one after the other, which costs more than
+    the products of a small layer. The probability is `p` to within 2**-17.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.p and x.device.type == "cpu"):
+            return super().forward(x)
+        dropped = round(self.p * 2**16)
+        numbers = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
+        kept = numbers.view(torch.int16)[: x.numel()].ge_(dropped - 2**15).view(x.shape)
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
 class Embeddings(nn.Module):
     """Word + position (+ token type) embeddings, LayerNorm, dropout: [B, L] ids -> [B, L, H]."""
 
@@ -33,7 +49,7 @@ class Embeddings(nn.Module):
         if config.type_vocab_size:
             self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.norm = LayerNorm(size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         length = input_ids.shape[1]
@@ -50,23 +66,40 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.num_heads = config.num_heads
-        self.dropout = config.attention_dropout
+        self.dropout = Dropout(config.attention_dropout)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """x [B, L, H]; attention_mask [B, 1, 1, L] boolean, True where attended, or None."""
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None, queries: int | None = None
+    ) -> Tensor:
+        """x [B, L, H]; attention_mask [B, 1, 1, L] boolean, True where attended, or None.
+
+        With `queries` only so many first positions look around: [B, queries, H].
+        """
         batch, length, size = x.shape
         query, key, value = (
             self.qkv(x)
             .view(batch, length, 3, self.num_heads, size // self.num_heads)
             .permute(2, 0, 3, 1, 4)
         )
-        dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout
-        )
-        return self.output(context.transpose(1, 2).reshape(batch, length, size))
+        attend = self._attend_with_dropout if self.training else F.scaled_dot_product_attention
+        context = attend(query[:, :, :queries], key, value, attention_mask)
+        return self.output(context.transpose(1, 2).flatten(2))
+
+    def _attend_with_dropout(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        """scaled_dot_product_attention in training, written out on a CPU for the faster mask."""
+        if query.device.type != "cpu":
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=attention_mask, dropout_p=self.dropout.p
+            )
+        scores = query * query.shape[-1] ** -0.5 @ key.mT
+        if attention_mask is not None:
+            lowest = torch.finfo(scores.dtype).min
+            scores = scores + torch.where(attention_mask, 0.0, lowest).to(scores.dtype)
+        return self.dropout(scores.softmax(-1)) @ value
 
 
 class FeedForward(nn.Module):
@@ -89,14 +122,18 @@ class TransformerEncoderBlock(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(config)
         # BERT drops out the attention output; DistilBERT as released does not.
-        self.attention_dropout = nn.Dropout(config.dropout if config.model_type == "bert" else 0.0)
+        self.attention_dropout = Dropout(config.dropout if config.model_type == "bert" else 0.0)
         self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.output_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        x = self.attention_norm(x + self.attention_dropout(self.attention(x, attention_mask)))
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, queries: int | None = None
+    ) -> Tensor:
+        """x [B, L, H] -> [B, L, H], or [B, queries, H]: the first positions only."""
+        attended = self.attention_dropout(self.attention(x, attention_mask, queries))
+        x = self.attention_norm(x[:, :queries] + attended)
         return self.output_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -131,8 +168,13 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        positions: int | None = None,
     ) -> Tensor:
-        """Last hidden state [B, L, H] of input_ids [B, L]; attention_mask is 1 on real tokens."""
+        """Last hidden state [B, L, H] of input_ids [B, L]; attention_mask is 1 on real tokens.
+
+        With `positions` [B, positions, H]: the last block computes the first positions only,
+        which is all that a classifier reads.
+        """
         # Without padding no mask is needed, and attention takes its fastest path. On a GPU the
         # look at the mask would cost a synchronisation, so there the mask is always passed.
         if attention_mask is not None:
@@ -142,9 +184,13 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             # Keeps the residual stream in the low precision too: half the memory traffic.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, attention_mask)
-        return x
+        return self.blocks[-1](x, attention_mask, positions)
+
+    def pool(self, hidden: Tensor) -> Tensor | None:
+        """BERT's pooler on the first position: [B, L, H] -> [B, H]; None without one."""
+        return torch.tanh(self.pooler(hidden[:, 0])) if hasattr(self, "pooler") else None
 
     def forward(
         self,
@@ -154,8 +200,9 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
     ) -> BaseModelOutputWithPooling:
         """As `hidden_states`, with `.last_hidden_state` and BERT's `.pooler_output` [B, H]."""
         hidden = self.hidden_states(input_ids, attention_mask, token_type_ids)
-        pooled = torch.tanh(self.pooler(hidden[:, 0])) if hasattr(self, "pooler") else None
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden, pooler_output=self.pool(hidden)
+        )
 
 
 class _WithHead(PretrainedMixin, nn.Module):
@@ -213,7 +260,7 @@ class DistilBERTForSequenceClassification(_WithHead):
         self.labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(num_labels))
         if config.model_type == "distilbert":
             self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         for layer in (getattr(self, "pre_classifier", self.classifier), self.classifier):
             _initialise(layer, config.initializer_range)
@@ -226,10 +273,12 @@ class DistilBERTForSequenceClassification(_WithHead):
         labels: Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Logits [B, C]; with labels [B] also the mean cross-entropy (or squared error, C = 1)."""
-        output = self.encoder(input_ids, attention_mask, token_type_ids)
-        pooled = output.pooler_output
+        hidden = self.encoder.hidden_states(
+            input_ids, attention_mask, token_type_ids, positions=1
+        )
+        pooled = self.encoder.pool(hidden)
         if pooled is None:
-            pooled = F.relu(self.pre_classifier(output.last_hidden_state[:, 0]))
+            pooled = F.relu(self.pre_classifier(hidden[:, 0]))
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else compute_classification_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -240,7 +289,7 @@ class DistilBERTForQuestionAnswering(_WithHead):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.dropout = nn.Dropout(config.qa_dropout)
+        self.dropout = Dropout(config.qa_dropout)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         _initialise(self.qa_outputs, config.initializer_range)
 

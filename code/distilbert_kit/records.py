@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -200,6 +200,13 @@ def recording(
     Yields a draft whose `data`, `metrics` and `extra` (measured figures) the stage fills in.
     Without `key`, the key is the hash of stage, cell and settings.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        raise UserError(
+            f"{path.parent}: cannot be written ({refused.strerror}); "
+            "point RESULTS_DIR at a folder that can"
+        ) from None
     draft, started = Draft(), time.perf_counter()
     error: BaseException | None = None
     try:
@@ -236,7 +243,8 @@ def recording(
             write_record(path, record)
         elif not isinstance(error, (UserError, SystemExit)):
             stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-            write_record(path.parent / "failed" / f"{path.stem}-{stamp}.json", record)
+            with suppress(OSError):  # the first error is the one to show
+                write_record(path.parent / "failed" / f"{path.stem}-{stamp}.json", record)
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -1,0 +1,414 @@
+"""The losses against torch's own modules, and the fused loss against the plain one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from distilbert_kit.losses import (
+    classification_loss_sum,
+    compute_classification_loss,
+    compute_mlm_loss,
+    cosine_loss,
+    distillation_cross_entropy,
+    fused_triple_loss,
+    masked_lm_loss,
+    response_distillation,
+    span_distillation,
+    span_loss,
+    triple_loss_plain,
+)
+
+VOCABULARY, TEMPERATURE = 37, 2.0
+NAMES = ("transformed", "weight", "bias")
+
+
+def heads(tokens=24, student_width=8, teacher_width=8, dtype=torch.float32, masked=0.3, seed=0):
+    """Student and teacher (transformed, weight, bias), and labels, of random non-padding tokens."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def head(width):
+        shapes = ((tokens, width), (VOCABULARY, width), (VOCABULARY,))
+        return [torch.randn(shape, generator=draw).to(dtype) for shape in shapes]
+
+    labels = torch.randint(VOCABULARY, (tokens,), generator=draw)
+    labels[torch.rand(tokens, generator=draw) >= masked] = -100
+    student = [x.requires_grad_() for x in head(student_width)]
+    return student, head(teacher_width), labels
+
+
+def plain(student, teacher, labels, ce_scale, mlm_scale, ce_rows="all", temperature=TEMPERATURE):
+    """The plain loss on full logits; its cosine term is switched off."""
+    logits, taught = (F.linear(x, weight, bias) for x, weight, bias in (student, teacher))
+    same = torch.ones(1, 2)
+    scales = (ce_scale, mlm_scale, 0.0)
+    return triple_loss_plain(logits, taught, same, same, labels, temperature, *scales, ce_rows)
+
+
+def fused(student, teacher, labels, ce_scale, mlm_scale, ce_rows="all", chunk_size=5, **options):
+    options = {"temperature": TEMPERATURE} | options
+    return fused_triple_loss(
+        *student,
+        *teacher,
+        labels,
+        ce_scale=ce_scale,
+        mlm_scale=mlm_scale,
+        chunk_size=chunk_size,
+        ce_rows=ce_rows,
+        **options,
+    )
+
+
+def gradients(loss, student):
+    return torch.autograd.grad(loss, student)
+
+
+def assert_equal_losses(ours, reference, student, tolerance):
+    (loss, terms), (expected, expected_terms) = ours, reference
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
+    for name, value in terms.items():
+        assert not value.requires_grad
+        torch.testing.assert_close(value, expected_terms[name], rtol=tolerance, atol=0)
+    for name, mine, theirs in zip(NAMES, gradients(loss, student), gradients(expected, student)):
+        error = float((mine - theirs).norm() / theirs.norm())
+        assert error < tolerance, f"gradient of {name} differs by {error:.1e}"
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 24, 1000])
+@pytest.mark.parametrize("ce_rows", ["all", "masked"])
+@pytest.mark.parametrize("widths", [(8, 8), (6, 11)])
+def test_fused_equals_plain(chunk_size, ce_rows, widths):
+    student, teacher, labels = heads(24, *widths)
+    case = (student, teacher, labels, 0.4, 0.3, ce_rows)
+    assert_equal_losses(fused(*case, chunk_size=chunk_size), plain(*case), student, 1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 8.0])
+def test_fused_equals_plain_in_double_precision(temperature):
+    student, teacher, labels = heads(dtype=torch.float64)
+    case = (student, teacher, labels, 0.4, 0.3)
+    reference = plain(*case, temperature=temperature)
+    assert_equal_losses(fused(*case, temperature=temperature), reference, student, 1e-12)
+
+
+def test_fused_gradient_by_finite_differences():
+    student, teacher, labels = heads(4, 3, 5, torch.float64, masked=0.5)
+    direction = [torch.randn_like(x) for x in student]
+    analytic = sum(
+        (g * d).sum()
+        for g, d in zip(gradients(fused(student, teacher, labels, 0.4, 0.3)[0], student), direction)
+    )
+    step = 1e-5
+    ends = [
+        fused([x + s * d for x, d in zip(student, direction)], teacher, labels, 0.4, 0.3)[0]
+        for s in (step, -step)
+    ]
+    torch.testing.assert_close((ends[0] - ends[1]) / (2 * step), analytic, rtol=1e-7, atol=0)
+
+
+def test_large_vocabulary_in_several_groups_of_rows():
+    """More rows in a chunk than one cache-sized group, masked rows ending inside a group."""
+    student, teacher, labels = heads(3000, masked=0.15)
+    case = (student, teacher, labels, 5 / 3000, 2 / 450)
+    assert_equal_losses(fused(*case, chunk_size=1024), plain(*case), student, 1e-5)
+
+
+def test_padding_never_enters():
+    hidden, teacher_hidden = torch.randn(3, 8, 6), torch.randn(3, 8, 6)
+    real = torch.arange(8) < torch.tensor([[8], [3], [5]])
+    student, teacher, _ = heads(1, 6, 6)
+    labels = torch.where(torch.rand(3, 8) < 0.5, 4, -100).masked_fill(~real, -100)
+    results = []
+    for fill in (0.0, 1e3):
+        x = hidden.masked_fill(~real[..., None], fill).requires_grad_()
+        t = teacher_hidden.masked_fill(~real[..., None], -fill)
+        loss, _ = fused((x[real], *student[1:]), (t[real], *teacher[1:]), labels[real], 0.1, 0.2)
+        results.append((loss, gradients(loss, x)[0]))
+        assert not results[-1][1][~real].any()
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", [plain, fused])
+def test_micro_batches_with_global_denominators_add_up_to_the_whole(loss):
+    student, teacher, labels = heads(24)
+    scales = (5 / 24, 2 / int((labels != -100).sum()))
+    whole, _ = loss(student, teacher, labels, *scales)
+    parts = 0.0
+    for rows in (slice(0, 3), slice(3, 20), slice(20, 24)):
+        part = ([student[0][rows], *student[1:]], [teacher[0][rows], *teacher[1:]], labels[rows])
+        parts = parts + loss(*part, *scales)[0]
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
+    for mine, theirs in zip(gradients(parts, student), gradients(whole, student)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [0, 6])
+@pytest.mark.parametrize("ce_rows", ["all", "masked"])
+def test_no_masked_token_and_no_token_at_all(tokens, ce_rows):
+    student, teacher, labels = heads(tokens, masked=0.0)
+    for loss in (plain, fused):
+        total, terms = loss(student, teacher, labels, 0.4, 0.3, ce_rows)
+        assert terms["mlm"] == 0
+        assert all(torch.isfinite(g).all() for g in gradients(total, student))
+        if tokens == 0 or ce_rows == "masked":
+            total, terms = loss(student, teacher, labels, 0.4, 0.3, ce_rows)
+            assert total == 0 == terms["ce"]
+            assert not any(g.any() for g in gradients(total, student))
+
+
+@pytest.mark.parametrize("scales, left", [((0.4, 0.0), "ce"), ((0.0, 0.3), "mlm")])
+def test_a_term_of_zero_weight_is_skipped(scales, left):
+    student, teacher, labels = heads()
+    assert_equal_losses(
+        fused(student, teacher, labels, *scales),
+        plain(student, teacher, labels, *scales),
+        student,
+        1e-5,
+    )
+    # Not even NaN in what belongs to the other term reaches the result.
+    if left == "mlm":
+        teacher[0] = torch.full_like(teacher[0], float("nan"))
+        with torch.no_grad():
+            student[0][labels == -100] = float("nan")
+    loss, terms = fused(student, teacher, labels, *scales)
+    assert set(terms) == {left}
+    assert torch.isfinite(loss)
+    _, weight, bias = gradients(loss, student)
+    assert torch.isfinite(weight).all() and torch.isfinite(bias).all()
+
+
+def test_both_weights_zero():
+    student, teacher, labels = heads()
+    loss, terms = fused(student, teacher, labels, 0.0, 0.0)
+    assert loss == 0 and not terms
+    assert not any(g.any() for g in gradients(loss, student))
+
+
+def test_bf16_autocast_is_near_fp32_and_keeps_dtypes():
+    """bf16 keeps 8 bits: 2 % of the norm of a gradient is a few roundings of 2^-9 each."""
+    student, teacher, labels = heads(200, 32, 32)
+    case = (student, teacher, labels, 1 / 200, 1 / 60)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, terms = fused(*case, chunk_size=64)
+    assert loss.dtype == terms["ce"].dtype == torch.float32
+    assert [g.dtype for g in gradients(loss, student)] == [torch.float32] * 3
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = fused(*case, chunk_size=64)
+    assert_equal_losses(ours, plain(*case), student, 2e-2)
+
+
+def test_partial_gradients_and_inference():
+    student, teacher, labels = heads()
+    expected = gradients(plain(student, teacher, labels, 0.4, 0.3)[0], student)
+    for index in range(3):
+        only = [x.detach().requires_grad_(i == index) for i, x in enumerate(student)]
+        loss, _ = fused(only, teacher, labels, 0.4, 0.3)
+        (3 * loss).backward()
+        torch.testing.assert_close(only[index].grad, 3 * expected[index], rtol=1e-4, atol=1e-5)
+        assert all(x.grad is None for i, x in enumerate(only) if i != index)
+    with torch.no_grad():
+        assert not fused(student, teacher, labels, 0.4, 0.3)[0].requires_grad
+
+
+def test_second_backward_is_refused():
+    student, teacher, labels = heads()
+    loss, _ = fused(student, teacher, labels, 0.4, 0.3)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = result if isinstance(result, (tuple, list)) else (result,)
+        sizes = [x.numel() for x in made if isinstance(x, torch.Tensor)]
+        self.numel = max(self.numel, *sizes, 0)
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_tensor_of_tokens_times_vocabulary(dtype):
+    student, teacher, labels = heads(512, dtype=dtype)
+    assert (
+        plain_peak(student, teacher, labels) >= 512 * VOCABULARY
+    )  # the recorder sees the naive one
+    with LargestTensor() as recorder:
+        fused(student, teacher, labels, 0.4, 0.3, chunk_size=64)[0].backward()
+    assert recorder.numel <= max(64 * VOCABULARY, student[0].numel())
+
+
+def plain_peak(student, teacher, labels):
+    with LargestTensor() as recorder:
+        plain(student, teacher, labels, 0.4, 0.3)
+    return recorder.numel
+
+
+def test_wrong_arguments_are_refused():
+    student, teacher, labels = heads()
+    for options in ({"temperature": 0.0}, {"chunk_size": 0}, {"ce_rows": "every"}):
+        with pytest.raises(ValueError, match="must be"):
+            fused(student, teacher, labels, 0.4, 0.3, **options)
+
+
+def test_distillation_equals_batchmean_on_selected_rows():
+    student, teacher = torch.randn(11, 29), torch.randn(11, 29)
+    kl = nn.KLDivLoss(reduction="batchmean")
+    expected = kl(F.log_softmax(student / 3, -1), F.softmax(teacher / 3, -1)) * 9
+    torch.testing.assert_close(distillation_cross_entropy(student, teacher, 3) / 11, expected)
+
+
+def test_distillation_refuses_sequences_where_batchmean_is_wrong():
+    """A peer's error: `batchmean` of [B, L, V] is L times the mean over tokens, with padding."""
+    student, teacher = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
+    real = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()
+    with pytest.raises(ValueError, match="non-padding"):
+        distillation_cross_entropy(student, teacher, 2.0)
+    wrong = nn.KLDivLoss(reduction="batchmean")(F.log_softmax(student, -1), F.softmax(teacher, -1))
+    tokens = distillation_cross_entropy(student.flatten(0, 1), teacher.flatten(0, 1), 1.0) / 10
+    torch.testing.assert_close(wrong, 5 * tokens)
+    ours = distillation_cross_entropy(student[real], teacher[real], 1.0) / 6
+    by_hand = sum(
+        float((p.softmax(0) * (p.softmax(0).log() - q.softmax(0).log())).sum())
+        for q, p in zip(student[real], teacher[real])
+    )
+    assert float(ours) == pytest.approx(by_hand / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [plain, fused])
+def test_squared_temperature_keeps_the_gradient_scale(loss):
+    student, teacher, labels = heads(dtype=torch.float64)
+    norms = [
+        float(
+            gradients(loss(student, teacher, labels, 1.0, 0.0, temperature=t)[0], student)[0].norm()
+        )
+        for t in (50.0, 100.0, 1000.0)
+    ]
+    assert norms == pytest.approx([norms[-1]] * 3, rel=0.1)
+    # The limit is the gradient of half the squared difference of centred logits, over V.
+    logits, taught = (F.linear(x, w, b) for x, w, b in (student, teacher))
+    difference = (logits - taught) - (logits - taught).mean(-1, keepdim=True)
+    limit = gradients(difference.square().sum() / (2 * VOCABULARY), student)[0]
+    assert norms[-1] == pytest.approx(float(limit.norm()), rel=0.01)
+
+
+def test_masked_lm_equals_torch():
+    logits, labels = torch.randn(2, 6, 19), torch.randint(19, (2, 6))
+    labels[:, ::2] = -100
+    expected = nn.CrossEntropyLoss()(logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(compute_mlm_loss(logits, labels), expected)
+    rows = (logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(masked_lm_loss(*rows) / 6, expected)
+    nothing = compute_mlm_loss(logits.requires_grad_(), torch.full_like(labels, -100))
+    assert nothing == 0
+    assert not gradients(nothing, [logits])[0].any()
+
+
+def test_cosine_equals_torch_and_is_over_last_layer_tokens():
+    """A peer's error: cosine over pooled or all-layer states instead of last-layer tokens."""
+    student, teacher = torch.randn(4, 3, 5, 8), torch.randn(4, 3, 5, 8)  # layer, batch, token, size
+    real = torch.tensor([5, 2, 4])[:, None] > torch.arange(5)
+    rows = (student[-1][real], teacher[-1][real])
+    expected = nn.CosineEmbeddingLoss()(*rows, torch.ones(11))
+    torch.testing.assert_close(cosine_loss(*rows) / 11, expected)
+    for wrong in ((student, teacher), (student[-1], teacher[-1])):
+        with pytest.raises(ValueError, match="non-padding"):
+            cosine_loss(*wrong)
+    pooled = [
+        (x[-1] * real[..., None]).sum(1) / real.sum(1, keepdim=True) for x in (student, teacher)
+    ]
+    assert float(cosine_loss(*pooled) / 3) != pytest.approx(float(expected), rel=0.05)
+    assert float(cosine_loss(rows[0], 3 * rows[0])) == pytest.approx(0, abs=1e-5)
+
+
+def test_low_precision_inputs_are_computed_in_fp32():
+    student, teacher = torch.randn(6, 500).bfloat16(), torch.randn(6, 500).bfloat16()
+    labels = torch.randint(500, (6,))
+    for loss, arguments in (
+        (distillation_cross_entropy, (student, teacher, 2.0)),
+        (masked_lm_loss, (student, labels)),
+        (cosine_loss, (student, teacher)),
+    ):
+        wide = [x.float() if x is student or x is teacher else x for x in arguments]
+        assert loss(*arguments).dtype == torch.float32
+        torch.testing.assert_close(loss(*arguments), loss(*wide), rtol=0, atol=0)
+
+
+def test_plain_triple_loss_is_the_weighted_sum_of_its_terms():
+    student, teacher, labels = (
+        torch.randn(7, 9),
+        torch.randn(7, 9),
+        torch.tensor([3] * 4 + [-100] * 3),
+    )
+    loss, terms = triple_loss_plain(
+        student, teacher, student, teacher, labels, 2.0, 5 / 7, 2 / 4, 1 / 7
+    )
+    assert float(loss) == pytest.approx(
+        float(5 * terms["ce"] / 7 + 2 * terms["mlm"] / 4 + terms["cos"] / 7), rel=1e-6
+    )
+    kl = nn.KLDivLoss(reduction="batchmean")(
+        F.log_softmax(student / 2, -1), F.softmax(teacher / 2, -1)
+    )
+    textbook = (
+        5 * kl * 4
+        + 2 * nn.CrossEntropyLoss()(student, labels)
+        + nn.CosineEmbeddingLoss()(student, teacher, torch.ones(7))
+    )
+    torch.testing.assert_close(loss, textbook)
+
+
+def test_task_losses_equal_torch():
+    student, teacher, labels = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    torch.testing.assert_close(
+        response_distillation(student, teacher, 2.0),
+        distillation_cross_entropy(student, teacher, 2.0),
+    )
+    torch.testing.assert_close(
+        compute_classification_loss(student, labels), nn.CrossEntropyLoss()(student, labels)
+    )
+    scores = torch.tensor([1.0, 2.5, 0, 5, 3])
+    one, other = student[:, :1], teacher[:, :1]
+    torch.testing.assert_close(
+        classification_loss_sum(one, scores), (one[:, 0] - scores).square().sum()
+    )
+    torch.testing.assert_close(
+        compute_classification_loss(one, scores), nn.MSELoss()(one[:, 0], scores)
+    )
+    torch.testing.assert_close(response_distillation(one, other, 2.0), (one - other).square().sum())
+
+
+def test_span_loss_ignores_positions_outside_of_the_window():
+    start, end = torch.randn(4, 6), torch.randn(4, 6)
+    starts, ends = torch.tensor([0, 5, 6, -1]), torch.tensor([2, 5, 9, 3])
+    expected = sum(
+        -float(logits[row].log_softmax(0)[position])
+        for logits, positions in ((start, starts), (end, ends))
+        for row, position in enumerate(positions.tolist())
+        if 0 <= position < 6
+    )
+    assert float(span_loss(start, end, starts, ends)) == pytest.approx(expected / 2, rel=1e-5)
+    outside = torch.full((4,), 6)
+    assert span_loss(start, end, outside, outside) == 0
+
+
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_span_distillation_equals_each_window_cut_to_its_length(temperature):
+    student = [torch.randn(3, 7, requires_grad=True) for _ in range(2)]
+    teacher = [torch.randn(3, 7) for _ in range(2)]
+    lengths = (7, 4, 1)
+    mask = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
+    loss = span_distillation(tuple(student), tuple(teacher), mask, temperature)
+    expected = sum(
+        distillation_cross_entropy(s[i : i + 1, :n], t[i : i + 1, :n], temperature) / 2
+        for s, t in zip(student, teacher)
+        for i, n in enumerate(lengths)
+    )
+    torch.testing.assert_close(loss, expected)
+    for mine, theirs in zip(gradients(loss, student), gradients(expected, student)):
+        torch.testing.assert_close(mine, theirs)
+        assert not mine[mask == 0].any()
