@@ -14,7 +14,7 @@ import torch
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.experiment import checkpoint, model_cell
 from distilbert_kit.model import DistilBERTForMaskedLM, count_parameters
-from distilbert_kit.recipes import load_recipe
+from distilbert_kit.recipes import Extract, load_recipe
 from distilbert_kit.records import recording
 from distilbert_kit.weights import choose_layers, extract_student, get_tokenizer
 
@@ -34,13 +34,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _describe(student, layers: list[int], vocabulary_transform: bool) -> dict:
-    copied = "word and position embeddings, LayerNorms, decoder bias" + (
-        ", vocabulary transform" if vocabulary_transform else ""
-    )
-    print(f"student of {count_parameters(student):,} parameters from teacher layers {layers}")
+def _describe(student: DistilBERTForMaskedLM, spec: Extract) -> dict:
+    copied = "nothing" if spec.random else "word and position embeddings, LayerNorms, decoder bias"
+    if spec.vocabulary_transform and not spec.random:
+        copied += ", vocabulary transform"
+    print(f"student of {count_parameters(student):,} parameters from teacher layers {spec.layers}")
     print(f"copied: {copied}; left out: token types, pooler")
-    return {"parameters": count_parameters(student), "layers": layers, "copied": copied}
+    return {"parameters": count_parameters(student), "copied": copied}
 
 
 def _from_teacher(arguments: argparse.Namespace) -> None:
@@ -57,8 +57,13 @@ def _from_teacher(arguments: argparse.Namespace) -> None:
         depth = teacher.config.num_layers
         count = arguments.count or depth // 2
         layers = choose_layers(arguments.layers, depth, count, arguments.seed)
-    student = extract_student(teacher, layers, not arguments.no_vocabulary_transform)
-    _describe(student, layers, not arguments.no_vocabulary_transform)
+    spec = Extract(
+        teacher=arguments.teacher,
+        layers=layers,
+        vocabulary_transform=not arguments.no_vocabulary_transform,
+    )
+    student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
+    _describe(student, spec)
     student.save_pretrained(arguments.out, get_tokenizer(arguments.teacher))
 
 
@@ -77,9 +82,11 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         teacher = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.teacher))
         student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
-        draft.metrics = _describe(student, spec.layers, spec.vocabulary_transform)
-        student.save_pretrained(cell.model_folder, get_tokenizer())
-    cell.stamp_weights()
+        if spec.random:
+            student = DistilBERTForMaskedLM(student.config)
+        draft.metrics = _describe(student, spec)
+        student.save_pretrained(cell.folder, get_tokenizer())
+    cell.stamp_folder()
 
 
 if __name__ == "__main__":

@@ -61,18 +61,8 @@ def main() -> None:
             description=cell.name,
         )
         draft.data.append(used)
-        draft.metrics = {
-            "train_examples": result.examples,
-            "train_tokens": result.tokens,
-            "train_truncated": dataset.truncated,
-            "updates": result.updates,
-            "history": result.history,
-        }
-        draft.extra = {
-            "train_seconds": round(result.seconds, 2),
-            "train_examples_per_second": round(result.examples / result.seconds, 1),
-            "train_tokens_per_second": round(result.tokens / result.seconds, 1),
-        }
+        result.describe(draft)
+        draft.metrics["train_truncated"] = dataset.truncated
         for split in task.eval_splits:
             dataset, table, used = load_task_split(task, split, tokenizer, settings.max_length)
             started = time.perf_counter()
@@ -84,7 +74,9 @@ def main() -> None:
             draft.extra[f"{split}_examples_per_second"] = round(len(dataset) / seconds, 1)
             save_predictions(cell.predictions(split), logits, table, task)
         if arguments.save:
-            model.save_pretrained(cell.model_folder, tokenizer)
+            model.save_pretrained(cell.folder, tokenizer)
+    if arguments.save:
+        cell.stamp_folder()
     figures = ", ".join(
         f"{split} {name} {100 * draft.metrics[split][name]:.1f}"
         for split in task.eval_splits

@@ -1,5 +1,6 @@
 """Tokenise text once into 16-bit memory-mapped shards for pretraining and distillation.
 
+    python code/prepare_corpus.py --recipe quick     # what a recipe asks for
     # embedded: docstrings of the installed libraries, no download (about a minute)
     python code/prepare_corpus.py --source docs --limit-tokens 500000 --output data/corpus/docs
     # study: Wikipedia text in parquet (79 MB of text, under a minute)
@@ -23,6 +24,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 from distilbert_kit.corpus import open_source, prepare_corpus
 from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.experiment import corpus_cell
+from distilbert_kit.recipes import load_recipe
+from distilbert_kit.records import recording
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,10 +40,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=["docs"],
         metavar="SOURCE",
-        help="docs, lines:FILE, parquet:FILE-OR-PATTERN, hub:DATASET[:CONFIG]; several are read "
+        help="docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE-OR-PATTERN, hub:DATASET[:CONFIG]; several are read "
         "in turn (default: docs)",
     )
-    add("--output", type=Path, required=True, help="folder for the shards")
+    add("--recipe", help="take sources, limits and folder from a recipe, and write the record")
+    add("--output", type=Path, help="folder for the shards")
     add("--tokenizer", default="bert-base-uncased", help="checkpoint folder or hub name")
     add("--text-column", default="text", help="of parquet and hub sources")
     add("--max-length", type=int, default=512, help="tokens a sequence, CLS and SEP included")
@@ -55,10 +60,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)  # fmt: skip
 
 
-@entry_point
-def main() -> None:
-    """Prepare the corpus and print what it holds."""
-    arguments = parse_arguments()
+def prepare(arguments: argparse.Namespace) -> dict:
+    """Prepare the corpus and print what it holds; returns the manifest."""
     if arguments.limit_tokens is not None and arguments.limit_tokens < 1:
         raise UserError(f"--limit-tokens {arguments.limit_tokens}: give a positive number")
     sources = [
@@ -86,6 +89,29 @@ def main() -> None:
             f"{split['tokens']:,} tokens, {len(split['shards'])} shards"
         )
     print("dropped: " + ", ".join(f"{n:,} {reason}" for reason, n in manifest["dropped"].items()))
+    return manifest
+
+
+@entry_point
+def main() -> None:
+    """Prepare a corpus from the command line or for a recipe."""
+    arguments = parse_arguments()
+    if arguments.recipe is None:
+        if arguments.output is None:
+            raise UserError("give --output, the folder for the shards, or --recipe")
+        prepare(arguments)
+        return
+    recipe = load_recipe(arguments.recipe)
+    if recipe.corpus is None:
+        raise UserError(f"recipe {recipe.name} has no corpus")
+    cell = corpus_cell(recipe)
+    arguments.output, arguments.source = cell.folder, recipe.corpus.source
+    arguments.limit_tokens = recipe.corpus.limit_tokens
+    arguments.validation_fraction = recipe.corpus.validation_fraction
+    with recording(cell.record, **cell.provenance) as draft:
+        manifest = prepare(arguments)
+        draft.metrics = {name: manifest[name] for name in ("splits", "dropped", "sources")}
+    cell.stamp_folder()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ class Cell:
     command: list[str]
     parents: tuple["Cell", ...] = ()
     data: tuple[tuple[str, str], ...] = ()
-    makes_model: bool = False
     outputs: tuple[Path, ...] = field(default=())
 
     @cached_property
@@ -45,8 +44,15 @@ class Cell:
         return self.recipe.folder / self.stage / f"{self.name}.json"
 
     @property
-    def model_folder(self) -> Path:
-        return self.recipe.folder / "models" / self.name
+    def folder(self) -> Path:
+        """What the cell makes beside its record: weights or a corpus, not in git."""
+        kind = "corpus" if self.stage == "corpus" else f"models/{self.name}"
+        return self.recipe.folder / kind
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where an unfinished training keeps its state."""
+        return self.recipe.folder / "checkpoints" / self.name
 
     def predictions(self, split: str) -> Path:
         """Parquet file of the per-example predictions on a split."""
@@ -64,46 +70,82 @@ class Cell:
             "key": self.key,
         }
 
-    def stamp_weights(self) -> None:
-        """Leave the record with the weights: they tell later which cell they are from."""
-        shutil.copyfile(self.record, self.model_folder / "record.json")
+    def stamp_folder(self) -> None:
+        """Leave the record with what was made: it tells later which cell that is from."""
+        shutil.copyfile(self.record, self.folder / "record.json")
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def is_recorded(self) -> bool:
         """Whether the record is there and current."""
         return is_current(self.record, self.key) and all(path.exists() for path in self.outputs)
 
-    def has_weights(self) -> bool:
-        """Whether the weights are here too, from exactly this cell (they are not in git)."""
-        return is_current(self.model_folder / "record.json", self.key)
+    def has_folder(self) -> bool:
+        """Whether what it makes is here too, from exactly this cell."""
+        return is_current(self.folder / "record.json", self.key)
 
 
 def _script(name: str, recipe: Recipe, *arguments: str) -> list[str]:
-    return [sys.executable, str(CODE / name), "--recipe", recipe.name, *arguments]
+    return [sys.executable, str(CODE / name), "--recipe", recipe.argument, *arguments]
+
+
+def corpus_cell(recipe: Recipe) -> Cell:
+    """Preparation of the recipe's corpus."""
+    settings = recipe.corpus.model_dump(
+        mode="json", include={"source", "limit_tokens", "validation_fraction"}
+    )
+    return Cell(
+        recipe=recipe,
+        stage="corpus",
+        name="corpus",
+        identity={"corpus": recipe.name},
+        settings=settings,
+        command=_script("prepare_corpus.py", recipe),
+        data=tuple(
+            tuple(source.removeprefix("data:").rsplit("/", 1))
+            for source in recipe.corpus.source
+            if source.startswith("data:")
+        ),
+    )
+
+
+_MODEL_SCRIPTS = {
+    "extract": "extract_student.py",
+    "pretrain": "pretrain.py",
+    "distill": "distill.py",
+}
 
 
 def model_cell(recipe: Recipe, model: str) -> Cell | None:
     """The cell that makes a model of the recipe; None when its weights are given."""
     spec = recipe.models[model]
-    if spec.extract is None:
+    if spec.weights is not None:
         return None
-    parent = model_cell(recipe, spec.extract.teacher)
-    weights = recipe.models[spec.extract.teacher].weights
+    stage = next(stage for stage in _MODEL_SCRIPTS if getattr(spec, stage))
+    settings = getattr(spec, stage).model_dump(mode="json")
+    parents = [cell for parent in spec.parents if (cell := model_cell(recipe, parent))]
+    weights = {name: recipe.models[name].weights for name in spec.parents}
+    settings |= {"weights": {name: given for name, given in weights.items() if given}}
+    if stage != "extract":
+        parents.append(corpus_cell(recipe))
+        settings |= {
+            "corpus": recipe.corpus.model_dump(mode="json"),
+            "training": getattr(recipe, stage).model_dump(mode="json"),
+        }
     return Cell(
         recipe=recipe,
-        stage="extract",
+        stage=stage,
         name=model,
         identity={"model": model},
-        settings=spec.extract.model_dump(mode="json") | {"teacher_weights": weights},
-        command=_script("extract_student.py", recipe, "--model", model),
-        parents=(parent,) if parent else (),
-        makes_model=True,
+        settings=settings,
+        command=_script(_MODEL_SCRIPTS[stage], recipe, "--model", model),
+        parents=tuple(parents),
     )
 
 
 def checkpoint(recipe: Recipe, model: str) -> str | Path:
     """What `from_pretrained` reads for a model of the recipe."""
     cell = model_cell(recipe, model)
-    return cell.model_folder if cell else recipe.models[model].weights
+    return cell.folder if cell else recipe.models[model].weights
 
 
 def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
@@ -145,6 +187,7 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
     if recipe.training_speed is not None:
         stages.append("training_speed")
     return [
+        *([corpus_cell(recipe)] if recipe.corpus else []),
         *(cell for model in recipe.models if (cell := model_cell(recipe, model))),
         *(
             finetune_cell(recipe, model, task, seed)
@@ -163,7 +206,7 @@ def cells_to_run(recipe: Recipe) -> dict[str, Cell]:
     def need(cell: Cell) -> None:
         needed[cell.key] = cell
         for parent in cell.parents:
-            if not parent.has_weights():
+            if not parent.has_folder():
                 need(parent)
 
     for cell in evidence_cells(recipe):
@@ -184,7 +227,7 @@ def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]
         papermill = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(ROOT)]
         commands[notebook.stem] = (
             ["claims"],
-            [*papermill, "-p", "recipe", recipe.name, str(notebook), str(executed)],
+            [*papermill, "-p", "recipe", recipe.argument, str(notebook), str(executed)],
         )
     commands["report"] = (list(commands), _script("build_report.py", recipe))
     return commands

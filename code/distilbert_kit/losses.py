@@ -17,7 +17,9 @@ IGNORE = -100  # the label of a position that is no target
 PADDING_LOGIT = -1e30  # no probability, and finite: 0 x -inf would be NaN in the KL
 CHUNK_SIZE = 1024  # tokens per matrix product of the fused loss, see `fused_triple_loss`
 ROWS_PER_BLOCK = 1024  # rows of a weight gradient that are added at a time
-ROWS_PER_THREAD = 16  # of fp32 work: 4 buffers x 16 x 30,522 x 4 B = 8 MB, within a core's share of L3
+ROWS_PER_THREAD = (
+    16  # of fp32 work: 4 buffers x 16 x 30,522 x 4 B = 8 MB, within a core's share of L3
+)
 
 CeRows = Literal["all", "masked"]
 
@@ -162,11 +164,11 @@ def _terms_and_gradient(
         ce = temperature**2 * (difference - (teacher_lse - student_lse).sum())
         gradient = b.sub_(d)
     if count := len(targets):
-        a, c, picked = a[:count], c[:count], targets[:, None]
+        a, c, each = a[:count], c[:count], torch.arange(count, device=targets.device)
         lse = _soften(student[:count], biases[0], 1.0, a, c)
-        mlm = (lse - a.gather(1, picked)[:, 0]).sum()
-        one_hot = torch.full_like(picked, -mlm_ratio, dtype=gradient.dtype)
-        gradient[:count].add_(c, alpha=mlm_ratio).scatter_add_(1, picked, one_hot)
+        mlm = (lse - a[each, targets]).sum()
+        gradient[:count].add_(c, alpha=mlm_ratio)
+        gradient[each, targets] -= mlm_ratio
     return ce, mlm, gradient
 
 
@@ -177,7 +179,7 @@ def _add_product(total: Tensor, x: Tensor, y: Tensor, scale: float, product: Ten
         return
     torch.mm(x.t(), y, out=product)
     # In blocks: adding another dtype makes a copy first, which should stay in the cache.
-    block = len(total) if total.is_cuda else ROWS_PER_BLOCK
+    block = ROWS_PER_BLOCK if total.device.type == "cpu" else len(total)
     for into, part in zip(total.split(block), product.split(block)):
         into.add_(part, alpha=scale)
 
@@ -201,7 +203,8 @@ def _walk(
     vocabulary = len(weight)
     chunks = max(1, math.ceil(len(x) / chunk_size))
     size = max(1, math.ceil(len(x) / chunks))  # of equal size: a short last chunk is slow
-    group = size if x.is_cuda else min(size, ROWS_PER_THREAD * torch.get_num_threads())
+    on_cpu = x.device.type == "cpu"
+    group = min(size, ROWS_PER_THREAD * torch.get_num_threads()) if on_cpu else size
     exact = _exact(x[:0])
     logits = [x.new_empty(size, vocabulary) for _ in range(1 if teacher is None else 2)]
     work = [exact.new_empty(group, vocabulary) for _ in range(4)]
@@ -267,12 +270,16 @@ def fused_triple_loss(
 
     The gradient with respect to the logits is T (q - p) and softmax - one-hot, known as soon as the
     logits are. So each chunk of `chunk_size` tokens is projected, turned into its gradient in
-    place and multiplied out in the forward pass. That is 4 products of N x V x H, none of them
-    repeated. (Chunks of the vocabulary would need the log-sum-exp first, that is every product
-    with V twice.) Memory: two [chunk_size, V] buffers of the product dtype; the fp32 work runs in
-    groups of rows small enough for the cache of a CPU. Products are in the autocast dtype or else
-    that of `student_transformed`; everything between, and the sum of weight gradients over chunks,
-    is in fp32.
+    place and multiplied out in the forward pass: 4 products of N x V x H, none of them repeated.
+    (Chunks of the vocabulary would need the log-sum-exp first, that is each projection twice.)
+    Backward only multiplies by the incoming gradient, and may run once (RuntimeError).
+
+    Memory: two [chunk_size, V] buffers of the product dtype; the fp32 work runs in groups of rows
+    small enough for the cache of a CPU. Products are in the autocast dtype or else that of
+    `student_transformed`; all between, and the sum of weight gradients over chunks, is in fp32. A
+    teacher weight kept in the product dtype saves its conversion at every call.
+
+    Raises ValueError for a temperature, chunk size or `ce_rows` out of range.
     """
     if not (temperature > 0 and chunk_size > 0 and ce_rows in ("all", "masked")):
         raise ValueError("temperature and chunk_size must be positive, ce_rows 'all' or 'masked'")
@@ -282,10 +289,9 @@ def fused_triple_loss(
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else student_transformed.dtype
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        masked = labels != IGNORE
         # Masked rows first: a term on masked rows then runs over slices, not over index lists.
-        rows = torch.argsort(masked, descending=True, stable=True)
-        masked_rows = rows[: int(masked.sum())]
+        rows = (labels == IGNORE).byte().argsort(stable=True)
+        masked_rows = rows[: int((labels != IGNORE).sum())]
         if not ce_scale or ce_rows == "masked":
             rows = masked_rows
 

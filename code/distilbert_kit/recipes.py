@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import UserError
 from .paths import RECIPES, RESULTS
@@ -37,12 +44,59 @@ class FinetuneSettings(TrainSettings):
     max_length: int = Field(512, ge=8, le=512)
 
 
+class MaskedLMSettings(TrainSettings):
+    checkpoint_every: int = Field(200, gt=0, description="updates")
+
+
+class CorpusSettings(Strict):
+    """Text for masked-LM training and distillation, and how it is masked."""
+
+    source: list[str] = Field(min_length=1, description="as prepare_corpus.py --source")
+    limit_tokens: int | None = Field(None, gt=0)
+    validation_fraction: float = Field(0.01, gt=0, lt=1)
+    mask_probability: float = Field(0.15, gt=0, lt=1)
+    mask_smoothing: float = Field(0.7, ge=0, description="0: all tokens alike")
+    seed: int = 56
+
+
+class LossWeights(Strict):
+    """The triple loss; the defaults are the paper's (transformers#2013)."""
+
+    ce: float = Field(5.0, ge=0)
+    mlm: float = Field(2.0, ge=0)
+    cos: float = Field(1.0, ge=0)
+    temperature: float = Field(2.0, gt=0)
+    ce_rows: Literal["all", "masked"] = "all"
+
+
 class Extract(Strict):
-    """A student cut from the layers of a teacher, not trained."""
+    """A student cut from the layers of a teacher, not trained; or of that shape, drawn anew."""
 
     teacher: str
-    layers: list[int]
+    layers: list[int] = Field(min_length=1)
     vocabulary_transform: bool = True
+    random: bool = False
+
+
+class Pretrain(Strict):
+    """Masked-LM training from another model (`start`) or from scratch (`shape`, a preset)."""
+
+    start: str | None = None
+    shape: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Pretrain":
+        if (self.start is None) == (self.shape is None):
+            raise ValueError("give exactly one of start, shape")
+        return self
+
+
+class Distill(Strict):
+    """Distillation of a student, itself a model of the recipe, from a teacher."""
+
+    teacher: str
+    student: str
+    loss: LossWeights = LossWeights()
 
 
 class ModelSpec(Strict):
@@ -51,17 +105,22 @@ class ModelSpec(Strict):
     label: str
     weights: str | None = None
     extract: Extract | None = None
+    pretrain: Pretrain | None = None
+    distill: Distill | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSpec":
-        if (self.weights is None) == (self.extract is None):
-            raise ValueError("give exactly one of weights, extract")
+        origins = ("weights", "extract", "pretrain", "distill")
+        if sum(getattr(self, origin) is not None for origin in origins) != 1:
+            raise ValueError(f"give exactly one of {', '.join(origins)}")
         return self
 
     @property
-    def parent(self) -> str | None:
-        """The model of the recipe that this one is made from."""
-        return self.extract.teacher if self.extract else None
+    def parents(self) -> list[str]:
+        """The models of the recipe that this one is made from."""
+        spec = self.extract or self.pretrain or self.distill
+        fields = ("teacher", "student", "start")
+        return [name for field in fields if (name := getattr(spec, field, None))]
 
 
 class SpeedSettings(Strict):
@@ -92,10 +151,14 @@ class Recipe(Strict):
     teacher: str
     student: str
     tasks: list[str]
+    corpus: CorpusSettings | None = None
+    pretrain: MaskedLMSettings | None = None
+    distill: MaskedLMSettings | None = None
     finetune: FinetuneSettings
     finetune_tasks: dict[str, dict] = {}
     speed: SpeedSettings
     training_speed: TrainingSpeedSettings | None = None
+    _file: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Recipe":
@@ -105,8 +168,12 @@ class Recipe(Strict):
             if name not in self.models:
                 raise ValueError(f"{name!r} is not among the models")
         for name, spec in self.models.items():
-            if spec.parent is not None and spec.parent not in self.models:
-                raise ValueError(f"models.{name}: parent {spec.parent!r} is not among the models")
+            for parent in spec.parents:
+                if parent not in self.models:
+                    raise ValueError(f"models.{name}: {parent!r} is not among the models")
+            for stage in ("pretrain", "distill"):
+                if getattr(spec, stage) and not (self.corpus and getattr(self, stage)):
+                    raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
         for task in self.finetune_tasks:
             self.finetune_for(task)
         return self
@@ -114,6 +181,11 @@ class Recipe(Strict):
     def finetune_for(self, task: str) -> FinetuneSettings:
         """Fine-tuning settings of a task: the common ones with the task's own on top."""
         return FinetuneSettings(**self.finetune.model_dump() | self.finetune_tasks.get(task, {}))
+
+    @property
+    def argument(self) -> str:
+        """What a script is given as --recipe: the name, or the file of a recipe from elsewhere."""
+        return self.name if self._file.parent == RECIPES else str(self._file.resolve())
 
     @property
     def folder(self) -> Path:
@@ -126,8 +198,9 @@ def _explain(error: ValidationError, where: str) -> UserError:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return UserError(f"{where}: {key or 'recipe'}: {first['msg']}")
-    known = [name for model in (Recipe, *Strict.__subclasses__()) for name in model.model_fields]
-    close = difflib.get_close_matches(str(first["loc"][-1]), known + list(TrainSettings.model_fields), n=1)
+    models = [Recipe, *Strict.__subclasses__()]
+    known = [name for model in models for name in model.model_fields]
+    close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "remove it"
     return UserError(f"{where}: unknown key {key!r}; {hint}")
 
@@ -142,7 +215,9 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
         raise UserError(f"{path.name}: no such recipe; choose from {', '.join(names)}")
     try:
         content = yaml.safe_load(path.read_text())
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
+        recipe._file = path
+        return recipe
     except yaml.YAMLError as error:
         raise UserError(f"{path.name}: not YAML ({error})") from None
     except ValidationError as error:

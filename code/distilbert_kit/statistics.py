@@ -167,12 +167,14 @@ def retention_interval(
     aggregate: Callable[..., ArrayLike] = np.mean,
     level: float = 0.95,
 ) -> dict:
-    """Retention with seeds and examples as sources of error -> {"estimate", "low", "high", "seeds"}.
+    """Retention with an interval over seeds and examples.
 
-    `runs`: {task: [(teacher's predictions [N], student's predictions [N], references [N]) per
-    seed]}; `score_fns`: one function (see `bootstrap_interval`) or one per task; `aggregate`:
-    np.mean, or np.median as in the paper, over a task's seeds. "seeds" is {task: number of seeds}:
-    with one seed the interval covers the examples alone, and with few it is somewhat too narrow.
+    Returns {"estimate", "low", "high", "seeds"}.
+    `runs`: {task: [(teacher's predictions [N], student's predictions [N], references [N]), …]},
+    one entry per seed, whose teacher and student are drawn together; `score_fns`: one function (see
+    `bootstrap_interval`) or one per task; `aggregate`: np.mean, or np.median as in the paper, over
+    a task's seeds. "seeds" is {task: number of seeds}: with one seed the interval covers the
+    examples alone, and with few it is somewhat too narrow.
 
     All seeds of a task are tested on the same examples, so seeds and examples are crossed: each
     resample draws seeds, and one set of examples for all of them (the pigeonhole bootstrap, Owen

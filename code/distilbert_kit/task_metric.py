@@ -8,6 +8,7 @@ The second argument is a task's name; the result holds that task's metrics.
 
 import datasets
 import evaluate
+
 from distilbert_kit.metrics import compute_metrics
 from distilbert_kit.tasks import get_task
 

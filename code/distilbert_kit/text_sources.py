@@ -12,6 +12,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from .errors import UserError
+from .paths import DATA
 from .shards import file_sha256
 
 # The embedded corpus: documentation of libraries that the requirements pin.
@@ -30,7 +31,7 @@ class Source:
 def open_source(spec: str, text_column: str = "text", encoding_errors: str = "strict") -> Source:
     """The source that `spec` names.
 
-    `lines:FILE` (a document a line, as the original's dump.txt), `parquet:FILE-OR-PATTERN`,
+    `data:DATASET/SPLIT` (of data/sources.yaml), `lines:FILE` (a document a line, as the original's dump.txt), `parquet:FILE-OR-PATTERN`,
     `hub:DATASET[:CONFIG]` (split train, streamed) or `docs` (docstrings of the installed
     libraries). Raises UserError for anything that is not there; so does reading, for a line that
     is not UTF-8 unless `encoding_errors` is "replace".
@@ -38,11 +39,17 @@ def open_source(spec: str, text_column: str = "text", encoding_errors: str = "st
     kind, _, rest = spec.partition(":")
     if kind == "docs" and not rest:
         return _docs_source()
+    if kind == "data" and rest:
+        kind, path = "parquet", DATA / f"{rest}.parquet"
+        if not path.is_file():
+            dataset = rest.rpartition("/")[0]
+            raise UserError(f"{path}: missing; run `make data DATASET={dataset}` or set DATA_DIR")
+        rest = str(path)
     if kind == "hub" and rest:
         return _hub_source(*rest.partition(":")[::2], text_column)
     if kind not in ("lines", "parquet") or not rest:
         raise UserError(
-            f"source {spec!r}: use docs, lines:FILE, parquet:FILE or hub:DATASET[:CONFIG]"
+            f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or hub:DATASET[:CONFIG]"
         )
     paths = [Path(rest)]
     if kind == "parquet" and not paths[0].is_file():

@@ -31,7 +31,7 @@ from .data import Batch
 from .errors import NonFiniteLoss, UserError
 from .losses import classification_loss_sum
 from .recipes import TrainSettings
-from .records import content_key, write_atomically
+from .records import Draft, content_key, write_atomically
 from .weights import read_safetensors, replacing_folder
 
 Sums = dict[str, Tensor]
@@ -93,6 +93,20 @@ class TrainingResult:
     tokens: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def describe(self, draft: Draft) -> None:
+        """Put what was done, and how fast, into the draft of a record."""
+        draft.metrics |= {
+            "train_examples": self.examples,
+            "train_tokens": self.tokens,
+            "updates": self.updates,
+            "history": self.history,
+        }
+        draft.extra |= {
+            "train_seconds": round(self.seconds, 2),
+            "train_examples_per_second": round(self.examples / self.seconds, 1),
+            "train_tokens_per_second": round(self.tokens / self.seconds, 1),
+        }
 
 
 def create_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

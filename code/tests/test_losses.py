@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distilbert_kit.config import create_model_config
 from distilbert_kit.losses import (
     classification_loss_sum,
     compute_classification_loss,
@@ -19,6 +20,7 @@ from distilbert_kit.losses import (
     span_loss,
     triple_loss_plain,
 )
+from distilbert_kit.model import DistilBERTForMaskedLM
 
 VOCABULARY, TEMPERATURE = 37, 2.0
 NAMES = ("transformed", "weight", "bias")
@@ -217,6 +219,30 @@ def test_second_backward_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()
+
+
+def test_every_parameter_of_a_model_with_tied_embeddings_gets_the_plain_gradient():
+    config = create_model_config("tiny")
+    student, teacher = DistilBERTForMaskedLM(config).eval(), DistilBERTForMaskedLM(config).eval()
+    ids = torch.randint(5, config.vocab_size, (3, 10))
+    real = torch.arange(10) < torch.tensor([[10], [4], [7]])
+    labels = ids.masked_fill(~real, -100)
+    labels[:, ::2] = -100
+    decoders, rows = [], []
+    for model in (student, teacher):
+        rows.append(model.encoder(ids, real).last_hidden_state[real])
+        decoders.append((model.head(rows[-1]), model.decoder_weight, model.decoder_bias))
+    taught = [x.detach() for x in decoders[1]]
+    ours, _ = fused(decoders[0], taught, labels[real], 5 / 21, 2 / 9)
+    logits = [F.linear(x, weight, bias) for x, weight, bias in (decoders[0], taught)]
+    scales = (5 / 21, 2 / 9, 0.0)
+    expected, _ = triple_loss_plain(*logits, *rows, labels[real], TEMPERATURE, *scales)
+    parameters = [x for x in student.parameters() if x.requires_grad]
+    kept = torch.autograd.grad(expected, parameters, retain_graph=True, materialize_grads=True)
+    ours.backward()
+    for parameter, gradient in zip(parameters, kept):
+        found = torch.zeros_like(gradient) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
 
 
 class LargestTensor(TorchDispatchMode):

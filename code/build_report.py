@@ -1,0 +1,69 @@
+"""Set report and poster of a recipe from its tables and figures, and record what they rest on.
+
+    python code/build_report.py --recipe quick
+
+Writes report/report-<recipe>.pdf and poster/poster-<recipe>.pdf. The record that it writes last
+tells the experiment graph that both were built from exactly the present files.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import typst
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.experiment import publication_key, publication_record
+from distilbert_kit.paths import ROOT
+from distilbert_kit.recipes import Recipe, load_recipe
+from distilbert_kit.records import recording, write_atomically
+
+
+def typeset(document: str, recipe: Recipe) -> bytes:
+    """The PDF of "report" or "poster". UserError if a table or figure is missing.
+
+    Typst reads nothing above its root, so the root is the folder that holds both the project and
+    the results, which RESULTS_DIR may have put elsewhere.
+    """
+    root = Path(os.path.commonpath([ROOT, recipe.folder]))
+    results = "/" + recipe.folder.relative_to(root).as_posix()
+    try:
+        return typst.compile(
+            ROOT / document / f"{document}.typ",
+            root=root,
+            sys_inputs={"recipe": recipe.name, "results": results},
+            ignore_system_fonts=True,  # the bundled fonts: the same pages everywhere
+        )
+    except typst.TypstError as error:
+        if "not found" in str(error):
+            raise UserError(
+                f"{document}: {error}; run `make notebooks RECIPE={recipe.name}`"
+            ) from None
+        raise
+
+
+@entry_point
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    recipe = load_recipe(parser.parse_args().recipe)
+    with recording(
+        publication_record(recipe),
+        stage="report",
+        cell={"recipe": recipe.name},
+        scale=recipe.scale,
+        recipe=recipe.name,
+        settings={},
+        key=publication_key(recipe),
+    ) as draft:
+        for document in ("report", "poster"):
+            target = ROOT / document / f"{document}-{recipe.name}.pdf"
+            content = typeset(document, recipe)
+            write_atomically(target, content)
+            draft.metrics[document] = {"file": target.relative_to(ROOT).as_posix()}
+            print(f"{draft.metrics[document]['file']}: {len(content) / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""From the records of a recipe to the figures that claims and notebooks use.
+
+Scores are fractions here (0.91), as in the records; the report prints percent. Where several seeds
+fine-tuned a model, their predictions on the same examples are the columns of an array [N, S], and
+a score is the mean over the seeds.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from . import statistics
+from .experiment import benchmark_cell, evidence_cells, finetune_cell
+from .metrics import score_function
+from .recipes import Recipe
+from .records import Record, read_record
+from .tasks import Task, get_task
+
+
+def present_records(recipe: Recipe) -> dict[str, Record]:
+    """The records that are there, by "stage/cell"."""
+    cells = evidence_cells(recipe)
+    return {f"{c.stage}/{c.name}": read_record(c.record) for c in cells if c.record.exists()}
+
+
+def failed_records(recipe: Recipe) -> dict[str, Record]:
+    """The records of runs that crashed or were stopped, by "stage/cell-time"."""
+    paths = sorted(recipe.folder.glob("*/failed/*.json"))
+    return {f"{path.parts[-3]}/{path.stem}": read_record(path) for path in paths}
+
+
+def benchmark_record(recipe: Recipe, stage: str) -> Record | None:
+    """The record of a benchmark stage, None if it is not there."""
+    path = benchmark_cell(recipe, stage).record
+    return read_record(path) if path.exists() else None
+
+
+def encoder_parameters(size: dict) -> int:
+    """Parameters of the encoder with BERT's pooler, without a task's head: what the paper counts."""
+    layers = size["layers"] * size["parameters_per_layer"]
+    return size["parameters_embeddings"] + layers + size["parameters_pooler"]
+
+
+def seed_predictions(
+    recipe: Recipe, model: str, task: str, split: str, seeds: list[int]
+) -> pd.DataFrame:
+    """Columns reference, phenomenon (where the data have it) and one of predictions per seed."""
+    columns = {}
+    for seed in seeds:
+        frame = pd.read_parquet(finetune_cell(recipe, model, task, seed).predictions(split))
+        columns[seed] = frame["prediction"]
+    tags = [name for name in ("reference", "phenomenon") if name in frame]
+    return pd.concat([frame[tags], pd.DataFrame(columns)], axis=1)
+
+
+def recorded_seeds(recipe: Recipe, model: str, task: str) -> list[int]:
+    """Seeds whose record and predictions are there."""
+
+    def present(seed: int) -> bool:
+        cell = finetune_cell(recipe, model, task, seed)
+        return cell.record.exists() and all(path.exists() for path in cell.outputs)
+
+    return [seed for seed in recipe.seeds if present(seed)]
+
+
+def mean_over_seeds(metric: str, task: Task) -> Callable[..., np.ndarray | float]:
+    """The metric as a function of predictions [..., N, S] and references [..., N].
+
+    The mean over the S seeds, on the same examples for all of them, for the bootstrap.
+    """
+    score = score_function(metric, task.num_labels)
+
+    def mean(predictions: np.ndarray, references: np.ndarray, **axis: int) -> np.ndarray:
+        columns = np.moveaxis(predictions, -1, 0)
+        return np.mean([score(column, references, **axis) for column in columns], axis=0)
+
+    if "axis" not in inspect.signature(score).parameters:
+        return lambda predictions, references: mean(predictions, references)
+    return lambda predictions, references, axis=-1: mean(predictions, references, axis=axis)
+
+
+def score_rows(recipe: Recipe) -> list[dict]:
+    """One row per model, task, split and metric: spread over seeds, interval over examples."""
+    rows = []
+    for task in map(get_task, recipe.tasks):
+        for model in recipe.models:
+            seeds = recorded_seeds(recipe, model, task.name)
+            if not seeds:
+                continue
+            records = [read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds]
+            for split in task.eval_splits:
+                frame = seed_predictions(recipe, model, task.name, split, seeds)
+                for metric in task.metrics:
+                    interval = statistics.bootstrap_interval(
+                        mean_over_seeds(metric, task), frame[seeds].to_numpy(), frame["reference"]
+                    )
+                    values = [record.metrics[split][metric] for record in records]
+                    rows.append(
+                        {
+                            "model": model,
+                            "label": recipe.models[model].label,
+                            "task": task.name,
+                            "split": split,
+                            "metric": metric,
+                            "primary": metric == task.primary,
+                            "examples": len(frame),
+                            "values": values,
+                            "over_seeds": statistics.summarise(values),
+                            "over_examples": interval,
+                        }
+                    )
+    return rows
+
+
+def compare(recipe: Recipe, model: str, reference: str, task_name: str) -> list[dict]:
+    """Paired comparison of two models on a task, one row per split; empty without records.
+
+    `gap` is reference minus model of the task's primary metric with its paired bootstrap interval
+    over examples and Student's over seeds; `retention` is model over reference; McNemar's exact
+    test stands beside it for every seed that both share (classification only).
+    """
+    task, rows = get_task(task_name), []
+    both = [set(recorded_seeds(recipe, name, task.name)) for name in (model, reference)]
+    if not (seeds := sorted(both[0] & both[1])):
+        return []
+    for split in task.eval_splits:
+        ours, theirs = (
+            seed_predictions(recipe, name, task.name, split, seeds) for name in (model, reference)
+        )
+        truth = ours["reference"].to_numpy()
+        score = mean_over_seeds(task.primary, task)
+        per_seed = [
+            float(score(theirs[[s]].to_numpy(), truth) - score(ours[[s]].to_numpy(), truth))
+            for s in seeds
+        ]
+        tests = []
+        if not task.is_regression:
+            for s in seeds:
+                hits = (frame[s].to_numpy() == truth for frame in (theirs, ours))
+                tests.append({"seed": s, **statistics.mcnemar(*hits)})
+        gap = statistics.paired_bootstrap(
+            score, theirs[seeds].to_numpy(), ours[seeds].to_numpy(), truth
+        )
+        rows.append(
+            {
+                "model": model,
+                "reference": reference,
+                "task": task.name,
+                "split": split,
+                "metric": task.primary,
+                "seeds": seeds,
+                "gap": gap,
+                "gap_over_seeds": statistics.summarise(per_seed),
+                "retention": retention_interval(recipe, model, reference, [task.name], split),
+                "mcnemar": tests,
+            }
+        )
+    return rows
+
+
+def retention_interval(
+    recipe: Recipe, model: str, reference: str, tasks: list[str], split: str | None = None
+) -> dict:
+    """`statistics.retention_interval` of a model against another over tasks (first split)."""
+    runs, scores = {}, {}
+    for task in map(get_task, tasks):
+        where = split or task.eval_splits[0]
+        both = [set(recorded_seeds(recipe, name, task.name)) for name in (reference, model)]
+        seeds = sorted(both[0] & both[1])
+        pair = [
+            seed_predictions(recipe, name, task.name, where, seeds) if seeds else None
+            for name in (reference, model)
+        ]
+        runs[task.name] = [(pair[0][s], pair[1][s], pair[0]["reference"]) for s in seeds]
+        scores[task.name] = score_function(task.primary, task.num_labels)
+    return statistics.retention_interval(runs, scores)
+
+
+def size_rows(record: Record) -> list[dict]:
+    """Parameters by part and bytes of the paper's two models, from the record of size_speed."""
+    rows = []
+    for model in ("bert", "distilbert"):
+        size = record.metrics["size"][f"{model}/ours"]
+        rows.append(
+            {
+                "model": model,
+                "parameters": encoder_parameters(size),
+                "embeddings": size["parameters_embeddings"],
+                "layers": size["layers"] * size["parameters_per_layer"],
+                "pooler": size["parameters_pooler"],
+                "number_of_layers": size["layers"],
+                "with_classifier": size["parameters"],
+                "bytes_fp32": size["bytes_fp32"],
+                "bytes_fp16": size["bytes_fp16"],
+            }
+        )
+    return rows
+
+
+def thread_settings(record: Record) -> dict[int, dict]:
+    """What a benchmark measured, by number of threads."""
+    names = [name for name in record.measured.extra if name.startswith("threads_")]
+    return {int(name.removeprefix("threads_")): record.measured.extra[name] for name in names}
+
+
+def speed_rows(record: Record) -> list[dict]:
+    """The paper's Table 3 for each number of threads and implementation.
+
+    `outside_layers` is the share of DistilBERT's pass spent outside its layers, if a layer and the
+    rest cost the same in both models: with x for the six layers and o for the rest, the ratio is
+    (2x + o) / (x + o), so that o / (x + o) = 2 - ratio.
+    """
+    rows = []
+    for threads, measured in thread_settings(record).items():
+        for maker, found in measured["bert_over_distilbert"].items():
+            seconds = {
+                model: measured["median_pass_seconds"][f"{model}/{maker}"]
+                for model in ("bert", "distilbert")
+            }
+            rates = {
+                model: record.metrics["flops"][f"{model}/{maker}"] / seconds[model] / 1e9
+                for model in seconds
+            }
+            rows.append(
+                {
+                    "threads": threads,
+                    "maker": maker,
+                    "seconds": seconds,
+                    **{name: found[name] for name in ("ratio", "low", "high")},
+                    "less_time": 1 - 1 / found["ratio"],
+                    "flops_ratio": record.metrics["flops_ratio"][maker],
+                    "outside_layers": 2 - found["ratio"],
+                    "gflops_per_second": rates,
+                    "machine_gflops_per_second": measured["fp32_gflops"],
+                }
+            )
+    return rows
+
+
+def error_rows(recipe: Recipe) -> list[dict]:
+    """Error rates by phenomenon, where the data carry one, as means over the seeds.
+
+    The interval is Wilson's for the mean number of errors among the examples of the phenomenon.
+    """
+    rows = []
+    for task in map(get_task, recipe.tasks):
+        for model in recipe.models:
+            seeds = recorded_seeds(recipe, model, task.name)
+            for split in task.eval_splits if seeds else ():
+                frame = seed_predictions(recipe, model, task.name, split, seeds)
+                for phenomenon, group in frame.groupby("phenomenon") if "phenomenon" in frame else ():
+                    wrong = group[seeds].ne(group["reference"], axis=0).to_numpy().mean()
+                    interval = statistics.wilson_interval(round(wrong * len(group)), len(group))
+                    rows.append(
+                        {
+                            "model": model,
+                            "task": task.name,
+                            "split": split,
+                            "phenomenon": phenomenon,
+                            "examples": len(group),
+                            "error": float(wrong),
+                            "low": interval["low"],
+                            "high": interval["high"],
+                        }
+                    )
+    return rows
+
+
+def confusion_rows(recipe: Recipe) -> list[dict]:
+    """Confusion matrices (rows: reference), summed over the seeds."""
+    rows = []
+    for task in map(get_task, recipe.tasks):
+        for model in recipe.models if not task.is_regression else ():
+            seeds = recorded_seeds(recipe, model, task.name)
+            records = [read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds]
+            for split in task.eval_splits if seeds else ():
+                counts = np.sum([r.metrics[split]["confusion_matrix"] for r in records], axis=0)
+                rows.append(
+                    {
+                        "model": model,
+                        "label": recipe.models[model].label,
+                        "task": task.name,
+                        "split": split,
+                        "labels": list(task.labels),
+                        "seeds": len(seeds),
+                        "counts": counts.tolist(),
+                    }
+                )
+    return rows
+
+
+def provenance(recipe: Recipe) -> dict:
+    """Every record, failed runs, what is missing, data with hashes, machines, versions, compute."""
+    found, failed = present_records(recipe), failed_records(recipe)
+    cells = {f"{cell.stage}/{cell.name}": cell for cell in evidence_cells(recipe)}
+    everything = [*found.values(), *failed.values()]
+    data = {used.name: used.model_dump() for r in everything for used in r.data}
+    machines, versions = [], []
+    for record in everything:
+        machine = {k: v for k, v in record.measured.machine.items() if k != "threads"}
+        if machine not in machines:
+            machines.append(machine)
+        if record.measured.versions not in versions:
+            versions.append(record.measured.versions)
+    return {
+        "records": [
+            {
+                "name": name,
+                "key": record.key,
+                "scale": record.scale,
+                "current": cells[name].is_recorded(),
+                "wall_seconds": record.measured.wall_seconds,
+                "peak_memory_bytes": record.measured.peak_memory_bytes,
+                "finished": record.measured.finished,
+                "commit": record.measured.git_commit,
+                "dirty": record.measured.git_dirty,
+            }
+            for name, record in found.items()
+        ],
+        "missing": [name for name in cells if name not in found],
+        "failed": [
+            {"name": name, "error": record.error, "wall_seconds": record.measured.wall_seconds}
+            for name, record in failed.items()
+        ],
+        "wall_seconds": sum(record.measured.wall_seconds for record in found.values()),
+        "failed_wall_seconds": sum(record.measured.wall_seconds for record in failed.values()),
+        "data": sorted(data.values(), key=lambda used: used["name"]),
+        "machines": machines,
+        "versions": versions,
+    }

@@ -1,0 +1,58 @@
+"""Distil a student from a teacher with the triple loss of arXiv 1910.01108.
+
+    python code/distill.py --recipe quick --model distilled
+    torchrun --nproc-per-node 8 code/distill.py --recipe paper --model distilled
+
+A run that was killed goes on from its last checkpoint when the same command is given again.
+"""
+
+import argparse
+
+from distilbert_kit.distillation import train_on_corpus
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.experiment import checkpoint, corpus_cell, model_cell
+from distilbert_kit.model import DistilBERTForMaskedLM
+from distilbert_kit.recipes import load_recipe
+from distilbert_kit.records import recording
+from distilbert_kit.weights import get_tokenizer
+
+
+@entry_point
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--model", required=True, help="a model of the recipe with `distill`")
+    parser.add_argument("--teacher", help="another teacher: folder or hub name")
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe)
+    spec = recipe.models[arguments.model].distill if arguments.model in recipe.models else None
+    if spec is None:
+        raise UserError(f"recipe {recipe.name} has no model {arguments.model!r} to distil")
+    cell = model_cell(recipe, arguments.model)
+    with recording(cell.record, **cell.provenance) as draft:
+        read = DistilBERTForMaskedLM.from_pretrained
+        # A teacher without a trained head would teach noise.
+        teacher = read(arguments.teacher or checkpoint(recipe, spec.teacher), require_head=True)
+        student = read(checkpoint(recipe, spec.student))
+        result, losses = train_on_corpus(
+            student,
+            corpus_cell(recipe).folder,
+            recipe.corpus,
+            recipe.distill,
+            spec.loss,
+            seed=recipe.corpus.seed,
+            teacher=teacher,
+            checkpoints=cell.checkpoints,
+            description=cell.name,
+        )
+        result.describe(draft)
+        draft.metrics["validation"] = losses
+        student.save_pretrained(cell.folder, get_tokenizer())
+    cell.stamp_folder()
+    print(f"{cell.name}: validation {losses['before']} -> {losses['after']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Distillation end to end: the objective against a naive one, accumulation, processes, kill -9."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from distilbert_kit.config import create_model_config
+from distilbert_kit.corpus import open_source, prepare_corpus
+from distilbert_kit.data import LengthBatchSampler, create_dataloader
+from distilbert_kit.distillation import (
+    MASKED_LM,
+    check_pair,
+    open_corpus,
+    train_on_corpus,
+    triple_objective,
+)
+from distilbert_kit.errors import UserError
+from distilbert_kit.grammar import build_sentiment
+from distilbert_kit.model import DistilBERTForMaskedLM
+from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.recipes import CorpusSettings, LossWeights, MaskedLMSettings
+from distilbert_kit.training import train
+from distilbert_kit.weights import extract_student, get_tokenizer
+
+CORPUS = CorpusSettings(source=["docs"])
+
+
+def tiny_teacher() -> DistilBERTForMaskedLM:
+    torch.manual_seed(0)
+    config = create_model_config(
+        "bert-base-uncased",
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=4,
+        num_heads=2,
+        max_position_embeddings=64,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+    return DistilBERTForMaskedLM(config)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Sentences of the grammar, three to a line."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = [row["sentence"] for row in build_sentiment("train", 900)]
+    lines = [". ".join(rows[i : i + 3]) for i in range(0, len(rows), 3)]
+    (folder / "dump.txt").write_text("\n".join(lines))
+    prepare_corpus(
+        folder / "shards",
+        [open_source(f"lines:{folder / 'dump.txt'}")],
+        get_tokenizer(),
+        validation_fraction=0.1,
+    )
+    return folder / "shards"
+
+
+def settings(**changes) -> MaskedLMSettings:
+    values = {"epochs": 0.25, "learning_rate": 1e-3, "batch_size": 8, "precision": "fp32"}
+    return MaskedLMSettings(**values | changes)
+
+
+def batch_of(corpus):
+    dataset = open_corpus(corpus, "train", CORPUS)
+    loader = create_dataloader(dataset, LengthBatchSampler(dataset.lengths, 8, pool=1))
+    return dataset, dataset.mask(next(iter(loader)), torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        LossWeights(),
+        LossWeights(ce=0.0),
+        LossWeights(mlm=0.0, temperature=4.0),
+        LossWeights(cos=0.0),
+        LossWeights(ce_rows="masked"),
+    ],
+    ids=["triple", "without_ce", "without_mlm", "without_cos", "ce_on_masked"],
+)
+def test_objective_equals_the_textbook_on_whole_models(corpus, weights):
+    teacher = tiny_teacher()
+    student = extract_student(teacher, [0, 2])
+    dataset, batch = batch_of(corpus)
+    objective = triple_objective(dataset, weights, teacher)
+    denominators = {name: float(n) for name, n in objective.counts(batch).items()}
+    loss, _ = objective.loss(student, batch, denominators)
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in student.named_parameters()}
+    student.zero_grad()
+
+    real, masked = batch["attention_mask"].bool(), batch["labels"] != -100
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        taught = teacher(**inputs).logits
+        taught_hidden = teacher.encoder(**inputs).last_hidden_state
+    logits = student(**inputs).logits
+    hidden = student.encoder(**inputs).last_hidden_state
+    rows, t = (real if weights.ce_rows == "all" else masked), weights.temperature
+    ce = F.kl_div(
+        F.log_softmax(logits[rows] / t, -1), F.softmax(taught[rows] / t, -1), reduction="batchmean"
+    )
+    mlm = F.cross_entropy(logits[masked], batch["labels"][masked])
+    cos = 1 - F.cosine_similarity(hidden[real], taught_hidden[real], dim=-1).mean()
+    naive = weights.ce * t * t * ce + weights.mlm * mlm + weights.cos * cos
+    torch.testing.assert_close(loss, naive, rtol=1e-5, atol=1e-5)
+    naive.backward()
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def flat(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_accumulation_is_exact_in_tokens(corpus):
+    """Micro-batches of unequal token counts give the update of the joint batch, per term."""
+    teacher = tiny_teacher()
+    dataset, _ = batch_of(corpus)
+    results = []
+    for accumulation, size in ((1, 16), (2, 8)):
+        student = extract_student(teacher, [1, 3])
+        # the same sixteen sequences, masked alike: masks are drawn per micro-batch otherwise
+        objective = triple_objective(dataset, LossWeights(), teacher)
+        objective = type(objective)(objective.counts, objective.loss, every_fifth_masked)
+        sampler = LengthBatchSampler(dataset.lengths[:16], size)
+        train(
+            student,
+            create_dataloader(dataset, sampler),
+            objective,
+            settings(epochs=1, accumulation=accumulation, batch_size=size, max_grad_norm=1e9),
+            seed=0,
+        )
+        results.append(flat(student))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=0)
+
+
+def every_fifth_masked(batch, generator):
+    labels = torch.full_like(batch["input_ids"], -100)
+    chosen = (batch["input_ids"] % 5 == 0) & batch["attention_mask"].bool()
+    labels[chosen] = batch["input_ids"][chosen]
+    return batch | {"labels": labels}
+
+
+def test_distillation_improves_every_term_on_held_out_text(corpus):
+    teacher = tiny_teacher()
+    student = extract_student(teacher, [0, 2])
+    result, losses = train_on_corpus(
+        student, corpus, CORPUS, settings(epochs=1), LossWeights(), seed=0, teacher=teacher
+    )
+    assert set(losses["after"]) == {"ce", "mlm", "cos"}
+    assert losses["after"]["mlm"] < losses["before"]["mlm"]
+    assert result.tokens == int(open_corpus(corpus, "train", CORPUS).lengths.sum(dtype=int))
+
+
+def test_masked_lm_needs_no_teacher_and_the_others_do(corpus):
+    student = extract_student(tiny_teacher(), [0])
+    _, losses = train_on_corpus(student, corpus, CORPUS, settings(), MASKED_LM, seed=0)
+    assert list(losses["after"]) == ["mlm"]
+    with pytest.raises(UserError, match="need a teacher"):
+        triple_objective(batch_of(corpus)[0], LossWeights())
+
+
+def test_unlike_pairs_are_refused():
+    teacher = tiny_teacher()
+    narrow = DistilBERTForMaskedLM(create_model_config("tiny", hidden_size=8, num_heads=2))
+    with pytest.raises(UserError, match="L_cos needs equal widths"):
+        check_pair(teacher, narrow, LossWeights())
+    check_pair(teacher, narrow, LossWeights(cos=0.0))
+    other = DistilBERTForMaskedLM(create_model_config("tiny", vocab_size=99))
+    with pytest.raises(UserError, match="one vocabulary"):
+        check_pair(teacher, other, LossWeights())
+
+
+PROGRAM = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_distillation import *
+torch.set_num_threads(1)
+teacher = tiny_teacher()
+student = extract_student(teacher, [0, 2])
+train_on_corpus(student, Path({corpus!r}), CORPUS, settings(**{settings!r}), LossWeights(),
+    seed=3, teacher=teacher, checkpoints=Path({checkpoints!r}))
+if int(__import__("os").environ.get("RANK", 0)) == 0:
+    student.save_pretrained({out!r})
+"""
+
+
+def program(tmp_path, corpus, name, **changes):
+    text = PROGRAM.format(
+        tests=str(CODE / "tests"),
+        corpus=str(corpus),
+        settings={"checkpoint_every": 2, **changes},
+        checkpoints=str(tmp_path / f"{name}-checkpoint"),
+        out=str(tmp_path / name),
+    )
+    path = tmp_path / f"{name}.py"
+    path.write_text(text)
+    return path
+
+
+def weights_in(folder) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_killed_and_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, corpus):
+    whole = program(tmp_path, corpus, "whole", epochs=1)
+    subprocess.run([sys.executable, whole], check=True, capture_output=True)
+    killed = program(tmp_path, corpus, "killed", epochs=1)
+    state = tmp_path / "killed-checkpoint" / "position.json"
+    run = subprocess.Popen([sys.executable, killed], stderr=subprocess.DEVNULL)
+    while not state.exists() and run.poll() is None:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, killed], check=True, capture_output=True)
+    assert weights_in(tmp_path / "killed") == weights_in(tmp_path / "whole")
+
+
+def test_two_processes_equal_one(tmp_path, corpus):
+    """Two gloo processes with one micro-batch each, one process with two: the same update."""
+    from safetensors.torch import load_file
+
+    # an odd number of micro-batches, so that the last window leaves one process without
+    one = program(tmp_path, corpus, "one", accumulation=2, epochs=0.5)
+    two = program(tmp_path, corpus, "two", accumulation=1, epochs=0.5)
+    subprocess.run([sys.executable, one], check=True, capture_output=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*launch, "--master-port", "0", two], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_scripts_run_from_a_recipe(tmp_path):
+    """prepare -> pretrain -> extract -> distill by their command lines, on a tiny recipe."""
+    content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
+    tiny_teacher().save_pretrained(tmp_path / "source", get_tokenizer())
+    training = {"epochs": 0.02, "learning_rate": 1e-3, "batch_size": 8, "precision": "fp32"}
+    content |= {
+        "name": "tiny",
+        "corpus": {"source": ["docs"], "limit_tokens": 20000, "validation_fraction": 0.05},
+        "pretrain": training,
+        "distill": training,
+        "models": {
+            "source": {"label": "source", "weights": str(tmp_path / "source")},
+            "teacher": {"label": "teacher", "pretrain": {"start": "source"}},
+            "cut": {"label": "cut", "extract": {"teacher": "teacher", "layers": [0, 2]}},
+            "distilled": {"label": "d", "distill": {"teacher": "teacher", "student": "cut"}},
+        },
+        "teacher": "teacher",
+        "student": "distilled",
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    environment = os.environ | {"RESULTS_DIR": str(tmp_path / "results")}
+    for script, model in (
+        ("prepare_corpus.py", None),
+        ("pretrain.py", "teacher"),
+        ("extract_student.py", "cut"),
+        ("distill.py", "distilled"),
+    ):
+        command = [sys.executable, CODE / script, "--recipe", tmp_path / "tiny.yaml"]
+        command += ["--model", model] if model else []
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "results/tiny/models/distilled/model.safetensors").exists()
+    assert not (tmp_path / "results/tiny/checkpoints/distilled").exists()
+    wrong = subprocess.run(
+        [sys.executable, CODE / "distill.py", "--recipe", tmp_path / "tiny.yaml", "--model", "cut"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: recipe tiny has no model 'cut'")
