@@ -130,6 +130,11 @@ def judge(claim: Claim, finding: Finding, minimum_seeds: int) -> tuple[Verdict, 
     return "supported", "the whole interval is inside the supporting range"
 
 
+def grouped(number: int) -> str:
+    """Digits in groups of three, with narrow spaces that do not break."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
 def find_size(claim: Claim, recipe: Recipe) -> Finding:
     """Parameter counts of the paper's two encoders."""
     record = benchmark_record(recipe, "size_speed")
@@ -141,10 +146,10 @@ def find_size(claim: Claim, recipe: Recipe) -> Finding:
     }
     if claim.kind == "smaller":
         value = 1 - count["distilbert"] / count["bert"]
-        detail = f"{count['distilbert']:,} against {count['bert']:,} parameters"
+        detail = f"{grouped(count['distilbert'])} against {grouped(count['bert'])} parameters"
     else:
         value = count[claim.model] / 1e6
-        detail = f"{count[claim.model]:,} parameters"
+        detail = f"{grouped(count[claim.model])} parameters"
     return Finding(
         value=value,
         low=value,
@@ -292,6 +297,7 @@ def main() -> None:
         for row in ledger.deviations
         if recipe.name in row.recipes
     ]
+    (recipe.folder / "notebooks").mkdir(exist_ok=True)  # they run next; papermill makes no folder
     save_table(recipe, "claims", {**settings, "claims": rows, "deviations": deviations})
     for row in rows:
         print(f"{row['verdict']:14} {row['title']}: {row['reason']}")

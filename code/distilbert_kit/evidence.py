@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import statistics
-from .experiment import benchmark_cell, evidence_cells, finetune_cell
+from .experiment import evidence_cells, finetune_cell
 from .metrics import score_function
 from .recipes import Recipe
 from .records import Record, read_record
@@ -32,9 +32,8 @@ def failed_records(recipe: Recipe) -> dict[str, Record]:
 
 
 def benchmark_record(recipe: Recipe, stage: str) -> Record | None:
-    """The record of a benchmark stage, None if it is not there."""
-    path = benchmark_cell(recipe, stage).record
-    return read_record(path) if path.exists() else None
+    """The record of a benchmark stage, None if it is not there or not part of the recipe."""
+    return present_records(recipe).get(f"benchmark/{stage}")
 
 
 def encoder_parameters(size: dict) -> int:
@@ -65,20 +64,21 @@ def recorded_seeds(recipe: Recipe, model: str, task: str) -> list[int]:
     return [seed for seed in recipe.seeds if present(seed)]
 
 
-def mean_over_seeds(metric: str, task: Task) -> Callable[..., np.ndarray | float]:
-    """The metric as a function of predictions [..., N, S] and references [..., N].
+def mean_over_seeds(metric: str, task: Task) -> Callable[..., np.ndarray] | None:
+    """The metric as a function of predictions [..., N, S] and references [..., N], for bootstraps.
 
-    The mean over the S seeds, on the same examples for all of them, for the bootstrap.
+    The mean over the S seeds, on the same examples for all of them. None for precision and recall,
+    which have no vectorised form: a thousand calls of scikit-learn take seconds.
     """
     score = score_function(metric, task.num_labels)
-
-    def mean(predictions: np.ndarray, references: np.ndarray, **axis: int) -> np.ndarray:
-        columns = np.moveaxis(predictions, -1, 0)
-        return np.mean([score(column, references, **axis) for column in columns], axis=0)
-
     if "axis" not in inspect.signature(score).parameters:
-        return lambda predictions, references: mean(predictions, references)
-    return lambda predictions, references, axis=-1: mean(predictions, references, axis=axis)
+        return None
+
+    def mean(predictions: np.ndarray, references: np.ndarray, axis: int = -1) -> np.ndarray:
+        columns = np.moveaxis(predictions, -1, 0)
+        return np.mean([score(column, references, axis=axis) for column in columns], axis=0)
+
+    return mean
 
 
 def score_rows(recipe: Recipe) -> list[dict]:
@@ -89,12 +89,15 @@ def score_rows(recipe: Recipe) -> list[dict]:
             seeds = recorded_seeds(recipe, model, task.name)
             if not seeds:
                 continue
-            records = [read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds]
+            records = [
+                read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds
+            ]
             for split in task.eval_splits:
                 frame = seed_predictions(recipe, model, task.name, split, seeds)
                 for metric in task.metrics:
-                    interval = statistics.bootstrap_interval(
-                        mean_over_seeds(metric, task), frame[seeds].to_numpy(), frame["reference"]
+                    score, predicted = mean_over_seeds(metric, task), frame[seeds].to_numpy()
+                    interval = score and statistics.bootstrap_interval(
+                        score, predicted, frame["reference"]
                     )
                     values = [record.metrics[split][metric] for record in records]
                     rows.append(
@@ -250,7 +253,9 @@ def error_rows(recipe: Recipe) -> list[dict]:
             seeds = recorded_seeds(recipe, model, task.name)
             for split in task.eval_splits if seeds else ():
                 frame = seed_predictions(recipe, model, task.name, split, seeds)
-                for phenomenon, group in frame.groupby("phenomenon") if "phenomenon" in frame else ():
+                for phenomenon, group in (
+                    frame.groupby("phenomenon") if "phenomenon" in frame else ()
+                ):
                     wrong = group[seeds].ne(group["reference"], axis=0).to_numpy().mean()
                     interval = statistics.wilson_interval(round(wrong * len(group)), len(group))
                     rows.append(
@@ -274,7 +279,9 @@ def confusion_rows(recipe: Recipe) -> list[dict]:
     for task in map(get_task, recipe.tasks):
         for model in recipe.models if not task.is_regression else ():
             seeds = recorded_seeds(recipe, model, task.name)
-            records = [read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds]
+            records = [
+                read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds
+            ]
             for split in task.eval_splits if seeds else ():
                 counts = np.sum([r.metrics[split]["confusion_matrix"] for r in records], axis=0)
                 rows.append(

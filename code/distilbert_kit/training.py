@@ -136,10 +136,11 @@ def learning_rate_factor(update: int, total: int, warmup: int) -> float:
 
 def _windows(
     loader: DataLoader, settings: TrainSettings, accelerator: Accelerator, start: int, total: int
-) -> Iterator[list[tuple[int, Batch]]]:
-    """The micro-batches of each update for this process, numbered over the whole run.
+) -> Iterator[tuple[list[tuple[int, Batch]], float]]:
+    """The micro-batches of each update for this process, numbered over the whole run, and a share.
 
-    Batch i of an update goes to process i modulo the number of processes.
+    Batch i of an update goes to process i modulo the number of processes. A process for which the
+    last update of an epoch leaves none computes the first one again, with share 0 instead of 1.
     """
     sampler, world = loader.batch_sampler, accelerator.num_processes
     per_update = settings.accumulation * world
@@ -151,18 +152,16 @@ def _windows(
             if update == total:
                 return
             if update >= start:
-                mine = range(
-                    first + accelerator.process_index,
-                    min(first + per_update, len(plan)),
-                    world,
-                )
-                yield [
+                end = min(first + per_update, len(plan))
+                mine = range(first + accelerator.process_index, end, world)
+                window = [
                     (
                         epoch * len(plan) + index,
                         loader.collate_fn([loader.dataset[i] for i in plan[index]]),
                     )
-                    for index in mine
+                    for index in mine or [first]
                 ]
+                yield window, float(len(mine) > 0)
             update += 1
 
 
@@ -223,8 +222,10 @@ def train(
         mininterval=1,
     )
     started, recent = time.perf_counter() - result.seconds, {}
-    for window in _windows(loader, settings, accelerator, result.updates, total):
-        terms = _update(step, window, objective, optimizer, accelerator, settings, seed, result)
+    for window, share in _windows(loader, settings, accelerator, result.updates, total):
+        terms = _update(
+            step, window, share, objective, optimizer, accelerator, settings, seed, result
+        )
         scheduler.step()
         result.updates += 1
         for name, value in terms.items():
@@ -234,8 +235,7 @@ def train(
         bar.update()
         if checkpoint_folder is not None and result.updates % checkpoint_every == 0:
             result.seconds = time.perf_counter() - started
-            if accelerator.is_main_process:
-                _save(checkpoint_folder, identity, step, optimizer, scheduler, result)
+            _save(checkpoint_folder, identity, step, optimizer, scheduler, result, accelerator)
     bar.close()
     result.seconds = time.perf_counter() - started
     model.eval()
@@ -245,6 +245,7 @@ def train(
 def _update(
     step: nn.Module,
     window: list[tuple[int, Batch]],
+    share: float,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
@@ -258,26 +259,31 @@ def _update(
         generator = torch.Generator().manual_seed(seed * 2**32 + number)
         batches.append(objective.prepare(batch, generator))
     counted = [objective.counts(batch) for batch in batches]
-    counts = {name: sum(c[name] for c in counted).to(device) for name in counted[0]}
-    examples = torch.tensor(sum(len(b["input_ids"]) for b in batches), device=device)
-    tokens = sum(b["attention_mask"].sum() for b in batches).to(device)
-    counts = {name: accelerator.reduce(count) for name, count in counts.items()}
+    totals = {name: share * sum(c[name] for c in counted) for name in counted[0]}
+    totals |= {
+        "examples": share * torch.tensor(sum(len(batch["input_ids"]) for batch in batches)),
+        "tokens": share * sum(batch["attention_mask"].sum() for batch in batches),
+    }
+    # One exchange for all counts; double precision counts tokens exactly.
+    stacked = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in totals.values()])
+    stacked = accelerator.reduce(stacked.to(device))
+    counts = dict(zip(totals, stacked.tolist(), strict=True))
+    result.examples += int(counts.pop("examples"))
+    result.tokens += int(counts.pop("tokens"))
     # Data-parallel wrappers average gradients over processes: undo it, the counts are global.
     denominators = {
-        name: max(float(count), 1.0) / accelerator.num_processes for name, count in counts.items()
+        name: max(count, 1.0) / accelerator.num_processes for name, count in counts.items()
     }
-    sums: Sums = {}
+    sums = dict.fromkeys(counts, torch.zeros((), device=device))
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         with _synchronised(accelerator, step, last):
             loss, parts = step(batch, denominators)
-            accelerator.backward(loss)
+            accelerator.backward(loss * share)
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0) + value.float()
-    means = {
-        name: accelerator.reduce(value) / counts[name].clamp(min=1) for name, value in sums.items()
-    }
+            sums[name] = sums[name] + share * value.float()
+    means = {name: accelerator.reduce(v) / max(counts[name], 1.0) for name, v in sums.items()}
     if not all(bool(torch.isfinite(value)) for value in means.values()):
         shown = ", ".join(f"{name} {float(value):g}" for name, value in means.items())
         raise NonFiniteLoss(
@@ -287,8 +293,6 @@ def _update(
     accelerator.clip_grad_norm_(step.parameters(), settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    result.examples += int(accelerator.reduce(examples))
-    result.tokens += int(accelerator.reduce(tokens))
     return means
 
 
@@ -317,9 +321,15 @@ def _save(
     optimizer: torch.optim.Optimizer,
     scheduler: LambdaLR,
     result: TrainingResult,
+    accelerator: Accelerator,
 ) -> None:
-    """Model, optimiser, scheduler, RNG and position, as one folder that appears whole."""
+    """Model, optimiser, scheduler, RNG and position, as one folder that appears whole.
+
+    All processes gather sharded state; the main one writes.
+    """
     model_state, optimizer_state = get_state_dict(step, optimizer, options=_FULL)
+    if not accelerator.is_main_process:
+        return
     tensors = {f"model/{name}": value for name, value in model_state.items()}
     for parameter, state in optimizer_state["state"].items():
         tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}

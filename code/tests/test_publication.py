@@ -1,16 +1,17 @@
 """From hand-made records to claims, notebooks, report and poster."""
 
 import json
-import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
+import matplotlib.pyplot as plt
 import pytest
 import yaml
-from distilbert_kit import evaluation, evidence, experiment, recipes
-from distilbert_kit.paths import CODE, NOTEBOOKS, PAPER, RECIPES
+from distilbert_kit import evaluation, evidence, experiment, figures, recipes
+from distilbert_kit.paths import CODE, NOTEBOOKS, RECIPES
 from distilbert_kit.recipes import load_recipe
 from distilbert_kit.records import recording
 from distilbert_kit.tasks import get_task
@@ -21,7 +22,7 @@ import build_report
 import claims
 
 RECIPE = yaml.safe_load((RECIPES / "quick.yaml").read_text()) | {
-    "name": "tiny recipe",
+    "name": "tiny",
     "seeds": [0, 1],
 }
 SIZES = {  # config.json of bert-base-uncased and distilbert-base-uncased, counted by hand
@@ -110,7 +111,11 @@ def fill_inference(draft, cell, rng):
         row["encoder"] = benchmark.median_ratio(times["d"], times["c"])
         by_length.append(row)
     draft.metrics = {"text": "length profile", "pairs": 60, "length_repeats": 9}
-    draft.metrics["padding"] = {"real_tokens": 900, "padded_8_tokens": 1300, "padded_32_tokens": 1600}
+    draft.metrics["padding"] = {
+        "real_tokens": 900,
+        "padded_8_tokens": 1300,
+        "padded_32_tokens": 1600,
+    }
     draft.extra = {f"threads_{n}": {"by_length": by_length} | RATES for n in (1, 2)}
     ratio = benchmark.median_ratio(np.array([2.0, 2.1, 2.2]), np.array([1.0, 1.1, 1.0]))
     draft.extra["file_order"] = {
@@ -145,3 +150,240 @@ def write_evidence(recipe):
     for cell in experiment.evidence_cells(recipe):
         with recording(cell.record, **cell.provenance) as draft:
             fill[cell.stage](draft, cell, rng)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty results folder, with a space in its name, for this process and its children."""
+    folder = tmp_path / "re sults"
+    monkeypatch.setattr(recipes, "RESULTS", folder)
+    monkeypatch.setenv("RESULTS_DIR", str(folder))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(CODE))
+    return folder
+
+
+def make_recipe(folder, **changes):
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | changes))
+    return load_recipe(path)
+
+
+@pytest.fixture
+def tiny(results, tmp_path):
+    recipe = make_recipe(tmp_path)
+    write_evidence(recipe)
+    return recipe
+
+
+def claim(**changes):
+    fixed = {"id": "c", "title": "t", "quote": "q", "where": "w", "metric": "m"}
+    fixed |= {"kind": "gap", "unit": "points", "expected": 10.0, "tolerance": 1.0}
+    return claims.Claim(**fixed | {"direction": "at least"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("direction", "low", "high", "verdict"),
+    [
+        ("at least", 9.0, 12.0, "supported"),  # the tolerance itself is inside
+        ("at least", 9.5, 99.0, "supported"),  # more than claimed is no fault
+        ("at least", 8.9, 12.0, "partly"),
+        ("at least", 2.0, 8.9, "not supported"),
+        ("at most", -5.0, 11.0, "supported"),
+        ("at most", 10.5, 11.5, "partly"),
+        ("at most", 11.1, 12.0, "not supported"),
+        ("about", 9.2, 10.8, "supported"),
+        ("about", 9.2, 11.2, "partly"),
+        ("about", 8.0, 12.0, "partly"),
+        ("about", 11.1, 12.0, "not supported"),
+        ("about", 7.0, 8.5, "not supported"),
+    ],
+)
+def test_verdict_follows_the_whole_interval(direction, low, high, verdict):
+    finding = claims.Finding(value=(low + high) / 2, low=low, high=high)
+    assert claims.judge(claim(direction=direction), finding, 3)[0] == verdict
+
+
+def test_too_few_seeds_and_untested():
+    inside = {"value": 10.0, "low": 9.9, "high": 10.1}
+    assert claims.judge(claim(), claims.Finding(**inside, seeds=3), 3)[0] == "supported"
+    assert claims.judge(claim(), claims.Finding(**inside, seeds=2), 3)[0] == "partly"
+    outside = claims.Finding(value=1.0, low=0.5, high=1.5, seeds=1)
+    assert claims.judge(claim(), outside, 3)[0] == "not supported"
+    # A value that is only an indication never decides.
+    untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
+    assert claims.judge(claim(), untested, 3) == ("not tested", "reduced scale")
+    assert claims.judge(claim(), claims.Finding(untested="no record"), 3)[0] == "not tested"
+
+
+def test_ledger_is_checked(tmp_path, monkeypatch):
+    assert len({c.id for c in claims.load_ledger().claims}) == len(claims.load_ledger().claims)
+    content = yaml.safe_load((RECIPES / "claims.yaml").read_text())
+    content["claims"][0]["tolerence"] = 1
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(claims, "RECIPES", tmp_path)
+    with pytest.raises(claims.UserError, match=r"claims\.0\.tolerence"):
+        claims.load_ledger()
+
+
+def test_size_and_speed_claims(tiny):
+    found = {row["id"]: row for row in claims.judge_all(tiny, claims.load_ledger())}
+    # 66,362,880 and 109,482,240: the encoders of the hub's two checkpoints.
+    assert found["smaller"]["value"] == pytest.approx(1 - 66_362_880 / 109_482_240)
+    assert found["parameters_distilbert"]["value"] == pytest.approx(66.362880)
+    assert found["parameters_bert"]["value"] == pytest.approx(109.482240)
+    assert found["smaller"]["verdict"] == "supported"
+    record = evidence.benchmark_record(tiny, "size_speed")
+    every = [
+        ratio
+        for name, measured in record.measured.extra.items()
+        if name.startswith("threads_")
+        for ratio in measured["bert_over_distilbert"].values()
+    ]
+    assert found["faster"]["low"] == min(ratio["low"] for ratio in every)
+    assert found["faster"]["scale"] == "paper size"
+
+
+def test_reduced_results_are_indications_only(tiny):
+    found = {row["id"]: row for row in claims.judge_all(tiny, claims.load_ledger())}
+    for name in ("glue", "sst2"):
+        assert found[name]["verdict"] == "not tested"
+        assert found[name]["scale"] == "embedded scale"
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        assert (
+            "embedded scale" in found[name]["reason"] and "not distilled" in found[name]["reason"]
+        )
+    for name in ("imdb", "distillation_helps", "loss_ce", "phone_speed"):
+        assert found[name]["verdict"] == "not tested" and found[name]["value"] is None
+
+
+def test_paper_scale_with_a_distilled_student_is_judged(results, tmp_path):
+    models = RECIPE["models"] | {"student": {"label": "distilled", "weights": "minilm"}}
+    recipe = make_recipe(
+        tmp_path, scale="paper", models=models, student="student", tasks=["sst2", "rte"]
+    )
+    write_evidence(recipe)
+    ledger = claims.load_ledger()
+    sst2 = next(c for c in ledger.claims if c.id == "sst2")
+    finding = claims.find(sst2, recipe)
+    assert not finding.untested and finding.scale == "paper scale" and finding.seeds == 2
+    rows = evidence.score_rows(recipe)
+    mean = {
+        row["model"]: row["over_seeds"]["mean"]
+        for row in rows
+        if row["task"] == "sst2" and row["primary"]
+    }
+    assert finding.value == pytest.approx(100 * (mean["teacher"] - mean["student"]))
+    glue = claims.find(next(c for c in ledger.claims if c.id == "glue"), recipe)
+    assert "7 of the claim's tasks" in glue.untested
+    control = claims.find(
+        claim(kind="retention", reference="undistilled", tasks=["sst2", "rte"]), recipe
+    )
+    assert not control.untested and control.low <= control.value <= control.high
+
+
+def test_missing_records_are_no_evidence(results, tmp_path):
+    recipe = make_recipe(tmp_path)
+    found = claims.judge_all(recipe, claims.load_ledger())
+    assert {row["verdict"] for row in found} == {"not tested"}
+    assert evidence.provenance(recipe)["missing"]
+    assert evidence.score_rows(recipe) == []
+
+
+def test_scores_agree_with_the_records(tiny):
+    rows = evidence.score_rows(tiny)
+    assert {(row["model"], row["metric"]) for row in rows} == {
+        (model, metric)
+        for model in tiny.models
+        for metric in ("accuracy", "precision", "recall", "f1")
+    }
+    for row in rows:
+        if row["metric"] in ("precision", "recall"):
+            continue
+        assert row["over_examples"]["estimate"] == pytest.approx(row["over_seeds"]["mean"])
+        assert row["over_examples"]["low"] <= row["over_examples"]["estimate"]
+    (pair,) = evidence.compare(tiny, "undistilled", "teacher", "sentiment")
+    for test, seed in zip(pair["mcnemar"], tiny.seeds):
+        accuracy = {
+            name: experiment.finetune_cell(tiny, name, "sentiment", seed).record
+            for name in ("teacher", "undistilled")
+        }
+        scores = {
+            name: json.loads(path.read_text())["metrics"]["validation"]["accuracy"]
+            for name, path in accuracy.items()
+        }
+        gap = (test["b"] - test["c"]) / 120
+        assert gap == pytest.approx(scores["teacher"] - scores["undistilled"])
+
+
+def test_errors_by_phenomenon_add_up(tiny):
+    rows = [row for row in evidence.error_rows(tiny) if row["model"] == "teacher"]
+    assert sum(row["examples"] for row in rows) == 120
+    wrong = sum(row["error"] * row["examples"] for row in rows)
+    (accuracy,) = [
+        row["over_seeds"]["mean"]
+        for row in evidence.score_rows(tiny)
+        if row["model"] == "teacher" and row["primary"]
+    ]
+    assert wrong / 120 == pytest.approx(1 - accuracy)
+    (matrix,) = [r["counts"] for r in evidence.confusion_rows(tiny) if r["model"] == "teacher"]
+    assert np.trace(matrix) / np.sum(matrix) == pytest.approx(accuracy)
+
+
+def test_figures_are_equal_byte_by_byte(tiny):
+    contents = []
+    for _ in range(2):
+        figures.use_style()
+        figure, axes = plt.subplots()
+        axes.plot([1, 2, 4], label="a line")
+        axes.legend()
+        figures.save_figure(figure, tiny, "line")
+        plt.close(figure)
+        contents.append((tiny.folder / "figures" / "line.svg").read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_table_refuses_nan(tiny):
+    with pytest.raises(ValueError, match="JSON"):
+        figures.save_table(tiny, "bad", {"score": float("nan")})
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_sources_are_stripped(path):
+    notebook = json.loads(path.read_text())
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+
+
+@pytest.mark.parametrize("document", ["report", "poster"])
+def test_nobody_types_a_measured_number(document):
+    text = (CODE.parent / document / f"{document}.typ").read_text()
+    typed = re.findall(r"(\d[\d.]*)\s*(?:\s%|points|seconds|GFLOP|MB|ms|×)", text)
+    assert set(typed) <= {"95", "97", "40", "60"}  # the level, and the question itself
+
+
+def test_report_without_tables_says_what_to_do(results, tmp_path):
+    with pytest.raises(build_report.UserError, match="make notebooks"):
+        build_report.typeset("report", make_recipe(tmp_path))
+
+
+def test_from_records_to_report_and_poster(results):
+    recipe = load_recipe("quick")
+    write_evidence(recipe)
+    commands = experiment.publication_commands(recipe)
+    commands.pop("report")  # would write the PDFs of the project
+    subprocess.run(commands.pop("claims")[1], check=True, capture_output=True)
+    running = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for _, command in commands.values()
+    ]
+    for process in running:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors[-2000:]
+    table = json.loads((recipe.folder / "tables" / "study.json").read_text())
+    assert table["scale"] == recipe.scale and not table["evidence"]["missing"]
+    for document in ("report", "poster"):
+        pdf = build_report.typeset(document, recipe)
+        assert pdf.startswith(b"%PDF") and pdf == build_report.typeset(document, recipe)

@@ -1,0 +1,96 @@
+"""The experiment graph run by Snakemake: stopped with kill -9, run again, run once more."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from distilbert_kit import experiment
+from distilbert_kit.config import create_model_config
+from distilbert_kit.model import DistilBERTForMaskedLM
+from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.recipes import load_recipe
+from distilbert_kit.weights import get_tokenizer
+
+
+@pytest.fixture
+def recipe_file(tmp_path) -> Path:
+    """The quick recipe with a tiny teacher and a single update, in a folder with a space."""
+    folder = tmp_path / "a folder"
+    torch.manual_seed(0)
+    shape = create_model_config(
+        "MiniLM-L6", hidden_size=16, intermediate_size=32, num_heads=2, max_position_embeddings=128
+    )
+    DistilBERTForMaskedLM(shape).save_pretrained(folder / "teacher", get_tokenizer())
+    content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
+    content |= {
+        "name": "tiny",
+        "models": {
+            "teacher": {"label": "t", "weights": str(folder / "teacher")},
+            "cut": {"label": "c", "extract": {"teacher": "teacher", "layers": [0, 2, 4]}},
+        },
+        "teacher": "teacher",
+        "student": "cut",
+        "finetune": content["finetune"] | {"epochs": 0.01},
+        "speed": {"pairs": 2, "passes": 1, "lengths": [16], "length_repeats": 1,
+                  "file_order_pairs": 2},
+    }
+    for key in ("corpus", "pretrain", "distill"):
+        content.pop(key, None)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def start(recipe_file: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", CODE / "Snakefile"]
+    command += ["--config", f"recipe={recipe_file}", "publish=False", "--cores", "all"]
+    command += ["--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock"]
+    command += ["--directory", recipe_file.parent]
+    environment = os.environ | {"RESULTS_DIR": str(recipe_file.parent / "results")}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def test_killed_graph_finishes_what_is_missing_and_then_does_nothing(recipe_file):
+    results = recipe_file.parent / "results" / "tiny"
+    process = start(recipe_file)
+    while not list(results.glob("*/*.json")) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.read_bytes() for path in results.glob("*/*.json")}
+    assert kept
+    finish(start(recipe_file))
+    for path, content in kept.items():
+        assert path.read_bytes() == content, f"{path.name} ran twice"
+    recipe = load_recipe(recipe_file)
+    cells = experiment.evidence_cells(recipe)
+    assert {results / cell.stage / f"{cell.name}.json" for cell in cells} == set(
+        results.glob("*/*.json")
+    )
+    assert "Nothing to be done" in finish(start(recipe_file))
+    # only the cell whose record is gone runs again, with the weights it needs
+    gone = results / "finetune" / "cut-sentiment-0.json"
+    others = {p: p.stat().st_mtime_ns for p in results.glob("*/*.json") if p != gone}
+    gone.unlink()
+    finish(start(recipe_file))
+    assert gone.exists()
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in others.items())
