@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import typst
+
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.experiment import publication_key, publication_record
 from distilbert_kit.paths import ROOT

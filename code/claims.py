@@ -25,11 +25,12 @@ import math
 from typing import Any, Literal
 
 import yaml
+from pydantic import Field, ValidationError
+
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.evidence import (
     benchmark_record,
     compare,
-    encoder_parameters,
     present_records,
     recorded_seeds,
     retention_interval,
@@ -38,7 +39,6 @@ from distilbert_kit.figures import save_table
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.recipes import Recipe, Strict, load_recipe
 from distilbert_kit.records import content_key, recording
-from pydantic import Field, ValidationError
 
 Verdict = Literal["supported", "partly", "not supported", "not tested"]
 LANGUAGE = ("retention", "gap")
@@ -59,8 +59,8 @@ class Claim(Strict):
     direction: Literal["about", "at least", "at most"]
     model: str = "student"
     reference: str = "teacher"
-    tasks: list[str] = []
-    stand_in: list[str] = []
+    tasks: tuple[str, ...] = ()
+    stand_in: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -94,7 +94,7 @@ class Finding(Strict):
     detail: str = ""
     seeds: int | None = None
     untested: str = ""
-    records: list[str] = []
+    records: tuple[str, ...] = ()
 
 
 def load_ledger() -> Ledger:
@@ -140,10 +140,8 @@ def find_size(claim: Claim, recipe: Recipe) -> Finding:
     record = benchmark_record(recipe, "size_speed")
     if record is None:
         return Finding(untested="no record of benchmark/size_speed")
-    count = {
-        name: encoder_parameters(record.metrics["size"][f"{name}/ours"])
-        for name in ("bert", "distilbert")
-    }
+    size = record.metrics["size"]
+    count = {name: size[f"{name}/ours"]["parameters"] for name in ("bert", "distilbert")}
     if claim.kind == "smaller":
         value = 1 - count["distilbert"] / count["bert"]
         detail = f"{grouped(count['distilbert'])} against {grouped(count['bert'])} parameters"

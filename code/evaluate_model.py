@@ -1,6 +1,7 @@
 """Evaluate a fine-tuned checkpoint (ours or transformers') on a task's dev set.
 
-    python code/evaluate_model.py --checkpoint results/quick/models/teacher-sentiment-0 --task sentiment
+    python code/evaluate_model.py --checkpoint results/quick/models/teacher-sentiment-0 \\
+        --task sentiment
     python code/evaluate_model.py --checkpoint some/hub-model --task sst2 --out evaluation.json
 
 Refuses a checkpoint whose classification head is missing or has another number of labels, and
@@ -11,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+
 from distilbert_kit.data import load_task_split
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.evaluation import predict_logits, save_predictions, score

@@ -1,7 +1,8 @@
 """Cut a student out of a teacher's layers, without training.
 
     python code/extract_student.py --recipe quick --model undistilled
-    python code/extract_student.py --teacher bert-base-uncased --layers released --count 6 --out student/
+    python code/extract_student.py --teacher bert-base-uncased --layers released --count 6 \\
+        --out student/
 
 Prints what is copied. Layer strategies: released (0, 2, 4, 7, 9, 11 of 12), even, first, last,
 random; or numbers such as 0,2,4.
@@ -11,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
+
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.experiment import checkpoint, model_cell
 from distilbert_kit.model import DistilBERTForMaskedLM, count_parameters

@@ -1,7 +1,7 @@
 """Fetch the data sets of a recipe from the hub into `data/`, checked against data/sources.yaml.
 
-    make data RECIPE=study              # all that the recipe needs
-    make data DATASET=glue/sst2         # one
+make data RECIPE=study              # all that the recipe needs
+make data DATASET=glue/sst2         # one
 """
 
 import argparse

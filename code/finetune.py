@@ -12,6 +12,7 @@ import argparse
 import time
 
 import torch
+
 from distilbert_kit.data import LengthBatchSampler, create_dataloader, load_task_split
 from distilbert_kit.errors import entry_point
 from distilbert_kit.evaluation import predict_logits, save_predictions, score

@@ -40,7 +40,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=["docs"],
         metavar="SOURCE",
-        help="docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE-OR-PATTERN, hub:DATASET[:CONFIG]; several are read "
+        help="docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE-OR-PATTERN, "
+        "hub:DATASET[:CONFIG]; several are read "
         "in turn (default: docs)",
     )
     add("--recipe", help="take sources, limits and folder from a recipe, and write the record")

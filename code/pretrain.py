@@ -8,6 +8,7 @@ A run that was killed goes on from its last checkpoint when the same command is 
 import argparse
 
 import torch
+
 from distilbert_kit.config import create_model_config
 from distilbert_kit.distillation import MASKED_LM, train_on_corpus
 from distilbert_kit.errors import UserError, entry_point

@@ -96,7 +96,7 @@ def validation_losses(
             batch = objective.prepare(batch, torch.Generator().manual_seed(number))
             batch = {name: value.to(device) for name, value in batch.items()}
             counts = objective.counts(batch)
-            _, sums = objective.loss(model, batch, {name: 1.0 for name in counts})
+            _, sums = objective.loss(model, batch, dict.fromkeys(counts, 1.0))
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
                 items[name] = items.get(name, 0.0) + float(counts[name])
@@ -137,9 +137,7 @@ def train_on_corpus(
         check_pair(teacher, model, weights)
         device = next(model.parameters()).device
         teacher = teacher.to(device)
-    held_out, dataset = (
-        open_corpus(corpus, split, masking) for split in ("validation", "train")
-    )
+    held_out, dataset = (open_corpus(corpus, split, masking) for split in ("validation", "train"))
     objective = triple_objective(dataset, weights, teacher)
     sampler = LengthBatchSampler(
         dataset.lengths, settings.batch_size, settings.batch_tokens, seed=seed

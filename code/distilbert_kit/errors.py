@@ -11,7 +11,7 @@ class UserError(Exception):
     """A problem the user can mend. The message is one line: what, where, what to do."""
 
 
-class NonFiniteLoss(Exception):
+class NonFiniteLossError(Exception):
     """The loss became NaN or infinite; the message names the step."""
 
 
@@ -35,7 +35,7 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except UserError as error:
             code, message = 2, str(error)
-        except NonFiniteLoss as error:
+        except NonFiniteLossError as error:
             code, message = 3, str(error)
         except OSError as error:
             if error.errno not in _DISK_ADVICE:

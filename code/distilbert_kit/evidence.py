@@ -36,12 +36,6 @@ def benchmark_record(recipe: Recipe, stage: str) -> Record | None:
     return present_records(recipe).get(f"benchmark/{stage}")
 
 
-def encoder_parameters(size: dict) -> int:
-    """Parameters of the encoder with BERT's pooler, without a task's head: what the paper counts."""
-    layers = size["layers"] * size["parameters_per_layer"]
-    return size["parameters_embeddings"] + layers + size["parameters_pooler"]
-
-
 def seed_predictions(
     recipe: Recipe, model: str, task: str, split: str, seeds: list[int]
 ) -> pd.DataFrame:
@@ -189,12 +183,11 @@ def size_rows(record: Record) -> list[dict]:
         rows.append(
             {
                 "model": model,
-                "parameters": encoder_parameters(size),
+                "parameters": size["parameters"],
                 "embeddings": size["parameters_embeddings"],
                 "layers": size["layers"] * size["parameters_per_layer"],
                 "pooler": size["parameters_pooler"],
                 "number_of_layers": size["layers"],
-                "with_classifier": size["parameters"],
                 "bytes_fp32": size["bytes_fp32"],
                 "bytes_fp16": size["bytes_fp16"],
             }

@@ -5,6 +5,7 @@ parents' keys and of its data. File times say nothing, git does not keep them. T
 light (no torch): the Snakefile imports it.
 """
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Cell:
 
     @property
     def record(self) -> Path:
+        """Where its record is."""
         return self.recipe.folder / self.stage / f"{self.name}.json"
 
     @property
@@ -223,11 +225,12 @@ def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]
     """What turns records into the report: name -> (names that come first, command)."""
     commands = {"claims": ([], _script("claims.py", recipe))}
     for notebook in _notebooks():
-        executed = recipe.folder / "notebooks" / notebook.name
-        papermill = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(ROOT)]
+        # Relative to the root, where the graph runs: the executed notebook keeps the path.
+        executed = os.path.relpath(recipe.folder / "notebooks" / notebook.name, ROOT)
+        papermill = [sys.executable, "-m", "papermill", "--no-progress-bar"]
         commands[notebook.stem] = (
             ["claims"],
-            [*papermill, "-p", "recipe", recipe.argument, str(notebook), str(executed)],
+            [*papermill, "-p", "recipe", recipe.argument, f"notebooks/{notebook.name}", executed],
         )
     commands["report"] = (list(commands), _script("build_report.py", recipe))
     return commands
@@ -239,10 +242,12 @@ def publication_key(recipe: Recipe) -> str:
         *(cell.record for cell in evidence_cells(recipe)),
         *sorted(recipe.folder.glob("*/failed/*.json")),
         *_notebooks(),
-        *sorted((ROOT / "report").glob("*.typ")),
+        *sorted((ROOT / "report").glob("*.[ty][ym]*")),
         *sorted((ROOT / "poster").glob("*.typ")),
-        RECIPES / "claims.yaml",
+        *(CODE / "distilbert_kit" / f"{name}.py" for name in ("evidence", "figures", "statistics")),
         CODE / "claims.py",
+        CODE / "build_report.py",
+        RECIPES / "claims.yaml",
         PAPER,
     ]
     if not all(path.is_file() for path in paths):

@@ -142,4 +142,3 @@ def model_size(model: nn.Module) -> dict[str, int]:
         "bytes_fp32": len(save({k: v.float() for k, v in state.items()})),
         "bytes_fp16": len(save({k: v.half() for k, v in state.items()})),
     }
-

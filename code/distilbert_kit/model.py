@@ -200,9 +200,7 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
     ) -> BaseModelOutputWithPooling:
         """As `hidden_states`, with `.last_hidden_state` and BERT's `.pooler_output` [B, H]."""
         hidden = self.hidden_states(input_ids, attention_mask, token_type_ids)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden, pooler_output=self.pool(hidden)
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.pool(hidden))
 
 
 class _WithHead(PretrainedMixin, nn.Module):
@@ -273,9 +271,7 @@ class DistilBERTForSequenceClassification(_WithHead):
         labels: Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Logits [B, C]; with labels [B] also the mean cross-entropy (or squared error, C = 1)."""
-        hidden = self.encoder.hidden_states(
-            input_ids, attention_mask, token_type_ids, positions=1
-        )
+        hidden = self.encoder.hidden_states(input_ids, attention_mask, token_type_ids, positions=1)
         pooled = self.encoder.pool(hidden)
         if pooled is None:
             pooled = F.relu(self.pre_classifier(hidden[:, 0]))

@@ -21,6 +21,8 @@ from .tasks import get_task
 
 
 class Strict(BaseModel):
+    """A part of a recipe: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -41,10 +43,14 @@ class TrainSettings(Strict):
 
 
 class FinetuneSettings(TrainSettings):
+    """Fine-tuning on a task; longer texts are cut to `max_length` tokens."""
+
     max_length: int = Field(512, ge=8, le=512)
 
 
 class MaskedLMSettings(TrainSettings):
+    """Masked-LM training and distillation."""
+
     checkpoint_every: int = Field(200, gt=0, description="updates")
 
 

@@ -31,6 +31,7 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
+        """Whether the label is a number instead of a class."""
         return not self.labels
 
 

@@ -31,9 +31,9 @@ class Source:
 def open_source(spec: str, text_column: str = "text", encoding_errors: str = "strict") -> Source:
     """The source that `spec` names.
 
-    `data:DATASET/SPLIT` (of data/sources.yaml), `lines:FILE` (a document a line, as the original's dump.txt), `parquet:FILE-OR-PATTERN`,
-    `hub:DATASET[:CONFIG]` (split train, streamed) or `docs` (docstrings of the installed
-    libraries). Raises UserError for anything that is not there; so does reading, for a line that
+    `data:DATASET/SPLIT` (of data/sources.yaml), `lines:FILE` (a document a line, as the
+    original's dump.txt), `parquet:FILE-OR-PATTERN`, `hub:DATASET[:CONFIG]` (split train,
+    streamed) or `docs` (docstrings of the installed libraries). Raises UserError for anything that is not there; so does reading, for a line that
     is not UTF-8 unless `encoding_errors` is "replace".
     """
     kind, _, rest = spec.partition(":")
@@ -49,11 +49,12 @@ def open_source(spec: str, text_column: str = "text", encoding_errors: str = "st
         return _hub_source(*rest.partition(":")[::2], text_column)
     if kind not in ("lines", "parquet") or not rest:
         raise UserError(
-            f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or hub:DATASET[:CONFIG]"
+            f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or "
+            "hub:DATASET[:CONFIG]"
         )
     paths = [Path(rest)]
     if kind == "parquet" and not paths[0].is_file():
-        paths = [Path(path) for path in sorted(glob.glob(rest))]  # noqa: PTH207 - may be absolute
+        paths = [Path(path) for path in sorted(glob.glob(rest))]
     if not paths or not all(path.is_file() for path in paths):
         raise UserError(f"{rest}: no such file; mend --source")
     identity: dict = {

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .data import Batch
-from .errors import NonFiniteLoss, UserError
+from .errors import NonFiniteLossError, UserError
 from .losses import classification_loss_sum
 from .recipes import TrainSettings
 from .records import Draft, content_key, write_atomically
@@ -200,7 +200,7 @@ def train(
     `loader` has a LengthBatchSampler. Everything random follows from `seed`. With a
     `checkpoint_folder`, state is kept there every `checkpoint_every` updates and a run that was
     cut off goes on from the last one, to the same weights bit for bit (on a CPU). Raises
-    NonFiniteLoss naming the update, and UserError for a checkpoint of other settings.
+    NonFiniteLossError naming the update, and UserError for a checkpoint of other settings.
     """
     accelerator = create_accelerator(settings.precision)
     torch.manual_seed(seed)
@@ -286,7 +286,7 @@ def _update(
     means = {name: accelerator.reduce(v) / max(counts[name], 1.0) for name, v in sums.items()}
     if not all(bool(torch.isfinite(value)) for value in means.values()):
         shown = ", ".join(f"{name} {float(value):g}" for name, value in means.items())
-        raise NonFiniteLoss(
+        raise NonFiniteLossError(
             f"the loss is not finite at update {result.updates + 1} ({shown}); "
             "lower the learning rate or use precision fp32"
         )

@@ -8,7 +8,8 @@ import random
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -93,9 +94,7 @@ def _hub_names(name: str, model_type: str) -> list[str]:
     name = name.removeprefix("encoder.")
     if joint := re.fullmatch(r"blocks\.(\d+)\.attention\.qkv\.(\w+)", name):
         layer, kind = joint.groups()
-        return [
-            f"{model_type}.{pattern.format(layer)}.{kind}" for pattern in _QKV[model_type]
-        ]
+        return [f"{model_type}.{pattern.format(layer)}.{kind}" for pattern in _QKV[model_type]]
     for ours, theirs in _ENCODER[model_type].items():
         name, found = re.subn(rf"^{ours}(?=\.)", theirs, name)
         if found:
@@ -110,9 +109,7 @@ def to_hub_layout(state: dict[str, Tensor], model_type: str) -> dict[str, Tensor
     for name, tensor in state.items():
         names = _hub_names(f"encoder.{name}" if bare else name, model_type)
         for target, part in zip(names, tensor.chunk(len(names)), strict=True):
-            converted[target.removeprefix(f"{model_type}.") if bare else target] = (
-                part.contiguous()
-            )
+            converted[target.removeprefix(f"{model_type}.") if bare else target] = part.contiguous()
     return converted
 
 
@@ -150,7 +147,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise UserError unless the file has this SHA-256."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise UserError(
@@ -333,28 +330,22 @@ class PretrainedMixin:
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
 
 
-class replacing_folder:
-    """Context: a temporary folder beside `folder` that takes its place only if all went well."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{self.folder.name}."
-        self.temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder.parent))
-        return self.temporary
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            return
-        for path in (p for p in self.temporary.rglob("*") if p.is_file()):
-            with open(path, "rb") as file:
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place only if all went well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        for path in (path for path in temporary.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
-        os.chmod(self.temporary, 0o755)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.replace(self.temporary, self.folder)
+        temporary.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTrainedTokenizerBase:
@@ -430,9 +421,7 @@ def extract_student(
     student = DistilBERTForMaskedLM(shape)
     source = teacher.state_dict()
     copied = {
-        name: source[
-            re.sub(r"blocks\.(\d+)", lambda m: f"blocks.{layers[int(m.group(1))]}", name)
-        ]
+        name: source[re.sub(r"blocks\.(\d+)", lambda m: f"blocks.{layers[int(m.group(1))]}", name)]
         for name in student.state_dict()
         if vocabulary_transform or not name.startswith("transform")
     }

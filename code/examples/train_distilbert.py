@@ -1,9 +1,10 @@
 """A complete classification run with the kit, in under a minute and without any download.
 
-    python code/examples/train_distilbert.py
+python code/examples/train_distilbert.py
 """
 
 import torch
+
 from distilbert_kit.config import create_model_config
 from distilbert_kit.data import create_classification_dataloader
 from distilbert_kit.evaluation import evaluate_classification_metrics

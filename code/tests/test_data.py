@@ -4,6 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from distilbert_kit import data, sources
 from distilbert_kit.data import (
     ClassificationDataset,
@@ -17,8 +20,6 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.sources import rows_sha256
 from distilbert_kit.tasks import TASKS, get_task
 from distilbert_kit.weights import get_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 
 ROWS = [{"sentence": f"sentence number {i} is fine", "label": i % 2} for i in range(20)]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+
 from distilbert_kit.config import create_model_config
 from distilbert_kit.corpus import open_source, prepare_corpus
 from distilbert_kit.data import LengthBatchSampler, create_dataloader
@@ -282,4 +283,6 @@ def test_scripts_run_from_a_recipe(tmp_path):
         text=True,
         env=environment,
     )
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: recipe tiny has no model 'cut'")
+    assert wrong.returncode == 2 and wrong.stderr.startswith(
+        "error: recipe tiny has no model 'cut'"
+    )

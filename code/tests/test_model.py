@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+
 from distilbert_kit import model as kit
 from distilbert_kit.config import PRESETS, ModelConfig, create_model_config
 from distilbert_kit.errors import UserError
@@ -45,9 +46,7 @@ def same_pair(tmp_path, model_type: str, head: str, shape: dict, dtype=torch.flo
         torch.nn.init.normal_(parameter, std=0.2)
     ours.save_pretrained(tmp_path / "ours")
     auto = getattr(transformers, f"AutoModel{head}".replace("AutoModelModel", "AutoModel"))
-    theirs, info = auto.from_pretrained(
-        tmp_path / "ours", dtype=dtype, output_loading_info=True
-    )
+    theirs, info = auto.from_pretrained(tmp_path / "ours", dtype=dtype, output_loading_info=True)
     assert not info["missing_keys"] and not info["mismatched_keys"]
     return ours.eval(), theirs.eval()
 
@@ -106,10 +105,16 @@ def test_reads_what_transformers_saves(tmp_path, model_type, head):
     shape = {"vocab_size": 61, "max_position_embeddings": 20}
     if model_type == "bert":
         config = transformers.BertConfig(
-            hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=20, **shape
+            hidden_size=16,
+            num_attention_heads=2,
+            num_hidden_layers=2,
+            intermediate_size=20,
+            **shape,
         )
     else:
-        config = transformers.DistilBertConfig(dim=16, n_heads=2, n_layers=2, hidden_dim=20, **shape)
+        config = transformers.DistilBertConfig(
+            dim=16, n_heads=2, n_layers=2, hidden_dim=20, **shape
+        )
     config.num_labels = 2 if head == "ForQuestionAnswering" else 3
     name = f"AutoModel{head}".replace("AutoModelModel", "AutoModel")
     theirs = getattr(transformers, name).from_config(config).eval()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
 from distilbert_kit import experiment
 from distilbert_kit.config import create_model_config
 from distilbert_kit.model import DistilBERTForMaskedLM
@@ -37,8 +38,13 @@ def recipe_file(tmp_path) -> Path:
         "teacher": "teacher",
         "student": "cut",
         "finetune": content["finetune"] | {"epochs": 0.01},
-        "speed": {"pairs": 2, "passes": 1, "lengths": [16], "length_repeats": 1,
-                  "file_order_pairs": 2},
+        "speed": {
+            "pairs": 2,
+            "passes": 1,
+            "lengths": [16],
+            "length_repeats": 1,
+            "file_order_pairs": 2,
+        },
     }
     for key in ("corpus", "pretrain", "distill"):
         content.pop(key, None)

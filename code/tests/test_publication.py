@@ -5,15 +5,16 @@ import re
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import matplotlib.pyplot as plt
 import pytest
 import yaml
+
 from distilbert_kit import evaluation, evidence, experiment, figures, recipes
 from distilbert_kit.paths import CODE, NOTEBOOKS, RECIPES
 from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import recording
+from distilbert_kit.records import DataUsed, recording
 from distilbert_kit.tasks import get_task
 
 sys.path.insert(0, str(CODE))
@@ -29,6 +30,7 @@ SIZES = {  # config.json of bert-base-uncased and distilbert-base-uncased, count
     "bert": {"parameters_embeddings": 23_837_184, "parameters_pooler": 590_592, "layers": 12},
     "distilbert": {"parameters_embeddings": 23_835_648, "parameters_pooler": 0, "layers": 6},
 }
+ENCODERS = {"bert": 109_482_240, "distilbert": 66_362_880}  # the two checkpoints of the hub
 RATES = {"fp32_gflops": 100.0, "bf16_gflops": 200.0}
 
 
@@ -46,6 +48,7 @@ def fill_finetune(draft, cell, rng):
     draft.extra = {"train_seconds": 1.0, "train_examples_per_second": 64.0}
     references = np.arange(count) % task.num_labels
     skill = 0.9 if cell.identity["model"] == "teacher" else 0.8
+    draft.data.append(DataUsed(name=f"{task.dataset}/train", rows=64, sha256="0" * 64))
     for split, path in zip(task.eval_splits, cell.outputs, strict=True):
         wrong = rng.random(count) > skill
         logits = np.eye(task.num_labels)[(references + wrong) % task.num_labels]
@@ -76,7 +79,7 @@ def fill_size_speed(draft, cell, rng):
         for maker in benchmark.MAKERS:
             size[f"{model}/{maker}"] = counts | {
                 "parameters_per_layer": 7_087_872,
-                "parameters": counts["parameters_embeddings"] + layers * 7_087_872 + 600_000,
+                "parameters": ENCODERS[model],
                 "bytes_fp32": 4_000_000 * layers,
                 "bytes_fp16": 2_000_000 * layers,
             }
@@ -84,7 +87,7 @@ def fill_size_speed(draft, cell, rng):
             taken[f"{model}/{maker}"] = seconds * rng.lognormal(0, 0.05, (3, len(lengths)))
     draft.metrics = {
         "weights": "random",
-        "head": "sequence classification, 2 labels",
+        "head": "none",
         "text": "length profile",
         "pairs": len(lengths),
         "share_of_pairs": len(lengths) / 1500,
@@ -228,7 +231,6 @@ def test_ledger_is_checked(tmp_path, monkeypatch):
 
 def test_size_and_speed_claims(tiny):
     found = {row["id"]: row for row in claims.judge_all(tiny, claims.load_ledger())}
-    # 66,362,880 and 109,482,240: the encoders of the hub's two checkpoints.
     assert found["smaller"]["value"] == pytest.approx(1 - 66_362_880 / 109_482_240)
     assert found["parameters_distilbert"]["value"] == pytest.approx(66.362880)
     assert found["parameters_bert"]["value"] == pytest.approx(109.482240)
@@ -387,3 +389,4 @@ def test_from_records_to_report_and_poster(results):
     for document in ("report", "poster"):
         pdf = build_report.typeset(document, recipe)
         assert pdf.startswith(b"%PDF") and pdf == build_report.typeset(document, recipe)
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 1, "the poster is one page"

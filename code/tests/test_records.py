@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+
 from distilbert_kit import experiment
 from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CODE, RECIPES
@@ -99,7 +100,10 @@ def test_recipes_load_and_expand(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"finetune.learning_rat": 1}, "unknown key 'finetune.learning_rat'; did you mean 'learning_rate'"),
+        (
+            {"finetune.learning_rat": 1},
+            "unknown key 'finetune.learning_rat'; did you mean 'learning_rate'",
+        ),
         ({"task": ["sst2"]}, "unknown key 'task'; did you mean 'tasks'"),
         ({"finetune.epochs": "many"}, "finetune.epochs"),
         ({"finetune.epochs": -1}, "finetune.epochs"),
@@ -160,7 +164,14 @@ def test_error_line_and_status_of_a_script():
 def test_read_only_results_are_one_line(tmp_path):
     """`/proc` refuses new folders even to root."""
     result = subprocess.run(
-        [sys.executable, CODE / "extract_student.py", "--recipe", "quick", "--model", "undistilled"],
+        [
+            sys.executable,
+            CODE / "extract_student.py",
+            "--recipe",
+            "quick",
+            "--model",
+            "undistilled",
+        ],
         capture_output=True,
         text=True,
         env={"RESULTS_DIR": "/proc/nowhere", "PATH": "", "HOME": str(tmp_path)},

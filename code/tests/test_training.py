@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from transformers import get_linear_schedule_with_warmup
+
 from distilbert_kit.config import create_model_config
 from distilbert_kit.data import create_classification_dataloader
-from distilbert_kit.errors import NonFiniteLoss, UserError
+from distilbert_kit.errors import NonFiniteLossError, UserError
 from distilbert_kit.grammar import build_sentiment
 from distilbert_kit.model import DistilBERTForSequenceClassification
 from distilbert_kit.recipes import TrainSettings
@@ -17,7 +19,6 @@ from distilbert_kit.training import (
     train,
 )
 from distilbert_kit.weights import get_tokenizer
-from transformers import get_linear_schedule_with_warmup
 
 
 def classifier(dropout: float = 0.0) -> DistilBERTForSequenceClassification:
@@ -108,7 +109,7 @@ def test_non_finite_loss_names_the_update():
     model = classifier()
     with torch.no_grad():
         model.classifier.weight[0, 0] = float("nan")
-    with pytest.raises(NonFiniteLoss, match="update 1 "):
+    with pytest.raises(NonFiniteLossError, match="update 1 "):
         run(model, loader())
 
 
@@ -128,7 +129,7 @@ def test_bf16_is_close_to_fp32():
 
 
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop_after(updates):
@@ -136,14 +137,14 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
         def loss(*arguments):
             if next(calls, None) is None:
-                raise Stop
+                raise StopError
             return CLASSIFICATION.loss(*arguments)
 
         return type(CLASSIFICATION)(CLASSIFICATION.counts, loss)
 
     arguments = {"seed": 0, "checkpoint_every": 3, "checkpoint_folder": tmp_path / "c"}
     model = classifier(0.1)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train(model, loader(), stop_after(8), settings(), **arguments)
     resumed = classifier(0.1)
     result = train(resumed, loader(), CLASSIFICATION, settings(), **arguments)

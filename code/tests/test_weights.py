@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from distilbert_kit import model as kit
 from distilbert_kit.config import ModelConfig, create_model_config
 from distilbert_kit.errors import UserError
@@ -27,7 +28,11 @@ def tiny_teacher() -> kit.DistilBERTForMaskedLM:
 
 @pytest.mark.parametrize(
     ("strategy", "expected"),
-    [("released", [0, 2, 4, 7, 9, 11]), ("even", [0, 2, 4, 6, 8, 10]), ("first", [0, 1, 2, 3, 4, 5])],
+    [
+        ("released", [0, 2, 4, 7, 9, 11]),
+        ("even", [0, 2, 4, 6, 8, 10]),
+        ("first", [0, 1, 2, 3, 4, 5]),
+    ],
 )
 def test_layer_strategies(strategy, expected):
     assert choose_layers(strategy, 12, 6) == expected
@@ -48,7 +53,12 @@ def test_student_copies_what_it_says():
     student = extract_student(teacher, layers)
     assert student.config.num_layers == 3 and student.config.model_type == "distilbert"
     embeddings = teacher.encoder.embeddings
-    for name in ("word_embeddings.weight", "position_embeddings.weight", "norm.weight", "norm.bias"):
+    for name in (
+        "word_embeddings.weight",
+        "position_embeddings.weight",
+        "norm.weight",
+        "norm.bias",
+    ):
         assert torch.equal(
             student.encoder.embeddings.get_parameter(name), embeddings.get_parameter(name)
         )
@@ -91,7 +101,10 @@ def test_round_trip_keeps_every_bit(tmp_path):
     assert again.labels == ("a", "b", "c") and again.config == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
-    assert get_tokenizer(tmp_path / "m")("a test")["input_ids"] == get_tokenizer()("a test")["input_ids"]
+    assert (
+        get_tokenizer(tmp_path / "m")("a test")["input_ids"]
+        == get_tokenizer()("a test")["input_ids"]
+    )
 
 
 def test_old_layer_norm_names_are_read(tmp_path):
@@ -101,7 +114,10 @@ def test_old_layer_norm_names_are_read(tmp_path):
     model.save_pretrained(tmp_path / "m")
     path = tmp_path / "m" / "model.safetensors"
     old = {
-        "bert." + n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        "bert."
+        + n.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): t
         for n, t in load_file(path).items()
     }
     save_file(old, path)

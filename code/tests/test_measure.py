@@ -1,0 +1,226 @@
+"""Measuring: FLOP counts against PyTorch's counter, sizes, alternation, and the yardsticks."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from distilbert_kit import measure
+from distilbert_kit.config import ModelConfig, create_model_config
+from distilbert_kit.data import ClassificationDataset
+from distilbert_kit.evaluation import predict_logits
+from distilbert_kit.model import (
+    DistilBERTForMaskedLM,
+    DistilBERTForSequenceClassification,
+    DistilBERTModel,
+    Dropout,
+)
+from distilbert_kit.paths import CODE
+from distilbert_kit.weights import get_tokenizer
+
+sys.path.insert(0, str(CODE))
+import benchmark
+
+SHAPE = {"vocab_size": 101, "hidden_size": 24, "num_heads": 3, "intermediate_size": 56}
+SHAPES = {
+    "bert": ModelConfig(model_type="bert", num_layers=3, type_vocab_size=2, **SHAPE),
+    "distilbert": ModelConfig(num_layers=2, **SHAPE),
+}
+
+
+def counted_flops(model, lengths):
+    """As PyTorch counts; it knows attention on a CPU only when that is written out (MATH)."""
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        for length in lengths:
+            model.eval()(torch.randint(0, 101, (1, length)))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_flops_equal_pytorchs_counter(kind):
+    config, lengths = SHAPES[kind], [5, 17, 17, 1]
+    encoder = DistilBERTModel(config)
+    assert measure.forward_flops(config, lengths) == counted_flops(encoder, lengths)
+    classifier = DistilBERTForSequenceClassification(config, num_labels=3)
+    expected = measure.forward_flops(
+        config, lengths, head="classification", num_labels=3, trimmed=True
+    )
+    assert expected == counted_flops(classifier, lengths)
+    masked = DistilBERTForMaskedLM(config)
+    assert measure.forward_flops(config, lengths, head="mlm") == counted_flops(masked, lengths)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_flops_of_transformers_classifier(kind):
+    config, lengths = SHAPES[kind], [5, 17]
+    names = {"vocab_size": 101, "num_labels": 2}
+    if kind == "bert":
+        theirs = transformers.BertConfig(
+            **SHAPE | {"num_attention_heads": 3, "num_hidden_layers": 3} | names
+        )
+    else:
+        theirs = transformers.DistilBertConfig(
+            dim=24, n_heads=3, hidden_dim=56, n_layers=2, **names
+        )
+    model = transformers.AutoModelForSequenceClassification.from_config(theirs)
+    expected = measure.forward_flops(config, lengths, head="classification")
+    assert expected == counted_flops(model, lengths)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_size_by_part_agrees_with_transformers(kind, tmp_path):
+    config = SHAPES[kind]
+    ours = DistilBERTForSequenceClassification(config)
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    sizes = [measure.model_size(model) for model in (ours, theirs)]
+    same = [{k: v for k, v in size.items() if not k.startswith("bytes")} for size in sizes]
+    assert same[0] == same[1]
+    assert same[0]["parameters"] == theirs.num_parameters()
+    assert same[0]["layers"] == config.num_layers
+    assert (
+        same[0]["parameters_embeddings"] == theirs.base_model.embeddings.num_parameters()
+        if (hasattr(theirs.base_model.embeddings, "num_parameters"))
+        else sum(p.numel() for p in theirs.base_model.embeddings.parameters())
+    )
+    # The file itself is 4 bytes a parameter and a header of names.
+    on_disk = (tmp_path / "model.safetensors").stat().st_size
+    assert sizes[1]["bytes_fp32"] == pytest.approx(on_disk, rel=0.01)
+    halved = sizes[0]["bytes_fp32"] - sizes[0]["bytes_fp16"]
+    assert halved == pytest.approx(2 * sizes[0]["parameters"], rel=0.01)
+
+
+def test_paper_size_parameter_counts():
+    with torch.device("meta"):
+        models = {
+            k: DistilBERTModel(create_model_config(k))
+            for k in ("bert-base-uncased", "distilbert-base-uncased")
+        }
+    counts = {k: sum(p.numel() for p in m.parameters()) for k, m in models.items()}
+    # config.json of the released models; data/paper.yaml has the same figures.
+    assert counts == {"bert-base-uncased": 109482240, "distilbert-base-uncased": 66362880}
+
+
+def test_alternation_calls_everything_as_often_and_takes_turns():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "abc"}
+    taken = measure.alternate(functions, repeats=4, warmup=2)
+    assert {name: values.shape for name, values in taken.items()} == dict.fromkeys("abc", (4,))
+    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert len(rounds) == 6 and all(sorted(r) == list("abc") for r in rounds)
+    assert [r[0] for r in rounds] == list("abcabc")
+
+
+def test_alternation_over_items_times_each_item():
+    seen = {"a": [], "b": []}
+    functions = {name: seen[name].append for name in seen}
+    taken = measure.alternate_over(functions, [10, 20, 30], passes=2)
+    assert seen == dict.fromkeys("ab", [10, 20, 30] * 2)
+    assert taken["a"].shape == (2, 3) and (taken["a"] > 0).all()
+
+
+def test_threads_are_put_back_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), measure.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+
+
+def test_length_profile_is_that_of_1500_pairs():
+    profile = yaml.safe_load(benchmark.LENGTH_PROFILE.read_text())
+    assert sum(profile.values()) == 1500 and min(profile) >= 5
+
+
+def test_pairs_without_data_follow_the_profile(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "DATA", tmp_path)
+    dataset, used, texts = benchmark.stsb_pairs(1500)
+    assert (used, texts) == ([], None)
+    profile = yaml.safe_load(benchmark.LENGTH_PROFILE.read_text())
+    found = dict(zip(*np.unique(dataset.lengths, return_counts=True), strict=True))
+    assert found == profile
+    batch = dataset.collate([dataset[i] for i in (0, 1499)])
+    assert batch["attention_mask"].sum(1).tolist() == [min(profile), max(profile)]
+
+
+def test_bucketed_predictions_equal_transformers_padded_batches():
+    torch.manual_seed(0)
+    config = transformers.DistilBertConfig(dim=24, n_heads=3, hidden_dim=56, n_layers=2)
+    theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    texts = ["a film", "one of the best films of this or any year", "no", "so-so , really"] * 3
+    dataset = ClassificationDataset(texts, None, get_tokenizer())
+    padded = benchmark.classify(theirs, dataset.collate([dataset[i] for i in range(12)]))
+    found = predict_logits(benchmark.same_weights(theirs), dataset, batch_tokens=16)
+    np.testing.assert_allclose(found, padded.numpy(), atol=1e-6)
+
+
+def test_summary_tells_layers_from_the_rest():
+    """Times made of 2 ms a layer and 5 ms around them are taken apart again."""
+    lengths = np.array([10, 11, 20, 30])
+    taken = {
+        f"{model}/{by}": np.full((3, 4), (2 * layers + 5) / 1e3)
+        for model, layers in (("bert", 12), ("distilbert", 6))
+        for by in benchmark.MAKERS
+    }
+    summary = benchmark.summarise_passes(taken, lengths)
+    found = summary["transformers_milliseconds"]
+    assert found["per_layer"] == pytest.approx(2) and found["outside_layers"] == pytest.approx(5)
+    assert summary["bert_over_distilbert"]["ours"]["ratio"] == pytest.approx(29 / 17, abs=1e-4)
+    assert summary["median_pass_seconds"]["bert/ours"] == pytest.approx(4 * 0.029)
+    assert [row["pairs"] for row in summary["latency_by_length"]] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_p_and_keeps_the_mean(dtype, p):
+    torch.manual_seed(0)
+    x = torch.ones(997, 1003, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    dropped = (y == 0).double().mean()
+    assert abs(float(dropped) - p) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+    assert float(y.double().mean()) == pytest.approx(1, rel=4e-3)  # bf16 rounds 1 / (1 - p)
+    y.sum().backward()
+    assert torch.equal(x.grad == 0, y == 0)
+    # Neighbouring decisions come from one number: they must not depend on each other.
+    gone = (y.detach().flatten()[: 4 * (y.numel() // 4)] == 0).double().view(-1, 4)
+    correlation = np.corrcoef(gone.T.numpy())[np.triu_indices(4, 1)]
+    assert np.abs(correlation).max() < 5 / len(gone) ** 0.5
+
+
+def test_dropout_follows_the_seed_and_rests_in_evaluation():
+    x, layer = torch.randn(5, 7), Dropout(0.3)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(layer(x))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_classifier_that_computes_one_position_equals_the_whole(kind):
+    torch.manual_seed(0)
+    model = DistilBERTForSequenceClassification(SHAPES[kind]).eval()
+    ids = torch.randint(1, 101, (4, 9))
+    mask = (torch.arange(9) < torch.tensor([[9], [4], [1], [7]])).long()
+    with torch.inference_mode():
+        whole = model.encoder.hidden_states(ids, mask)
+        first = model.encoder.hidden_states(ids, mask, positions=1)
+    assert first.shape == (4, 1, 24)
+    torch.testing.assert_close(first, whole[:, :1])
+
+
+def test_attention_in_training_equals_pytorchs_without_dropout():
+    torch.manual_seed(0)
+    config = ModelConfig(num_layers=2, dropout=0.0, attention_dropout=0.0, **SHAPE)
+    model = DistilBERTModel(config)
+    ids = torch.randint(1, 101, (3, 9))
+    mask = (torch.arange(9) < torch.tensor([[9], [4], [1]])).long()
+    training = model.train().hidden_states(ids, mask)
+    torch.testing.assert_close(training, model.eval().hidden_states(ids, mask))
