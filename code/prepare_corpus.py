@@ -111,7 +111,7 @@ def main() -> None:
     arguments.validation_fraction = recipe.corpus.validation_fraction
     with recording(cell.record, **cell.provenance) as draft:
         manifest = prepare(arguments)
-        draft.metrics = {name: manifest[name] for name in ("splits", "dropped", "sources")}
+        draft.metrics = {name: manifest[name] for name in ("splits", "dropped", "settings")}
     cell.stamp_folder()
 
 

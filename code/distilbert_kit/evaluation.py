@@ -22,12 +22,17 @@ def predict_logits(
     dataset: ClassificationDataset,
     *,
     precision: str = "fp32",
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     description: str = "predicting",
 ) -> np.ndarray:
-    """Logits [N, C] (float32) in the order of the data set, computed in length buckets."""
-    sampler = LengthBatchSampler(dataset.lengths, len(dataset), batch_tokens, shuffle=False)
+    """Logits [N, C] (float32) in the order of the data set, computed in length buckets.
+
+    `batch_tokens` padded tokens make a batch: by default few on a CPU, where a batch's states
+    should stay in the cache, and many on a GPU.
+    """
     device = next(model.parameters()).device
+    batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 32768)
+    sampler = LengthBatchSampler(dataset.lengths, len(dataset), batch_tokens, shuffle=False)
     logits = np.empty((len(dataset), model.num_labels), dtype=np.float32)
     bar = tqdm(total=len(dataset), desc=description, unit="ex", mininterval=1, leave=False)
     model.eval()

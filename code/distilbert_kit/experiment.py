@@ -172,13 +172,18 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
 
 def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
     """One of the benchmark's stages: size_speed, inference_speed, training_speed."""
-    settings = recipe.training_speed if stage == "training_speed" else recipe.speed
+    settings, data = recipe.speed.model_dump(mode="json"), ()
+    if stage == "training_speed":
+        settings = recipe.training_speed.model_dump(mode="json")
+        settings |= {"finetune": recipe.finetune_for("sst2").model_dump(mode="json")}
+        data = (("glue/sst2", "train"), ("glue/sst2", "validation"))
     return Cell(
         recipe=recipe,
         stage="benchmark",
         name=stage,
         identity={"benchmark": stage},
-        settings=settings.model_dump(mode="json"),
+        settings=settings,
+        data=data,
         command=_script("benchmark.py", recipe, "--stage", stage),
     )
 

@@ -453,7 +453,7 @@ def test_missing_file(spec):
 
 @pytest.mark.parametrize("spec", ["", "lines", "docs:x", "csv:a.csv", "hub:"])
 def test_unknown_source(spec):
-    with pytest.raises(UserError, match="use docs, lines:FILE"):
+    with pytest.raises(UserError, match="use docs, data:DATASET"):
         open_source(spec)
 
 

@@ -84,11 +84,8 @@ def test_size_by_part_agrees_with_transformers(kind, tmp_path):
     assert same[0] == same[1]
     assert same[0]["parameters"] == theirs.num_parameters()
     assert same[0]["layers"] == config.num_layers
-    assert (
-        same[0]["parameters_embeddings"] == theirs.base_model.embeddings.num_parameters()
-        if (hasattr(theirs.base_model.embeddings, "num_parameters"))
-        else sum(p.numel() for p in theirs.base_model.embeddings.parameters())
-    )
+    embeddings = theirs.base_model.embeddings.parameters()
+    assert same[0]["parameters_embeddings"] == sum(p.numel() for p in embeddings)
     # The file itself is 4 bytes a parameter and a header of names.
     on_disk = (tmp_path / "model.safetensors").stat().st_size
     assert sizes[1]["bytes_fp32"] == pytest.approx(on_disk, rel=0.01)
@@ -184,7 +181,7 @@ def test_dropout_drops_p_and_keeps_the_mean(dtype, p):
     y = Dropout(p)(x)
     dropped = (y == 0).double().mean()
     assert abs(float(dropped) - p) < 5 * (p * (1 - p) / x.numel()) ** 0.5
-    assert float(y.double().mean()) == pytest.approx(1, rel=4e-3)  # bf16 rounds 1 / (1 - p)
+    assert float(y.detach().double().mean()) == pytest.approx(1, rel=4e-3)  # bf16 rounds
     y.sum().backward()
     assert torch.equal(x.grad == 0, y == 0)
     # Neighbouring decisions come from one number: they must not depend on each other.
