@@ -16,6 +16,7 @@ from transformers.modeling_outputs import (
 )
 
 from .config import ModelConfig
+from .errors import UserError
 from .losses import compute_classification_loss, compute_mlm_loss, span_loss
 from .weights import PretrainedMixin
 
@@ -52,7 +53,9 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        length = input_ids.shape[1]
+        length, most = input_ids.shape[1], self.position_embeddings.num_embeddings
+        if length > most:
+            raise UserError(f"a sequence of {length} tokens: this model takes {most}; cut it")
         x = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]
         if hasattr(self, "token_type_embeddings"):
             types = self.token_type_embeddings

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import UserError
+from .records import write_atomically
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -36,17 +37,8 @@ def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256("".join(f"{i}\t{t}\n" for i, t in items).encode()).hexdigest()
 
 
-def _write_atomic(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_json(path: Path, content: dict) -> None:
-    _write_atomic(path, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
 
 
 class ShardWriter:
@@ -72,7 +64,7 @@ class ShardWriter:
         self.file.close()
         self.temporary.replace(f"{self.stem}.bin")
         index = np.array(self.offsets, dtype="<u4").tobytes()
-        _write_atomic(Path(f"{self.stem}.idx"), index)
+        write_atomically(Path(f"{self.stem}.idx"), index)
         return {
             "name": self.stem.name,
             "sequences": len(self.offsets) - 1,

@@ -33,8 +33,9 @@ def open_source(spec: str, text_column: str = "text", encoding_errors: str = "st
 
     `data:DATASET/SPLIT` (of data/sources.yaml), `lines:FILE` (a document a line, as the
     original's dump.txt), `parquet:FILE-OR-PATTERN`, `hub:DATASET[:CONFIG]` (split train,
-    streamed) or `docs` (docstrings of the installed libraries). Raises UserError for anything that is not there; so does reading, for a line that
-    is not UTF-8 unless `encoding_errors` is "replace".
+    streamed) or `docs` (docstrings of the installed libraries). Raises UserError for anything
+    that is not there; so does reading, for a line that is not UTF-8 unless `encoding_errors` is
+    "replace".
     """
     kind, _, rest = spec.partition(":")
     if kind == "docs" and not rest:

@@ -40,7 +40,6 @@ def tiny_teacher() -> DistilBERTForMaskedLM:
         intermediate_size=32,
         num_layers=4,
         num_heads=2,
-        max_position_embeddings=64,
         dropout=0.0,
         attention_dropout=0.0,
     )
@@ -233,11 +232,16 @@ def test_two_processes_equal_one(tmp_path, corpus):
     one = program(tmp_path, corpus, "one", accumulation=2, epochs=0.5)
     two = program(tmp_path, corpus, "two", accumulation=1, epochs=0.5)
     subprocess.run([sys.executable, one], check=True, capture_output=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*launch, two], capture_output=True, text=True, env=environment
-    )
+    result = subprocess.run([*launch, two], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
     for name in first:

@@ -180,6 +180,12 @@ def test_losses_of_heads_equal_transformers(tmp_path):
     )
 
 
+def test_too_long_sequence_is_refused():
+    model = kit.DistilBERTModel(create_model_config("tiny", max_position_embeddings=8))
+    with pytest.raises(UserError, match="a sequence of 9 tokens: this model takes 8"):
+        model(torch.ones(1, 9, dtype=torch.long))
+
+
 def test_presets_by_either_name_and_unknown_names():
     for name, config in PRESETS.items():
         assert create_model_config(name) == create_model_config(name.split(" (")[0]) == config
