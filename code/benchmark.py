@@ -483,7 +483,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
-    parser.add_argument("--stage", required=True, choices=list(STAGES))
+    parser.add_argument("--stage", choices=list(STAGES), help="default: all of the recipe's")
     return parser.parse_args()
 
 
@@ -491,15 +491,17 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     recipe = load_recipe(arguments.recipe)
-    if arguments.stage == "training_speed" and recipe.training_speed is None:
+    stages = [name for name in STAGES if name != "training_speed" or recipe.training_speed]
+    if arguments.stage and arguments.stage not in stages:
         raise UserError(
-            f"recipe {recipe.name} has no training_speed; add it, or use the recipe study"
+            f"recipe {recipe.name} has no {arguments.stage}; add it, or use the recipe study"
         )
-    cell = benchmark_cell(recipe, arguments.stage)
-    torch.manual_seed(0)
-    with recording(cell.record, **cell.provenance) as draft:
-        summary = STAGES[arguments.stage](recipe, draft)
-    print(f"{cell.name}: {summary}; record {cell.record.name}")
+    for stage in [arguments.stage] if arguments.stage else stages:
+        cell = benchmark_cell(recipe, stage)
+        torch.manual_seed(0)
+        with recording(cell.record, **cell.provenance) as draft:
+            summary = STAGES[stage](recipe, draft)
+        print(f"{cell.name}: {summary}; record {cell.record.name}")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ def main() -> None:
     parser.add_argument("--teacher", help="another teacher: folder or hub name")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
-    spec = recipe.models[arguments.model].distill if arguments.model in recipe.models else None
-    if spec is None:
-        raise UserError(f"recipe {recipe.name} has no model {arguments.model!r} to distil")
     cell = model_cell(recipe, arguments.model)
+    spec = recipe.models[arguments.model].distill
+    if spec is None:
+        raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to distil")
     with recording(cell.record, **cell.provenance) as draft:
         read = DistilBERTForMaskedLM.from_pretrained
         # A teacher without a trained head would teach noise.

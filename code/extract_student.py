@@ -76,10 +76,12 @@ def main() -> None:
         _from_teacher(arguments)
         return
     recipe = load_recipe(arguments.recipe)
-    cell = model_cell(recipe, arguments.model) if arguments.model in recipe.models else None
-    if cell is None or cell.stage != "extract":
-        raise UserError(f"recipe {recipe.name} has no model {arguments.model!r} to extract")
+    if arguments.model is None:
+        raise UserError("give --model, a model of the recipe, or --teacher and --out")
+    cell = model_cell(recipe, arguments.model)
     spec = recipe.models[arguments.model].extract
+    if spec is None:
+        raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to extract")
     with recording(cell.record, **cell.provenance) as draft:
         torch.manual_seed(arguments.seed)
         teacher = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.teacher))

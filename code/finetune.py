@@ -3,9 +3,7 @@
     python code/finetune.py --recipe quick --model teacher --task sentiment --seed 0
     python code/finetune.py --recipe study --model student --task sst2 --seed 1 --save
 
-or any checkpoint (a folder or a hub name), with the settings of a recipe:
-
-    python code/finetune.py --recipe released --checkpoint distilbert-base-uncased --task rte
+`--save` keeps the fine-tuned weights under results/<recipe>/models/, for evaluate_model.py.
 """
 
 import argparse

@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a model of the recipe with `pretrain`")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
-    spec = recipe.models[arguments.model].pretrain if arguments.model in recipe.models else None
-    if spec is None:
-        raise UserError(f"recipe {recipe.name} has no model {arguments.model!r} to pretrain")
     cell = model_cell(recipe, arguments.model)
+    spec = recipe.models[arguments.model].pretrain
+    if spec is None:
+        raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to pretrain")
     with recording(cell.record, **cell.provenance) as draft:
         torch.manual_seed(recipe.corpus.seed)
         if spec.start:

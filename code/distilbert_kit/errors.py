@@ -17,6 +17,7 @@ class NonFiniteLossError(Exception):
 
 _DISK_ADVICE = {
     errno.ENOSPC: "free some space and run the same command again",
+    errno.EFBIG: "allow larger files (ulimit -f) and run the same command again",
     errno.EDQUOT: "free some space and run the same command again",
     errno.EROFS: "point RESULTS_DIR at a folder that can be written",
     errno.EACCES: "check the permissions, or point RESULTS_DIR at a folder that can be written",

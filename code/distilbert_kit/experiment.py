@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from .errors import UserError
 from .paths import CODE, NOTEBOOKS, PAPER, RECIPES, ROOT
 from .recipes import Recipe
 from .records import content_key, is_current
@@ -119,6 +120,10 @@ _MODEL_SCRIPTS = {
 
 def model_cell(recipe: Recipe, model: str) -> Cell | None:
     """The cell that makes a model of the recipe; None when its weights are given."""
+    if model not in recipe.models:
+        raise UserError(
+            f"recipe {recipe.name} has no model {model!r}: choose from {', '.join(recipe.models)}"
+        )
     spec = recipe.models[model]
     if spec.weights is not None:
         return None

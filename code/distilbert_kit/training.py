@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -32,7 +31,7 @@ from .errors import NonFiniteLossError, UserError
 from .losses import classification_loss_sum
 from .recipes import TrainSettings
 from .records import Draft, content_key, write_atomically
-from .weights import read_safetensors, replacing_folder
+from .weights import read_safetensors, replacing_folder, write_safetensors
 
 Sums = dict[str, Tensor]
 LOG_EVERY = 20  # updates between two points of the history
@@ -337,7 +336,7 @@ def _save(
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
     with replacing_folder(folder) as temporary:
-        save_file(tensors, temporary / "state.safetensors")
+        write_safetensors(tensors, temporary / "state.safetensors")
         position = {
             "identity": identity,
             "scheduler_epoch": scheduler.last_epoch,

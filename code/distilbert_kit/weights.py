@@ -1,6 +1,7 @@
 """Hugging Face BERT and DistilBERT layouts in and out, and students cut from teacher layers."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -143,6 +144,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); write or fetch it again"
         ) from None
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors; OSError when the disk refuses, as for any other file."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = next((c for c in (errno.ENOSPC, errno.EFBIG) if f"os error {c}" in str(error)), None)
+        raise OSError(code or errno.EIO, str(error), str(path)) from None
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -327,7 +337,7 @@ class PretrainedMixin:
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
             tensors = to_hub_layout(self.state_dict(), self.config.model_type)
-            save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+            write_safetensors(tensors, temporary / "model.safetensors")
 
 
 @contextmanager

@@ -288,5 +288,5 @@ def test_scripts_run_from_a_recipe(tmp_path):
         env=environment,
     )
     assert wrong.returncode == 2 and wrong.stderr.startswith(
-        "error: recipe tiny has no model 'cut'"
+        "error: recipe tiny: 'cut' is no model to distil"
     )

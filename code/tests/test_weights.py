@@ -1,6 +1,8 @@
 """Checkpoints in and out, cut students, and damaged files."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -189,14 +191,24 @@ class TestDamage:
         with pytest.raises(UserError, match="no such checkpoint folder"):
             resolve_checkpoint(folder / "not" / "there")
 
-    def test_failed_save_keeps_the_old_folder(self, folder, monkeypatch):
+    def test_full_disk_keeps_the_old_folder(self, folder):
+        """A real refusal by the system: no file may grow beyond 100 kB."""
         before = (folder / "model.safetensors").read_bytes()
-
-        def full_disk(*_, **__):
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr("distilbert_kit.weights.save_file", full_disk)
-        with pytest.raises(OSError, match="No space"):
-            kit.DistilBERTModel(create_model_config("tiny")).save_pretrained(folder)
+        program = (
+            "import resource, sys\n"
+            "from distilbert_kit.errors import entry_point\n"
+            "from distilbert_kit import config, model\n"
+            "def main():\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+            "    shape = config.create_model_config('tiny')\n"
+            "    model.DistilBERTModel(shape).save_pretrained(sys.argv[1])\n"
+            "entry_point(main)()\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program, folder], capture_output=True, text=True
+        )
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith("error: File too large")
+        assert len(result.stderr.splitlines()) == 1
         assert (folder / "model.safetensors").read_bytes() == before
-        assert [p.name for p in folder.parent.iterdir()] == ["m"]
+        assert [path.name for path in folder.parent.iterdir()] == ["m"]

@@ -1,0 +1,68 @@
+"""Fine-tuning and evaluation by their command lines; labels by name."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import transformers
+
+from distilbert_kit.config import create_model_config
+from distilbert_kit.data import load_task_split
+from distilbert_kit.errors import UserError
+from distilbert_kit.metrics import compute_metrics
+from distilbert_kit.model import DistilBERTForSequenceClassification
+from distilbert_kit.paths import CODE
+from distilbert_kit.records import read_record
+from distilbert_kit.tasks import get_task
+from distilbert_kit.weights import get_tokenizer
+from evaluate_model import label_order
+
+
+def run(script, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, CODE / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.parametrize("labels", [("negative", "positive"), ("POSITIVE", "NEGATIVE")])
+def test_evaluation_equals_transformers_in_either_label_order(tmp_path, labels):
+    model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2, labels)
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    out = tmp_path / "record.json"
+    result = run("evaluate_model.py", "--checkpoint", tmp_path / "m", "--task", "sentiment",
+                 "--out", out)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = read_record(out).metrics["validation"]
+    _, table, _ = load_task_split(get_task("sentiment"), "validation", get_tokenizer(), 512)
+    classify = transformers.pipeline("text-classification", str(tmp_path / "m"), batch_size=50)
+    predicted = [row["label"].lower() == "positive" for row in classify(table["sentence"][:])]
+    expected = compute_metrics(("accuracy", "f1"), np.array(predicted, int), table["label"][:], 2)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_labels_are_matched_by_name():
+    mnli = get_task("mnli")
+    assert label_order(("contradiction", "entailment", "neutral"), mnli, "m") == [1, 2, 0]
+    assert label_order(("LABEL_0", "LABEL_1", "LABEL_2"), mnli, "m") == [0, 1, 2]
+    with pytest.raises(UserError, match="has 2 labels, mnli has 3"):
+        label_order(("a", "b"), mnli, "m")
+    with pytest.raises(UserError, match="rename them"):
+        label_order(("a", "b", "c"), mnli, "m")
+
+
+def test_untrained_head_and_unknown_names_are_one_line(tmp_path):
+    result = run("evaluate_model.py", "--checkpoint", "minilm", "--task", "sentiment",
+                 "--out", tmp_path / "record.json")  # fmt: skip
+    assert result.returncode == 2 and "is not a trained" in result.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+    result = run("finetune.py", "--model", "nobody", "--task", "sentiment",
+                 RESULTS_DIR=str(tmp_path))  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: recipe quick has no model 'nobody': choose from teacher, undistilled"
+    ]
