@@ -8,13 +8,11 @@ A run that was killed goes on from its last checkpoint when the same command is 
 
 import argparse
 
-from distilbert_kit.distillation import train_on_corpus
+from distilbert_kit.distillation import train_cell
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import checkpoint, corpus_cell, model_cell
+from distilbert_kit.experiment import checkpoint, model_cell
 from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import recording
-from distilbert_kit.weights import get_tokenizer
 
 
 @entry_point
@@ -24,34 +22,17 @@ def main() -> None:
     )
     parser.add_argument("--recipe", default="quick")
     parser.add_argument("--model", required=True, help="a model of the recipe with `distill`")
-    parser.add_argument("--teacher", help="another teacher: folder or hub name")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
     cell = model_cell(recipe, arguments.model)
     spec = recipe.models[arguments.model].distill
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to distil")
-    with recording(cell.record, **cell.provenance) as draft:
-        read = DistilBERTForMaskedLM.from_pretrained
-        # A teacher without a trained head would teach noise.
-        teacher = read(arguments.teacher or checkpoint(recipe, spec.teacher), require_head=True)
-        student = read(checkpoint(recipe, spec.student))
-        result, losses = train_on_corpus(
-            student,
-            corpus_cell(recipe).folder,
-            recipe.corpus,
-            recipe.distill,
-            spec.loss,
-            seed=recipe.corpus.seed,
-            teacher=teacher,
-            checkpoints=cell.checkpoints,
-            description=cell.name,
-        )
-        result.describe(draft)
-        draft.metrics["validation"] = losses
-        student.save_pretrained(cell.folder, get_tokenizer())
-    cell.stamp_folder()
-    print(f"{cell.name}: validation {losses['before']} -> {losses['after']}")
+    read = DistilBERTForMaskedLM.from_pretrained
+    # A teacher without a trained head would teach noise.
+    teacher = read(checkpoint(recipe, spec.teacher), require_head=True)
+    student = read(checkpoint(recipe, spec.student))
+    train_cell(cell, student, recipe.distill, spec.loss, teacher)
 
 
 if __name__ == "__main__":

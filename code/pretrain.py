@@ -10,13 +10,11 @@ import argparse
 import torch
 
 from distilbert_kit.config import create_model_config
-from distilbert_kit.distillation import MASKED_LM, train_on_corpus
+from distilbert_kit.distillation import MASKED_LM, train_cell
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import checkpoint, corpus_cell, model_cell
+from distilbert_kit.experiment import checkpoint, model_cell
 from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import recording
-from distilbert_kit.weights import get_tokenizer
 
 
 @entry_point
@@ -32,27 +30,12 @@ def main() -> None:
     spec = recipe.models[arguments.model].pretrain
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to pretrain")
-    with recording(cell.record, **cell.provenance) as draft:
-        torch.manual_seed(recipe.corpus.seed)
-        if spec.start:
-            model = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.start))
-        else:
-            model = DistilBERTForMaskedLM(create_model_config(spec.shape))
-        result, losses = train_on_corpus(
-            model,
-            corpus_cell(recipe).folder,
-            recipe.corpus,
-            recipe.pretrain,
-            MASKED_LM,
-            seed=recipe.corpus.seed,
-            checkpoints=cell.checkpoints,
-            description=cell.name,
-        )
-        result.describe(draft)
-        draft.metrics["validation"] = losses
-        model.save_pretrained(cell.folder, get_tokenizer())
-    cell.stamp_folder()
-    print(f"{cell.name}: validation {losses['before']} -> {losses['after']}")
+    torch.manual_seed(recipe.corpus.seed)
+    if spec.start:
+        model = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.start))
+    else:
+        model = DistilBERTForMaskedLM(create_model_config(spec.shape))
+    train_cell(cell, model, recipe.pretrain, MASKED_LM)
 
 
 if __name__ == "__main__":

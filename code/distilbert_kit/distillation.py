@@ -8,14 +8,17 @@ two distillation weights at 0.
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from tqdm.auto import tqdm
 
 from .data import LengthBatchSampler, MLMDataset, create_dataloader
 from .errors import UserError
 from .evaluation import autocast
+from .experiment import Cell, corpus_cell
 from .losses import IGNORE, cosine_loss, fused_triple_loss
 from .recipes import CorpusSettings, LossWeights, MaskedLMSettings
+from .records import recording
 from .shards import open_shards
 from .training import Objective, TrainingResult, train
 from .weights import get_tokenizer
@@ -133,10 +136,11 @@ def train_on_corpus(
 
     Validation losses are those before and after, on the held-out split.
     """
+    device = PartialState().device  # where the loop will train
+    model.to(device)
     if teacher is not None:
         check_pair(teacher, model, weights)
-        device = next(model.parameters()).device
-        teacher = teacher.to(device)
+        teacher.to(device)
     held_out, dataset = (open_corpus(corpus, split, masking) for split in ("validation", "train"))
     objective = triple_objective(dataset, weights, teacher)
     sampler = LengthBatchSampler(
@@ -156,6 +160,36 @@ def train_on_corpus(
     )
     losses["after"] = validation_losses(*validate)
     return result, losses
+
+
+def train_cell(
+    cell: Cell,
+    model: nn.Module,
+    settings: MaskedLMSettings,
+    weights: LossWeights,
+    teacher: nn.Module | None = None,
+) -> None:
+    """Train a model of a recipe on the recipe's corpus; leave its weights and its record."""
+    masking = cell.recipe.corpus
+    with recording(cell.record, **cell.provenance) as draft:
+        result, losses = train_on_corpus(
+            model,
+            corpus_cell(cell.recipe).folder,
+            masking,
+            settings,
+            weights,
+            seed=masking.seed,
+            teacher=teacher,
+            checkpoints=cell.checkpoints,
+            description=cell.name,
+        )
+        result.describe(draft)
+        draft.metrics["validation"] = losses
+        if PartialState().is_main_process:
+            model.save_pretrained(cell.folder, get_tokenizer())
+    if PartialState().is_main_process:
+        cell.stamp_folder()
+        print(f"{cell.name}: validation {losses['before']} -> {losses['after']}")
 
 
 def check_pair(teacher: nn.Module, student: nn.Module, weights: LossWeights) -> None:

@@ -238,8 +238,11 @@ def recording(
                 extra=draft.extra,
             ),
         )
+        # One writer among data-parallel processes (torchrun numbers them in RANK).
+        if int(os.environ.get("RANK", 0)) > 0:
+            pass
         # Bad input is the user's to mend and no run; a stopped or crashed run counts.
-        if error is None:
+        elif error is None:
             write_record(path, record)
         elif not isinstance(error, (UserError, SystemExit)):
             stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
