@@ -20,7 +20,7 @@ from .losses import IGNORE, cosine_loss, fused_triple_loss
 from .recipes import CorpusSettings, LossWeights, MaskedLMSettings
 from .records import recording
 from .shards import open_shards
-from .training import Objective, TrainingResult, train
+from .training import Objective, TrainingResult, create_accelerator, train
 from .weights import get_tokenizer
 
 MASKED_LM = LossWeights(ce=0.0, mlm=1.0, cos=0.0)
@@ -136,7 +136,7 @@ def train_on_corpus(
 
     Validation losses are those before and after, on the held-out split.
     """
-    device = PartialState().device  # where the loop will train
+    device = create_accelerator(settings.precision).device  # where the loop will train
     model.to(device)
     if teacher is not None:
         check_pair(teacher, model, weights)
