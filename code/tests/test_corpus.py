@@ -251,8 +251,8 @@ def run_script(*arguments: object, **options) -> subprocess.Popen:
 def test_killed_run_continues_to_the_same_bytes(tmp_path):
     source = tmp_path / "dump.txt"
     # Every fifth line repeats one from before, often from before the kill.
-    source.write_text("".join(sentence(i if i % 5 else i // 2, 30) + "\n" for i in range(16_000)))
-    options = {"validation_fraction": 0.1, "shard_tokens": 10_000, "limit_tokens": 400_000}
+    source.write_text("".join(sentence(i if i % 5 else i // 2, 30) + "\n" for i in range(64_000)))
+    options = {"validation_fraction": 0.1, "shard_tokens": 10_000, "limit_tokens": 1_600_000}
     flags = [f for k, v in options.items() for f in (f"--{k.replace('_', '-')}", v)]
     killed = tmp_path / "killed"
     process = run_script("--source", f"lines:{source}", "--output", killed, *flags)
