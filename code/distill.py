@@ -1,7 +1,7 @@
 """Distil a student from a teacher with the triple loss of arXiv 1910.01108.
 
-    python code/distill.py --recipe quick --model distilled
-    torchrun --nproc-per-node 8 code/distill.py --recipe paper --model distilled
+    python code/distill.py --recipe my-recipe.yaml --model distilled
+    torchrun --nproc-per-node 8 code/distill.py --recipe my-recipe.yaml --model distilled
 
 A run that was killed goes on from its last checkpoint when the same command is given again.
 """

@@ -1,6 +1,6 @@
 """Tokenise text once into 16-bit memory-mapped shards for pretraining and distillation.
 
-    python code/prepare_corpus.py --recipe quick     # what a recipe asks for
+    python code/prepare_corpus.py --recipe my-recipe.yaml     # what a recipe asks for
     # embedded: docstrings of the installed libraries, no download (about a minute)
     python code/prepare_corpus.py --source docs --limit-tokens 500000 --output data/corpus/docs
     # study: Wikipedia text in parquet (79 MB of text, under a minute)

@@ -1,6 +1,6 @@
 """Train a masked LM on the recipe's corpus: from scratch, or a head for a checkpoint without one.
 
-    python code/pretrain.py --recipe quick --model teacher
+    python code/pretrain.py --recipe my-recipe.yaml --model teacher
 
 A run that was killed goes on from its last checkpoint when the same command is given again.
 """
