@@ -32,7 +32,7 @@ def main() -> None:
     # A teacher without a trained head would teach noise.
     teacher = read(checkpoint(recipe, spec.teacher), require_head=True)
     student = read(checkpoint(recipe, spec.student))
-    train_cell(cell, student, recipe.distill, spec.loss, teacher)
+    train_cell(cell, student, recipe.distill_for(arguments.model), spec.loss, teacher)
 
 
 if __name__ == "__main__":

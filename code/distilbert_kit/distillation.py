@@ -17,6 +17,7 @@ from .errors import UserError
 from .evaluation import autocast
 from .experiment import Cell, corpus_cell
 from .losses import IGNORE, cosine_loss, fused_triple_loss
+from .memory import keeping_freed_memory
 from .recipes import CorpusSettings, LossWeights, MaskedLMSettings
 from .records import recording
 from .shards import open_shards
@@ -84,6 +85,7 @@ def triple_objective(
     return Objective(counts, loss, dataset.mask)
 
 
+@keeping_freed_memory()
 def validation_losses(
     model: nn.Module, dataset: MLMDataset, objective: Objective, precision: str, batch_tokens: int
 ) -> dict[str, float]:

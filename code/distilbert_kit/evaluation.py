@@ -12,11 +12,13 @@ from tqdm.auto import tqdm
 
 from .data import ClassificationDataset, LengthBatchSampler, create_dataloader
 from .losses import masked_lm_loss
+from .memory import keeping_freed_memory
 from .metrics import compute_confusion_matrix, compute_metrics
 from .records import write_atomically
 from .tasks import Task
 
 
+@keeping_freed_memory()
 def predict_logits(
     model: nn.Module,
     dataset: ClassificationDataset,

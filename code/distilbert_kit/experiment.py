@@ -134,9 +134,10 @@ def model_cell(recipe: Recipe, model: str) -> Cell | None:
     settings |= {"weights": {name: given for name, given in weights.items() if given}}
     if stage != "extract":
         parents.append(corpus_cell(recipe))
+        training = recipe.pretrain if stage == "pretrain" else recipe.distill_for(model)
         settings |= {
             "corpus": recipe.corpus.model_dump(mode="json"),
-            "training": getattr(recipe, stage).model_dump(mode="json"),
+            "training": training.model_dump(mode="json"),
         }
     return Cell(
         recipe=recipe,
@@ -205,7 +206,7 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
             finetune_cell(recipe, model, task, seed)
             for seed in recipe.seeds
             for task in recipe.tasks
-            for model in recipe.models
+            for model in recipe.models_of(task)
         ),
         *(benchmark_cell(recipe, stage) for stage in stages),
     ]

@@ -98,17 +98,25 @@ class Pretrain(Strict):
 
 
 class Distill(Strict):
-    """Distillation of a student, itself a model of the recipe, from a teacher."""
+    """Distillation of a student, itself a model of the recipe, from a teacher.
+
+    `training` overrides keys of the recipe's `distill` for this model alone.
+    """
 
     teacher: str
     student: str
     loss: LossWeights = LossWeights()
+    training: dict = {}
 
 
 class ModelSpec(Strict):
-    """Where a model comes from: given weights, or a cut from another model of the recipe."""
+    """Where a model comes from: given weights, or another model of the recipe.
+
+    `tasks` are those of the recipe's tasks that it is fine-tuned on; all of them by default.
+    """
 
     label: str
+    tasks: list[str] | None = None
     weights: str | None = None
     extract: Extract | None = None
     pretrain: Pretrain | None = None
@@ -180,6 +188,10 @@ class Recipe(Strict):
             for stage in ("pretrain", "distill"):
                 if getattr(spec, stage) and not (self.corpus and getattr(self, stage)):
                     raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
+            if spec.distill:
+                self.distill_for(name)
+            if unknown := set(spec.tasks or ()) - set(self.tasks):
+                raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
         for task in self.finetune_tasks:
             self.finetune_for(task)
         return self
@@ -187,6 +199,17 @@ class Recipe(Strict):
     def finetune_for(self, task: str) -> FinetuneSettings:
         """Fine-tuning settings of a task: the common ones with the task's own on top."""
         return FinetuneSettings(**self.finetune.model_dump() | self.finetune_tasks.get(task, {}))
+
+    def distill_for(self, model: str) -> MaskedLMSettings:
+        """Distillation settings of a model: the common ones with its own on top."""
+        own = self.models[model].distill.training
+        return MaskedLMSettings(**self.distill.model_dump() | own)
+
+    def models_of(self, task: str) -> list[str]:
+        """The models that are fine-tuned on a task."""
+        return [
+            name for name, spec in self.models.items() if spec.tasks is None or task in spec.tasks
+        ]
 
     @property
     def argument(self) -> str:

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from .data import Batch
 from .errors import NonFiniteLossError, UserError
 from .losses import classification_loss_sum
+from .memory import keeping_freed_memory
 from .recipes import TrainSettings
 from .records import Draft, content_key, write_atomically
 from .weights import read_safetensors, replacing_folder, write_safetensors
@@ -183,6 +184,7 @@ def create_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
 
 
+@keeping_freed_memory()
 def train(
     model: nn.Module,
     loader: DataLoader,
