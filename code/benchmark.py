@@ -148,7 +148,7 @@ def measure_size_speed(recipe: Recipe, draft: Draft) -> str:
     encoders = {f"{m}/{by}": build_encoder(m, by) for m in MODELS for by in MAKERS}
     dataset, draft.data, texts = stsb_pairs(1500)
     by_length = np.argsort(dataset.lengths, kind="stable")
-    chosen = by_length[np.linspace(0, 1499, settings.pairs).round().astype(int)]
+    chosen = by_length[np.linspace(0, len(by_length) - 1, settings.pairs).round().astype(int)]
     lengths = dataset.lengths[chosen]
     draft.metrics = {
         "weights": "random",

@@ -31,6 +31,7 @@ from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.evidence import (
     benchmark_record,
     compare,
+    counterpart,
     present_records,
     recorded_seeds,
     retention_interval,
@@ -224,7 +225,9 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
     """A claim on scores: tested at paper scale with a distilled student, else an indication."""
     roles = {"student": recipe.student, "teacher": recipe.teacher}
     names = [roles.get(name, name) for name in (claim.model, claim.reference)]
-    for name in names:
+    if claim.model == "counterpart" and claim.reference in recipe.models:
+        names[0] = counterpart(recipe, claim.reference) or claim.model
+    for name in reversed(names):
         if name not in recipe.models:
             return Finding(untested=f"this recipe has no model {name!r}")
     if names[0] == names[1]:

@@ -51,6 +51,8 @@ PRESETS = {
     "DistilMiniLM-L3 (17M)": replace(
         ModelConfig(), hidden_size=384, intermediate_size=1536, num_layers=3
     ),
+    # The depths of the paper's pair, for dry runs.
+    "bert-tiny (1M)": replace(_BERT, hidden_size=16, intermediate_size=32, num_heads=2),
     "tiny (1M)": replace(
         ModelConfig(), hidden_size=32, intermediate_size=128, num_layers=2, num_heads=4
     ),

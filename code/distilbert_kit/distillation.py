@@ -18,6 +18,7 @@ from .evaluation import autocast
 from .experiment import Cell, corpus_cell
 from .losses import IGNORE, cosine_loss, fused_triple_loss
 from .memory import keeping_freed_memory
+from .model import count_parameters
 from .recipes import CorpusSettings, LossWeights, MaskedLMSettings
 from .records import recording
 from .shards import open_shards
@@ -186,7 +187,7 @@ def train_cell(
             description=cell.name,
         )
         result.describe(draft)
-        draft.metrics["validation"] = losses
+        draft.metrics |= {"validation": losses, "parameters": count_parameters(model)}
         if PartialState().is_main_process:
             model.save_pretrained(cell.folder, get_tokenizer())
     if PartialState().is_main_process:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import statistics
-from .experiment import evidence_cells, finetune_cell
+from .experiment import evidence_cells, finetune_cell, model_cell
 from .metrics import score_function
 from .recipes import Recipe
 from .records import Record, read_record
@@ -173,6 +173,89 @@ def retention_interval(
         runs[task.name] = [(pair[0][s], pair[1][s], pair[0]["reference"]) for s in seeds]
         scores[task.name] = score_function(task.primary, task.num_labels)
     return statistics.retention_interval(runs, scores)
+
+
+def corpus_runs(recipe: Recipe) -> dict[str, Record]:
+    """Records of masked-LM training and distillation that are there, by model."""
+    cells = [cell for model in recipe.models if (cell := model_cell(recipe, model))]
+    return {
+        cell.name: read_record(cell.record)
+        for cell in cells
+        if cell.stage in ("pretrain", "distill") and cell.record.exists()
+    }
+
+
+def _mean_scores(recipe: Recipe, model: str) -> dict[str, dict]:
+    """Mean over seeds of a model's primary metric, by task (first split), where recorded."""
+    found = {}
+    for task in map(get_task, recipe.tasks):
+        records = [
+            read_record(finetune_cell(recipe, model, task.name, seed).record)
+            for seed in recorded_seeds(recipe, model, task.name)
+        ]
+        if records:
+            values = [record.metrics[task.eval_splits[0]][task.primary] for record in records]
+            found[task.name] = statistics.summarise(values)
+    return found
+
+
+def budget_rows(recipe: Recipe) -> list[dict]:
+    """Scores against distillation tokens: every model distilled as the recipe's student is, but
+    for longer, shorter or with another learning rate; and what they all started from, at 0."""
+    spec = recipe.models[recipe.student].distill
+    if spec is None:
+        return []
+    rows = [{"model": spec.student, "tokens": 0, "learning_rate": None}]
+    for model, record in corpus_runs(recipe).items():
+        other = recipe.models[model].distill
+        if other is not None and other.model_copy(update={"training": spec.training}) == spec:
+            rate = recipe.distill_for(model).learning_rate
+            tokens = record.metrics["train_tokens"]
+            rows.append({"model": model, "tokens": tokens, "learning_rate": rate})
+    return [row | {"scores": _mean_scores(recipe, row["model"])} for row in rows]
+
+
+def counterpart(recipe: Recipe, model: str) -> str | None:
+    """The model distilled as `model` was, but with the student's loss and start; or None."""
+    own, other = recipe.models[recipe.student].distill, recipe.models[model].distill
+    if own is None or other is None:
+        return None
+    wanted = other.model_copy(update={"loss": own.loss, "student": own.student})
+    equals = (name for name, spec in recipe.models.items() if spec.distill == wanted)
+    return next((name for name in equals if name != model), None)
+
+
+def ablation_rows(recipe: Recipe) -> list[dict]:
+    """Table 4: what each change of the student's distillation does to the mean score.
+
+    A row is a model distilled with other loss weights or from another start than its counterpart.
+    `change` is its mean score minus the counterpart's over the tasks that both have, with its
+    interval over seeds and examples.
+    """
+    rows = []
+    for model, spec in recipe.models.items():
+        if (reference := counterpart(recipe, model)) is None:
+            continue
+        both = (reference, model)
+        tasks = [t for t in recipe.tasks if all(recorded_seeds(recipe, n, t) for n in both)]
+        if not tasks:
+            continue
+        found = retention_interval(recipe, model, reference, tasks)
+        rows.append(
+            {
+                "model": model,
+                "label": spec.label,
+                "reference": reference,
+                "loss": spec.distill.loss.model_dump(),
+                "start": spec.distill.student,
+                "tasks": tasks,
+                "seeds": found["seeds"],
+                "change": -found["gap"]["estimate"],
+                "low": -found["gap"]["high"],
+                "high": -found["gap"]["low"],
+            }
+        )
+    return rows
 
 
 def size_rows(record: Record) -> list[dict]:

@@ -234,14 +234,20 @@ def _explain(error: ValidationError, where: str) -> UserError:
     return UserError(f"{where}: unknown key {key!r}; {hint}")
 
 
-def load_recipe(name_or_file: str | Path) -> Recipe:
-    """Read `recipes/<name>.yaml` or a file; UserError names a missing, unknown or wrong key."""
+def recipe_path(name_or_file: str | Path) -> Path:
+    """`recipes/<name>.yaml`, or the file itself; UserError when there is none."""
     path = Path(name_or_file)
     if path.suffix != ".yaml":
         path = RECIPES / f"{name_or_file}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != "claims")
         raise UserError(f"{path.name}: no such recipe; choose from {', '.join(names)}")
+    return path
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """Read `recipes/<name>.yaml` or a file; UserError names a missing, unknown or wrong key."""
+    path = recipe_path(name_or_file)
     try:
         content = yaml.safe_load(path.read_text())
         recipe = Recipe.model_validate(content)

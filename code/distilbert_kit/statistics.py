@@ -169,7 +169,8 @@ def retention_interval(
 ) -> dict:
     """Retention with an interval over seeds and examples.
 
-    Returns {"estimate", "low", "high", "seeds"}.
+    Returns {"estimate", "low", "high", "gap", "seeds"}; "gap" has the same three for the teacher's
+    mean score minus the student's.
     `runs`: {task: [(teacher's predictions [N], student's predictions [N], references [N]), …]},
     one entry per seed, whose teacher and student are drawn together; `score_fns`: one function (see
     `bootstrap_interval`) or one per task; `aggregate`: np.mean, or np.median as in the paper, over
@@ -191,9 +192,15 @@ def retention_interval(
         picked = rng.integers(len(scores), size=(len(scores), resamples))
         observed.append(aggregate(scores, axis=0))
         resampled.append(aggregate(np.take_along_axis(draws, picked[:, None, :], axis=0), axis=0))
-    estimate = _retained(*np.stack(observed, axis=1), baseline)
-    ratios = _retained(*np.stack(resampled, axis=1), baseline)
-    return _interval(estimate, ratios, level) | {"seeds": {t: len(runs[t]) for t in tasks}}
+    (teacher, student), (teachers, students) = (
+        np.stack(scores, axis=1) for scores in (observed, resampled)
+    )
+    ratio = _retained(teacher, student, baseline)
+    gaps = (teachers - students).mean(axis=0)
+    return _interval(ratio, _retained(teachers, students, baseline), level) | {
+        "gap": _interval((teacher - student).mean(), gaps, level),
+        "seeds": {t: len(runs[t]) for t in tasks},
+    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

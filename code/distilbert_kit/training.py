@@ -35,7 +35,7 @@ from .records import Draft, content_key, write_atomically
 from .weights import read_safetensors, replacing_folder, write_safetensors
 
 Sums = dict[str, Tensor]
-LOG_EVERY = 20  # updates between two points of the history
+LOG_EVERY = 10  # updates between two points of the history
 
 
 def _unchanged(batch: Batch, generator: torch.Generator) -> Batch:
@@ -85,7 +85,7 @@ class _Step(nn.Module):
 
 @dataclass
 class TrainingResult:
-    """What a run did. `history` has a row every 20 updates: update, learning rate, mean of each
+    """What a run did. `history` has a row every 10 updates: update, learning rate, mean of each
     term since the last row."""
 
     updates: int = 0

@@ -1,0 +1,170 @@
+"""Walk the whole path of a recipe in about a minute: tiny models, made-up data, every stage.
+
+    make dry-run RECIPE=paper
+    python code/dry_run.py --recipe my-recipe.yaml --keep /tmp/walk
+
+The same cells, scripts, notebooks and report as the recipe's own, on 16-wide stand-ins for its
+models, a few made-up rows for its data and a few updates of training. It tells in advance whether
+a recipe runs through; the figures that it prints mean nothing and are thrown away.
+"""
+
+import argparse
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+ROWS = 24  # of every made-up split
+SMALL = {"epochs": 1, "batch_size": 8, "batch_tokens": 1024}
+TINY_SPEED = {
+    "speed": {"pairs": 2, "passes": 1, "lengths": [16], "length_repeats": 1, "file_order_pairs": 2},
+    "training_speed": {"examples": 16, "rounds": 1},
+}
+
+
+def stand_in(weights: str, folder: Path) -> str:
+    """Write a random checkpoint of the depth and kind of `weights`; returns its folder."""
+    from distilbert_kit.config import create_model_config
+    from distilbert_kit.model import DistilBERTForMaskedLM
+    from distilbert_kit.weights import get_tokenizer
+
+    preset = "MiniLM-L6" if weights == "minilm" else weights.rsplit("/", 1)[-1]
+    config = create_model_config(preset, hidden_size=16, intermediate_size=32, num_heads=2)
+    target = folder / "weights" / preset
+    DistilBERTForMaskedLM(config).save_pretrained(target, get_tokenizer())
+    return str(target)
+
+
+def shrink(content: dict, folder: Path) -> dict:
+    """The recipe with stand-ins for its models, one seed, and a few updates of every training."""
+    small = content | {"name": f"{content['name']}-dry-run", "scale": "embedded"}
+    small["seeds"] = content["seeds"][:1]
+    for name, spec in content["models"].items():
+        if "weights" in spec:
+            small["models"][name] = spec | {"weights": stand_in(spec["weights"], folder)}
+        if "shape" in spec.get("pretrain", {}):
+            small["models"][name] = spec | {"pretrain": {"shape": "bert-tiny"}}
+        if "distill" in spec:
+            spec["distill"].pop("training", None)
+    if "corpus" in content:
+        small["corpus"] |= {"source": ["docs"], "limit_tokens": 6000, "validation_fraction": 0.1}
+    for stage in ("pretrain", "distill"):
+        if stage in content:
+            small[stage] |= SMALL | {"accumulation": min(2, content[stage].get("accumulation", 1))}
+    small["finetune"] |= SMALL | {"max_length": 64}
+    small["finetune_tasks"] = {
+        task: own | SMALL | {"max_length": 64}
+        for task, own in content.get("finetune_tasks", {}).items()
+    }
+    return small | {stage: tiny for stage, tiny in TINY_SPEED.items() if stage in content}
+
+
+def make_up_data(recipe, folder: Path) -> None:
+    """A few rows for every split that the recipe reads, and the list that says so."""
+    import datasets
+
+    from distilbert_kit import grammar, sources
+    from distilbert_kit.experiment import evidence_cells
+    from distilbert_kit.tasks import TASKS
+
+    sentences = [row["sentence"] for row in grammar.build_sentiment("train", ROWS)]
+    by_dataset = {task.dataset: task for task in TASKS.values()}
+    listed = {}
+    wanted = {split for cell in evidence_cells(recipe) for split in cell.data}
+    for dataset, split in sorted(wanted):
+        if dataset.startswith("embedded/"):
+            continue
+        task = by_dataset[dataset]
+        rows = [
+            dict.fromkeys(task.text_columns, sentence)
+            | {task.label_column: row % task.num_labels if task.labels else row / ROWS}
+            for row, sentence in enumerate(sentences)
+        ]
+        path = folder / "data" / dataset / f"{split}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_list(rows).to_parquet(path)
+        splits = listed.setdefault(dataset, {"splits": {}})["splits"]
+        splits[split] = {"rows": ROWS, "sha256": sources.rows_sha256(rows)}
+    (folder / "data" / "sources.yaml").write_text(yaml.safe_dump(listed))
+
+
+def prepare(name_or_file: str, folder: Path) -> Path:
+    """Write the small recipe with weights and data into `folder`; returns its file."""
+    from distilbert_kit.recipes import load_recipe, recipe_path
+
+    load_recipe(name_or_file)  # tells what is wrong with it
+    small = shrink(yaml.safe_load(recipe_path(name_or_file).read_text()), folder)
+    path = folder / f"{small['name']}.yaml"
+    path.write_text(yaml.safe_dump(small))
+    make_up_data(load_recipe(path), folder)
+    return path
+
+
+def run_cells(path: Path) -> None:
+    """Run every cell of the small recipe in this process: the libraries are loaded once."""
+    from tqdm.auto import tqdm
+
+    from distilbert_kit.experiment import evidence_cells
+    from distilbert_kit.recipes import load_recipe
+
+    ordered = {}
+
+    def add(cell) -> None:
+        for parent in cell.parents:
+            add(parent)
+        ordered.setdefault(cell.key, cell)
+
+    recipe = load_recipe(path)
+    for cell in evidence_cells(recipe):
+        add(cell)
+    for cell in tqdm(ordered.values(), desc=recipe.name, unit="cell"):
+        _, *sys.argv = cell.command
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def publish(path: Path) -> None:
+    """Notebooks, report and poster of the small recipe; the two PDFs are taken away again."""
+    from distilbert_kit.experiment import publication_commands
+    from distilbert_kit.paths import ROOT
+    from distilbert_kit.recipes import load_recipe
+
+    recipe = load_recipe(path)
+    for _, command in publication_commands(recipe).values():
+        subprocess.run(command, check=True, cwd=ROOT)
+    for document in ("report", "poster"):
+        (ROOT / document / f"{document}-{recipe.name}.pdf").unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser.add_argument("--keep", type=Path, help="a folder to keep what is made")
+    parser.add_argument("--only-cells", action="store_true", help="no notebooks, no report")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.keep or Path(temporary)).resolve()
+        # The library reads both when it is imported: hence the imports in the functions.
+        os.environ |= {"DATA_DIR": str(folder / "data"), "RESULTS_DIR": str(folder / "results")}
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "sources.yaml").touch()
+        from distilbert_kit.errors import entry_point
+
+        @entry_point
+        def walk() -> None:
+            path = prepare(arguments.recipe, folder)
+            run_cells(path)
+            if not arguments.only_cells:
+                publish(path)
+
+        walk()
+    print(f"recipe {arguments.recipe}: every stage runs through")
+
+
+if __name__ == "__main__":
+    main()
