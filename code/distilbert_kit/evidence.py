@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from . import statistics
+from .errors import UserError
 from .experiment import evidence_cells, finetune_cell, model_cell
 from .metrics import score_function
 from .recipes import Recipe
 from .records import Record, read_record
-from .tasks import Task, get_task
+from .tasks import GLUE, Task, get_task
 
 
 def present_records(recipe: Recipe) -> dict[str, Record]:
@@ -150,7 +151,7 @@ def compare(recipe: Recipe, model: str, reference: str, task_name: str) -> list[
                 "seeds": seeds,
                 "gap": gap,
                 "gap_over_seeds": statistics.summarise(per_seed),
-                "retention": retention_interval(recipe, model, reference, [task.name], split),
+                "retention": _retained(recipe, model, reference, [task.name], split),
                 "mcnemar": tests,
             }
         )
@@ -158,7 +159,12 @@ def compare(recipe: Recipe, model: str, reference: str, task_name: str) -> list[
 
 
 def retention_interval(
-    recipe: Recipe, model: str, reference: str, tasks: list[str], split: str | None = None
+    recipe: Recipe,
+    model: str,
+    reference: str,
+    tasks: list[str],
+    split: str | None = None,
+    **options,
 ) -> dict:
     """`statistics.retention_interval` of a model against another over tasks (first split)."""
     runs, scores = {}, {}
@@ -172,7 +178,52 @@ def retention_interval(
         ]
         runs[task.name] = [(pair[0][s], pair[1][s], pair[0]["reference"]) for s in seeds]
         scores[task.name] = score_function(task.primary, task.num_labels)
-    return statistics.retention_interval(runs, scores)
+    return statistics.retention_interval(runs, scores, **options)
+
+
+def _retained(*arguments, **options) -> dict | None:
+    """`retention_interval`, None for a teacher at chance: there is nothing to retain."""
+    try:
+        return retention_interval(*arguments, **options)
+    except UserError:
+        return None
+
+
+def guessing_score(recipe: Recipe, model: str, task: Task) -> float:
+    """The primary metric of always predicting the most frequent class; 0 for anything else."""
+    if not task.labels:
+        return 0.0
+    seeds = recorded_seeds(recipe, model, task.name)[:1]
+    frame = seed_predictions(recipe, model, task.name, task.eval_splits[0], seeds)
+    references = frame["reference"].to_numpy()
+    guesses = np.full_like(references, np.bincount(references).argmax())
+    return float(score_function(task.primary, task.num_labels)(guesses, references))
+
+
+def macro_rows(recipe: Recipe) -> list[dict]:
+    """Mean score and retention over the recipe's GLUE tasks (or all, where it has none of GLUE).
+
+    Retention is given as the paper means it, without WNLI, and with the score of guessing taken
+    off both sides. Models that lack a task have no row: a mean over fewer is another number.
+    """
+    tasks = [t for t in recipe.tasks if t in GLUE] or recipe.tasks
+    rows = []
+    for model in recipe.models:
+        names = (model, recipe.teacher)
+        if not all(recorded_seeds(recipe, name, task) for task in tasks for name in names):
+            continue
+        scores = _mean_scores(recipe, model)
+        row = {"model": model, "label": recipe.models[model].label, "tasks": tasks}
+        row |= {"scores": scores, "mean": np.mean([scores[task]["mean"] for task in tasks])}
+        if model != recipe.teacher:
+            chance = {t: guessing_score(recipe, model, get_task(t)) for t in tasks}
+            variants = {"retention": {}, "above_guessing": {"chance": chance}}
+            if "wnli" in tasks and len(tasks) > 1:
+                variants["without_wnli"] = {"exclude": ["wnli"]}
+            for name, options in variants.items():
+                row[name] = _retained(recipe, *names, tasks, **options)
+        rows.append(row)
+    return rows
 
 
 def corpus_runs(recipe: Recipe) -> dict[str, Record]:

@@ -4,6 +4,7 @@ Figures are SVG with a fixed salt and no date: drawn again from the same records
 byte by byte.
 """
 
+import itertools
 import json
 
 import matplotlib as mpl
@@ -47,6 +48,12 @@ STYLE = {
 def use_style() -> None:
     """Draw all figures of this process in the one style."""
     mpl.rcParams.update(STYLE)
+
+
+def model_colours(recipe: Recipe) -> dict[str, str]:
+    """A colour for each model of a recipe, the same in all figures; side rows share some."""
+    names = sorted(recipe.models, key=lambda name: recipe.models[name].tasks is not None)
+    return dict(zip(names, itertools.cycle(CYCLE)))
 
 
 def save_figure(figure: Figure, recipe: Recipe, name: str) -> None:

@@ -55,8 +55,7 @@ def fill_masked_lm(draft, cell, rng):
         "train_tokens": round(9000 * cell.settings["training"]["epochs"]),
         "updates": 3,
         "history": [
-            {"update": u, "learning_rate": 1e-4} | {term: 5.0 / u for term in terms}
-            for u in (1, 2, 3)
+            {"update": u, "learning_rate": 1e-4} | dict.fromkeys(terms, 5.0 / u) for u in (1, 2, 3)
         ],
         "validation": {"before": dict.fromkeys(terms, 5.0), "after": dict.fromkeys(terms, 2.0)},
     }
