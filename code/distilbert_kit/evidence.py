@@ -158,15 +158,10 @@ def compare(recipe: Recipe, model: str, reference: str, task_name: str) -> list[
     return rows
 
 
-def retention_interval(
-    recipe: Recipe,
-    model: str,
-    reference: str,
-    tasks: list[str],
-    split: str | None = None,
-    **options,
-) -> dict:
-    """`statistics.retention_interval` of a model against another over tasks (first split)."""
+def paired_runs(
+    recipe: Recipe, model: str, reference: str, tasks: list[str], split: str | None = None
+) -> tuple[dict, dict]:
+    """Runs and score functions by task (first split), as the intervals over tasks take them."""
     runs, scores = {}, {}
     for task in map(get_task, tasks):
         where = split or task.eval_splits[0]
@@ -178,7 +173,12 @@ def retention_interval(
         ]
         runs[task.name] = [(pair[0][s], pair[1][s], pair[0]["reference"]) for s in seeds]
         scores[task.name] = score_function(task.primary, task.num_labels)
-    return statistics.retention_interval(runs, scores, **options)
+    return runs, scores
+
+
+def retention_interval(recipe: Recipe, *names_tasks_split, **options) -> dict:
+    """`statistics.retention_interval` of the runs of `paired_runs`."""
+    return statistics.retention_interval(*paired_runs(recipe, *names_tasks_split), **options)
 
 
 def _retained(*arguments, **options) -> dict | None:
@@ -291,7 +291,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
         tasks = [t for t in recipe.tasks if all(recorded_seeds(recipe, n, t) for n in both)]
         if not tasks:
             continue
-        found = retention_interval(recipe, model, reference, tasks)
+        found = statistics.macro_gap_interval(*paired_runs(recipe, model, reference, tasks))
         rows.append(
             {
                 "model": model,
@@ -301,9 +301,9 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 "start": spec.distill.student,
                 "tasks": tasks,
                 "seeds": found["seeds"],
-                "change": -found["gap"]["estimate"],
-                "low": -found["gap"]["high"],
-                "high": -found["gap"]["low"],
+                "change": found["estimate"],
+                "low": found["low"],
+                "high": found["high"],
             }
         )
     return rows

@@ -160,22 +160,20 @@ def retention(
 def retention_interval(
     runs: Mapping[str, Sequence[Run]],
     score_fns: ScoreFunction | Mapping[str, ScoreFunction],
-    resamples: int = 1000,
-    seed: int = 0,
     exclude: Collection[str] = (),
     chance: Mapping[str, float] | None = None,
-    aggregate: Callable[..., ArrayLike] = np.mean,
     level: float = 0.95,
+    **sampling,
 ) -> dict:
     """Retention with an interval over seeds and examples.
 
-    Returns {"estimate", "low", "high", "gap", "seeds"}; "gap" has the same three for the teacher's
-    mean score minus the student's.
+    Returns {"estimate", "low", "high", "seeds"}.
     `runs`: {task: [(teacher's predictions [N], student's predictions [N], references [N]), …]},
     one entry per seed, whose teacher and student are drawn together; `score_fns`: one function (see
-    `bootstrap_interval`) or one per task; `aggregate`: np.mean, or np.median as in the paper, over
-    a task's seeds. "seeds" is {task: number of seeds}: with one seed the interval covers the
-    examples alone, and with few it is somewhat too narrow.
+    `bootstrap_interval`) or one per task; `sampling`: `resamples` (1,000), `seed` (0) and
+    `aggregate`, np.mean, or np.median as in the paper, over a task's seeds. "seeds" is {task:
+    number of seeds}: with one seed the interval covers the examples alone, and with few it is
+    somewhat too narrow.
 
     All seeds of a task are tested on the same examples, so seeds and examples are crossed: each
     resample draws seeds, and one set of examples for all of them (the pigeonhole bootstrap, Owen
@@ -183,24 +181,26 @@ def retention_interval(
     test sets and shrink the interval. UserError if a task's references differ between seeds, and
     as in `retention`.
     """
-    tasks, rng = _tasks(runs, exclude), _rng(seed)
+    tasks = _tasks(runs, exclude)
+    observed, resampled = _crossed_bootstrap(tasks, runs, score_fns, **sampling)
     baseline = _cells("chance", chance, tasks) if chance is not None else np.zeros(len(tasks))
-    observed, resampled = [], []  # one [2] and one [2, B] (teacher, student) per task
-    for task in tasks:
-        score_fn = score_fns[task] if isinstance(score_fns, Mapping) else score_fns
-        scores, draws = _task_scores(task, runs[task], score_fn, resamples, rng)
-        picked = rng.integers(len(scores), size=(len(scores), resamples))
-        observed.append(aggregate(scores, axis=0))
-        resampled.append(aggregate(np.take_along_axis(draws, picked[:, None, :], axis=0), axis=0))
-    (teacher, student), (teachers, students) = (
-        np.stack(scores, axis=1) for scores in (observed, resampled)
+    estimate, ratios = _retained(*observed, baseline), _retained(*resampled, baseline)
+    return _interval(estimate, ratios, level) | {"seeds": {t: len(runs[t]) for t in tasks}}
+
+
+def macro_gap_interval(
+    runs: Mapping[str, Sequence[Run]],
+    score_fns: ScoreFunction | Mapping[str, ScoreFunction],
+    level: float = 0.95,
+    **sampling,
+) -> dict:
+    """Student's mean score over the tasks minus the teacher's; all else as `retention_interval`."""
+    tasks = _tasks(runs, ())
+    (teacher, student), (teachers, students) = _crossed_bootstrap(
+        tasks, runs, score_fns, **sampling
     )
-    ratio = _retained(teacher, student, baseline)
-    gaps = (teachers - students).mean(axis=0)
-    return _interval(ratio, _retained(teachers, students, baseline), level) | {
-        "gap": _interval((teacher - student).mean(), gaps, level),
-        "seeds": {t: len(runs[t]) for t in tasks},
-    }
+    gaps = _interval((student - teacher).mean(), (students - teachers).mean(axis=0), level)
+    return gaps | {"seeds": {t: len(runs[t]) for t in tasks}}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -213,6 +213,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = steps
     return adjusted.tolist()
+
+
+def _crossed_bootstrap(
+    tasks: Sequence[str],
+    runs: Mapping[str, Sequence[Run]],
+    score_fns: ScoreFunction | Mapping[str, ScoreFunction],
+    resamples: int = 1000,
+    seed: int = 0,
+    aggregate: Callable[..., ArrayLike] = np.mean,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores over seeds, observed [2, T] and resampled [2, T, B]: teacher, then student."""
+    rng, observed, resampled = _rng(seed), [], []
+    for task in tasks:
+        score_fn = score_fns[task] if isinstance(score_fns, Mapping) else score_fns
+        scores, draws = _task_scores(task, runs[task], score_fn, resamples, rng)
+        picked = rng.integers(len(scores), size=(len(scores), resamples))
+        observed.append(aggregate(scores, axis=0))
+        resampled.append(aggregate(np.take_along_axis(draws, picked[:, None, :], axis=0), axis=0))
+    return np.stack(observed, axis=1), np.stack(resampled, axis=1)
 
 
 def _task_scores(
