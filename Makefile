@@ -8,12 +8,12 @@ SHELL := /bin/bash
 SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile --config recipe=$(RECIPE) --cores $(CORES) \
 	--rerun-triggers mtime --rerun-incomplete --nolock --quiet rules
 
-.PHONY: help setup data reproduce report notebooks poster test lint bench clean
+.PHONY: help setup data reproduce report notebooks poster dry-run test lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this help
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  variables: RECIPE=quick|study  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  variables: RECIPE=quick|study|scratch|released|paper  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
 
 $(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ notebooks: setup  ## run the notebooks of RECIPE again on its records, then the 
 	$(SNAKEMAKE)
 
 poster: reproduce  ## the poster is built with the report
+
+dry-run: setup  ## walk every stage of RECIPE with tiny stand-ins, in a minute or two
+	$(BIN)/python code/dry_run.py --recipe $(RECIPE)
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal code/tests

@@ -99,7 +99,7 @@ def prepare(name_or_file: str, folder: Path) -> Path:
     load_recipe(name_or_file)  # tells what is wrong with it
     small = shrink(yaml.safe_load(recipe_path(name_or_file).read_text()), folder)
     path = folder / f"{small['name']}.yaml"
-    path.write_text(yaml.safe_dump(small))
+    path.write_text(yaml.safe_dump(small, sort_keys=False))
     make_up_data(load_recipe(path), folder)
     return path
 
