@@ -10,6 +10,7 @@ from distilbert_kit.data import ClassificationDataset, load_task_split
 from distilbert_kit.measure import matrix_product_rate
 from distilbert_kit.paths import DATA, ROOT
 from distilbert_kit.records import DataUsed
+from distilbert_kit.statistics import bootstrap_ratio_interval
 from distilbert_kit.tasks import get_task
 from distilbert_kit.weights import get_tokenizer
 
@@ -53,6 +54,12 @@ def infer(model: nn.Module, batch: dict[str, Tensor]) -> object:
 def classify(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Logits of a batch."""
     return infer(model, batch).logits
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
+    """Median ratio of two times measured side by side, with its bootstrap interval."""
+    found = bootstrap_ratio_interval(numerator, denominator)
+    return {("ratio" if k == "estimate" else k): round(v, 4) for k, v in found.items()}
 
 
 def median_ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:

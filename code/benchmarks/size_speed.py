@@ -14,10 +14,9 @@ from distilbert_kit.measure import alternate_over, forward_flops, model_size, th
 from distilbert_kit.model import DistilBERTModel
 from distilbert_kit.recipes import Recipe
 from distilbert_kit.records import Draft
-from distilbert_kit.statistics import bootstrap_ratio_interval
 from distilbert_kit.weights import get_tokenizer
 
-from .shared import CONFIGS, MAKERS, MODELS, infer, machine_rates, stsb_pairs, thread_counts
+from .shared import CONFIGS, MAKERS, MODELS, infer, machine_rates, ratio, stsb_pairs, thread_counts
 
 BIN = 8  # tokens: width of the length bins of the latency figure
 WARMUP_PAIRS = 20
@@ -28,12 +27,6 @@ def build_encoder(model: str, maker: str) -> nn.Module:
     if maker == "ours":
         return DistilBERTModel(CONFIGS[model]).eval()
     return AutoModel.from_config(BertConfig() if model == "bert" else DistilBertConfig()).eval()
-
-
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
-    """Median ratio of two times measured side by side, with its bootstrap interval."""
-    found = bootstrap_ratio_interval(numerator, denominator)
-    return {("ratio" if k == "estimate" else k): round(v, 4) for k, v in found.items()}
 
 
 def measure(recipe: Recipe, draft: Draft) -> str:

@@ -149,13 +149,13 @@ class TrainingSpeedSettings(Strict):
 class DistillationSpeedSettings(Strict):
     """A distillation step at paper size beside the textbook's, and both on the recipe's corpus."""
 
-    rounds: int = Field(gt=0)
+    rounds: int = Field(ge=2)
     updates: int = Field(1, gt=0, description="in a round")
     batch_size: int = Field(16, gt=0)
     length: int = Field(128, ge=8, le=512, description="tokens, all of them real")
     sequences: int = Field(gt=0, description="of the corpus, evenly by length")
     batch_tokens: int = Field(4096, ge=512, description="most padded tokens in a bucketed batch")
-    corpus_rounds: int = Field(1, gt=0)
+    corpus_rounds: int = Field(2, ge=2)
 
 
 class CorpusSpeedSettings(Strict):
@@ -164,7 +164,7 @@ class CorpusSpeedSettings(Strict):
     source: str = Field("docs", description="as prepare_corpus.py --source")
     compared_mb: float = Field(gt=0, description="text for both, 10**6 bytes")
     memory_mb: list[float] = Field(min_length=2, description="from small to large")
-    rounds: int = Field(1, gt=0)
+    rounds: int = Field(2, ge=2)
 
 
 class Recipe(Strict):

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import subprocess
@@ -159,7 +160,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():  # the kernel's count below starts from that of the parent process
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * (1 if sys.platform == "darwin" else 1024)
 
@@ -228,7 +233,7 @@ def recording(
             measured=Measured(
                 finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 wall_seconds=round(time.perf_counter() - started, 3),
-                peak_memory_bytes=_peak_memory_bytes(),
+                peak_memory_bytes=peak_memory_bytes(),
                 command=_command(),
                 machine=machine(),
                 versions=_versions(),
