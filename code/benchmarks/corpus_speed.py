@@ -30,7 +30,10 @@ def distinct_lines(documents: list[str], size: int) -> Iterator[str]:
         for index, document in enumerate(documents):
             line = document
             if shift:
-                words, others = document.split(), documents[(index + shift) % len(documents)].split()
+                words, others = (
+                    document.split(),
+                    documents[(index + shift) % len(documents)].split(),
+                )
                 line = " ".join(words[: len(words) // 2] + others[len(others) // 2 :])
             yield line
             written += len(line.encode()) + 1

@@ -211,10 +211,10 @@ RUNS = {"textbook": run_textbook, "ours": run_ours}
 
 
 def run_alone(variant: str, folder: Path, batch_size: int, length: int) -> None:
-    """One update in a process that does nothing else, for its memory."""
+    """Two updates in a process that does nothing else: the second has the optimiser's state."""
     maker, precision = variant.split("_")
     dataset = random_corpus(batch_size, length)
-    RUNS[maker](load_pair(maker, folder), dataset, [list(range(batch_size))], precision)
+    RUNS[maker](load_pair(maker, folder), dataset, 2 * [list(range(batch_size))], precision)
 
 
 def loss_differences(pairs: dict[str, Pair], dataset: MLMDataset, size: int) -> dict[str, float]:

@@ -72,14 +72,19 @@ def alternate(
     return {name: values[0, warmup:] for name, values in taken.items()}
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def matrix_product_rate(
-    dtype: torch.dtype, repeats: int = 10, device: torch.device | str = "cpu"
+    dtype: torch.dtype,
+    size: int = 2048,
+    repeats: int = 10,
+    device: torch.device | str = "cpu",
 ) -> float:
-    """GFLOP/s of a device, with the threads now set: the best of products of square matrices.
+    """GFLOP/s of a device, with the threads now set: the best of square products [size, size].
 
     The best, not the median: it stands for what the machine can do when nothing else runs.
     """
-    size = 2048 if torch.device(device).type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with torch.inference_mode():
         # Reading one value waits for the device.

@@ -75,20 +75,26 @@ def content_key(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary file beside `path`, sync, rename: never half a file."""
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`; synced, it takes its place only if all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A fixed name: what a killed run leaves is overwritten by the next.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: never half a file."""
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_record(path: Path) -> Record:
