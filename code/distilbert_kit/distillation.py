@@ -5,6 +5,7 @@ transformers#2013 (5, 2, 1), as an Objective for THE loop. Masked-LM training is
 two distillation weights at 0.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from .errors import UserError
 from .evaluation import autocast
 from .experiment import Cell, corpus_cell
 from .losses import IGNORE, cosine_loss, fused_triple_loss
+from .measure import DTYPES, matrix_product_rate, training_flops
 from .memory import keeping_freed_memory
 from .model import count_parameters
 from .recipes import CorpusSettings, LossWeights, MaskedLMSettings
@@ -165,6 +167,18 @@ def train_on_corpus(
     return result, losses
 
 
+def flops_per_token(
+    model: nn.Module, dataset: MLMDataset, weights: LossWeights, teacher: nn.Module | None = None
+) -> float:
+    """Matrix-product FLOPs that the objective asks for, per real token: the mean of a data set."""
+    lengths = dataset.lengths.astype(int)
+    tokens = int(lengths.sum())
+    masked = math.ceil(dataset.mask_probability * tokens)
+    rows = tokens if weights.ce and weights.ce_rows == "all" else masked
+    taught = teacher.config if teacher is not None else None
+    return training_flops(model.config, lengths, rows, taught, rows if weights.ce else 0) / tokens
+
+
 def train_cell(
     cell: Cell,
     model: nn.Module,
@@ -173,11 +187,14 @@ def train_cell(
     teacher: nn.Module | None = None,
 ) -> None:
     """Train a model of a recipe on the recipe's corpus; leave its weights and its record."""
-    masking = cell.recipe.corpus
+    masking, corpus = cell.recipe.corpus, corpus_cell(cell.recipe).folder
     with recording(cell.record, **cell.provenance) as draft:
+        device = create_accelerator(settings.precision).device
+        size = 1024 if device.type == "cpu" else 8192  # a fraction of a second
+        rate = matrix_product_rate(DTYPES[settings.precision], size, device=device)
         result, losses = train_on_corpus(
             model,
-            corpus_cell(cell.recipe).folder,
+            corpus,
             masking,
             settings,
             weights,
@@ -187,7 +204,18 @@ def train_cell(
             description=cell.name,
         )
         result.describe(draft)
-        draft.metrics |= {"validation": losses, "parameters": count_parameters(model)}
+        dataset = open_corpus(corpus, "train", masking)
+        flops = round(result.tokens * flops_per_token(model, dataset, weights, teacher))
+        draft.metrics |= {
+            "validation": losses,
+            "parameters": count_parameters(model),
+            "train_flops": flops,
+        }
+        peak = 1e9 * rate * PartialState().num_processes
+        draft.extra |= {
+            "matrix_product_gflops": round(rate, 1),
+            "share_of_matrix_products": round(flops / result.seconds / peak, 4),
+        }
         if PartialState().is_main_process:
             model.save_pretrained(cell.folder, get_tokenizer())
     if PartialState().is_main_process:

@@ -91,6 +91,15 @@ def _script(name: str, recipe: Recipe, *arguments: str) -> list[str]:
     return [sys.executable, str(CODE / name), "--recipe", recipe.argument, *arguments]
 
 
+def _data_of(sources: list[str]) -> tuple[tuple[str, str], ...]:
+    """(data set, split) of the sources that `data/sources.yaml` lists."""
+    return tuple(
+        tuple(source.removeprefix("data:").rsplit("/", 1))
+        for source in sources
+        if source.startswith("data:")
+    )
+
+
 def corpus_cell(recipe: Recipe) -> Cell:
     """Preparation of the recipe's corpus."""
     settings = recipe.corpus.model_dump(
@@ -103,11 +112,7 @@ def corpus_cell(recipe: Recipe) -> Cell:
         identity={"corpus": recipe.name},
         settings=settings,
         command=_script("prepare_corpus.py", recipe),
-        data=tuple(
-            tuple(source.removeprefix("data:").rsplit("/", 1))
-            for source in recipe.corpus.source
-            if source.startswith("data:")
-        ),
+        data=_data_of(recipe.corpus.source),
     )
 
 
@@ -176,13 +181,32 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     )
 
 
+BENCHMARK_STAGES = (
+    "size_speed",
+    "inference_speed",
+    "training_speed",
+    "distillation_speed",
+    "corpus_speed",
+)
+
+
+def benchmark_stages(recipe: Recipe) -> list[str]:
+    """The benchmark's stages in a recipe: the first two always, the others where it asks."""
+    return [*BENCHMARK_STAGES[:2], *(s for s in BENCHMARK_STAGES[2:] if getattr(recipe, s))]
+
+
 def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
-    """One of the benchmark's stages: size_speed, inference_speed, training_speed."""
-    settings, data = recipe.speed.model_dump(mode="json"), ()
+    """One of the benchmark's stages."""
+    settings = recipe.speed if stage in BENCHMARK_STAGES[:2] else getattr(recipe, stage)
+    settings, data, parents = settings.model_dump(mode="json"), (), ()
     if stage == "training_speed":
-        settings = recipe.training_speed.model_dump(mode="json")
         settings |= {"finetune": recipe.finetune_for("sst2").model_dump(mode="json")}
         data = (("glue/sst2", "train"), ("glue/sst2", "validation"))
+    if stage == "distillation_speed":
+        settings |= {"masking": recipe.corpus.model_dump(mode="json")}
+        parents = (corpus_cell(recipe),)
+    if stage == "corpus_speed":
+        data = _data_of([recipe.corpus_speed.source])
     return Cell(
         recipe=recipe,
         stage="benchmark",
@@ -190,15 +214,13 @@ def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
         identity={"benchmark": stage},
         settings=settings,
         data=data,
+        parents=parents,
         command=_script("benchmark.py", recipe, "--stage", stage),
     )
 
 
 def evidence_cells(recipe: Recipe) -> list[Cell]:
     """Every cell whose record the report reads."""
-    stages = ["size_speed", "inference_speed"]
-    if recipe.training_speed is not None:
-        stages.append("training_speed")
     return [
         *([corpus_cell(recipe)] if recipe.corpus else []),
         *(cell for model in recipe.models if (cell := model_cell(recipe, model))),
@@ -208,7 +230,7 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
             for task in recipe.tasks
             for model in recipe.models_of(task)
         ),
-        *(benchmark_cell(recipe, stage) for stage in stages),
+        *(benchmark_cell(recipe, stage) for stage in benchmark_stages(recipe)),
     ]
 
 

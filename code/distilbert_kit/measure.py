@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
 from typing import TypeVar
 
 import numpy as np
+import psutil
 import torch
 from safetensors.torch import save
 from torch import nn
 
 from .config import ModelConfig
+from .records import peak_memory_bytes
 
 Item = TypeVar("Item")
 # Words in parameter names, ours and transformers', that tell the part of the model.
@@ -68,15 +72,39 @@ def alternate(
     return {name: values[0, warmup:] for name, values in taken.items()}
 
 
-def matrix_product_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 10) -> float:
-    """GFLOP/s of this machine, with the threads now set: the best of square products [size, size].
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def matrix_product_rate(
+    dtype: torch.dtype,
+    size: int = 2048,
+    repeats: int = 10,
+    device: torch.device | str = "cpu",
+) -> float:
+    """GFLOP/s of a device, with the threads now set: the best of square products [size, size].
 
     The best, not the median: it stands for what the machine can do when nothing else runs.
     """
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with torch.inference_mode():
-        taken = alternate({"product": lambda: left @ right}, repeats, warmup=2)
+        # Reading one value waits for the device.
+        taken = alternate({"product": lambda: (left @ right)[0, 0].item()}, repeats, warmup=2)
     return 2 * size**3 / taken["product"].min() / 1e9
+
+
+def peak_memory(function: Callable[..., object], *arguments) -> int:
+    """Bytes that a call holds at most beyond what a fresh process held before it.
+
+    The function is imported there by its name, and its arguments are pickled.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_of_call, function, arguments).result()
+
+
+def _peak_of_call(function: Callable[..., object], arguments: tuple) -> int:
+    before = psutil.Process().memory_info().rss
+    function(*arguments)
+    return peak_memory_bytes() - before
 
 
 def forward_flops(
@@ -86,14 +114,15 @@ def forward_flops(
     head: str | None = None,
     num_labels: int = 2,
     trimmed: bool = False,
+    head_tokens: int | None = None,
 ) -> int:
     """Matrix-product FLOPs (2 per multiply-add) of a forward pass over sequences, one by one.
 
     For length L, width H and inner width F a block takes 2·L·(4·H² + 2·H·F) for its linear layers
     and 4·L²·H for attention. `head` is None (the bare encoder, with BERT's pooler),
-    "classification" or "mlm" (transform and vocabulary projection of every token). `trimmed`
-    counts our classifier, whose last block computes only the first position after its joint
-    query-key-value product; transformers' computes all.
+    "classification" or "mlm" (transform and vocabulary projection of every token, or of
+    `head_tokens` in all). `trimmed` counts our classifier, whose last block computes only the
+    first position after its joint query-key-value product; transformers' computes all.
     """
     length = np.asarray(list(lengths), dtype=np.int64)
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -104,14 +133,35 @@ def forward_flops(
         return joint + positions * (per_position + 4 * length * hidden)
 
     last = np.ones_like(length) if trimmed else length
-    total = (config.num_layers - 1) * block(length) + block(last)
+    total = int(((config.num_layers - 1) * block(length) + block(last)).sum())
     if head == "mlm":
-        total = total + 2 * length * hidden * (hidden + config.vocab_size)
-    elif config.model_type == "bert" or head == "classification":
-        total = total + 2 * hidden**2  # the pooler, or DistilBERT's pre-classifier
+        projected = int(length.sum()) if head_tokens is None else head_tokens
+        return total + 2 * projected * hidden * (hidden + config.vocab_size)
+    if config.model_type == "bert" or head == "classification":
+        total += 2 * hidden**2 * len(length)  # the pooler, or DistilBERT's pre-classifier
     if head == "classification":
-        total = total + 2 * hidden * num_labels
-    return int(total.sum())
+        total += 2 * hidden * num_labels * len(length)
+    return total
+
+
+def training_flops(
+    student: ModelConfig,
+    lengths: Iterable[int],
+    head_tokens: int | None = None,
+    teacher: ModelConfig | None = None,
+    teacher_head_tokens: int | None = None,
+) -> int:
+    """Matrix-product FLOPs of training a masked LM on sequences, under a teacher if there is one.
+
+    3 x the student's forward pass + 1 x the teacher's: for each product the backward pass has two,
+    one for each factor's gradient (arXiv 2001.08361, section 2.1, says the same of parameters).
+    Padding, recomputation and the optimiser are not counted: it is what the objective asks for.
+    """
+    lengths = list(lengths)
+    total = 3 * forward_flops(student, lengths, head="mlm", head_tokens=head_tokens)
+    if teacher is not None:
+        total += forward_flops(teacher, lengths, head="mlm", head_tokens=teacher_head_tokens)
+    return total
 
 
 def model_size(model: nn.Module) -> dict[str, int]:

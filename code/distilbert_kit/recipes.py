@@ -154,6 +154,27 @@ class TrainingSpeedSettings(Strict):
     rounds: int = Field(gt=0)
 
 
+class DistillationSpeedSettings(Strict):
+    """A distillation step at paper size beside the textbook's, and both on the recipe's corpus."""
+
+    rounds: int = Field(ge=2)
+    updates: int = Field(1, gt=0, description="in a round")
+    batch_size: int = Field(16, gt=0)
+    length: int = Field(128, ge=8, le=512, description="tokens, all of them real")
+    sequences: int = Field(gt=0, description="of the corpus, evenly by length")
+    batch_tokens: int = Field(4096, ge=512, description="most padded tokens in a bucketed batch")
+    corpus_rounds: int = Field(2, ge=2)
+
+
+class CorpusSpeedSettings(Strict):
+    """Corpus preparation: speed beside a slow tokenizer, memory at two sizes of the text."""
+
+    source: str = Field("docs", description="as prepare_corpus.py --source")
+    compared_mb: float = Field(gt=0, description="text for both, 10**6 bytes")
+    memory_mb: list[float] = Field(min_length=2, description="from small to large")
+    rounds: int = Field(2, ge=2)
+
+
 class Recipe(Strict):
     """A whole experiment: models, tasks, seeds, settings."""
 
@@ -172,6 +193,8 @@ class Recipe(Strict):
     finetune_tasks: dict[str, dict] = {}
     speed: SpeedSettings
     training_speed: TrainingSpeedSettings | None = None
+    distillation_speed: DistillationSpeedSettings | None = None
+    corpus_speed: CorpusSpeedSettings | None = None
     _file: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
@@ -192,6 +215,8 @@ class Recipe(Strict):
                 self.distill_for(name)
             if unknown := set(spec.tasks or ()) - set(self.tasks):
                 raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
+        if self.distillation_speed and not self.corpus:
+            raise ValueError("distillation_speed needs the key corpus")
         for task in self.finetune_tasks:
             self.finetune_for(task)
         return self

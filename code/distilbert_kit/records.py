@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import subprocess
@@ -74,20 +75,26 @@ def content_key(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary file beside `path`, sync, rename: never half a file."""
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`; synced, it takes its place only if all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A fixed name: what a killed run leaves is overwritten by the next.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: never half a file."""
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_record(path: Path) -> Record:
@@ -159,7 +166,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():  # the kernel's count below starts from that of the parent process
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * (1 if sys.platform == "darwin" else 1024)
 
@@ -228,7 +239,7 @@ def recording(
             measured=Measured(
                 finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 wall_seconds=round(time.perf_counter() - started, 3),
-                peak_memory_bytes=_peak_memory_bytes(),
+                peak_memory_bytes=peak_memory_bytes(),
                 command=_command(),
                 machine=machine(),
                 versions=_versions(),

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -31,10 +32,11 @@ from .errors import NonFiniteLossError, UserError
 from .losses import classification_loss_sum
 from .memory import keeping_freed_memory
 from .recipes import TrainSettings
-from .records import Draft, content_key, write_atomically
-from .weights import read_safetensors, replacing_folder, write_safetensors
+from .records import Draft, content_key, replacing_file
+from .weights import read_safetensors, write_safetensors
 
 Sums = dict[str, Tensor]
+CHECKPOINT = "state.safetensors"  # one file: two could be of different updates
 LOG_EVERY = 10  # updates between two points of the history
 
 
@@ -86,13 +88,14 @@ class _Step(nn.Module):
 @dataclass
 class TrainingResult:
     """What a run did. `history` has a row every 10 updates: update, learning rate, mean of each
-    term since the last row."""
+    term since the last row; `recent` the terms of the updates since then."""
 
     updates: int = 0
     examples: int = 0
     tokens: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    recent: dict[str, list[float]] = field(default_factory=dict)
 
     def describe(self, draft: Draft) -> None:
         """Put what was done, and how fast, into the draft of a record."""
@@ -222,7 +225,7 @@ def train(
         disable=not accelerator.is_main_process,
         mininterval=1,
     )
-    started, recent = time.perf_counter() - result.seconds, {}
+    started = time.perf_counter() - result.seconds
     for window, share in _windows(loader, settings, accelerator, result.updates, total):
         terms = _update(
             step, window, share, objective, optimizer, accelerator, settings, seed, result
@@ -230,9 +233,9 @@ def train(
         scheduler.step()
         result.updates += 1
         for name, value in terms.items():
-            recent.setdefault(name, []).append(value)
+            result.recent.setdefault(name, []).append(value)
         if result.updates % LOG_EVERY == 0 or result.updates == total:
-            _log(result, recent, scheduler, bar, started)
+            _log(result, scheduler, bar, started)
         bar.update()
         if checkpoint_folder is not None and result.updates % checkpoint_every == 0:
             result.seconds = time.perf_counter() - started
@@ -253,7 +256,7 @@ def _update(
     settings: TrainSettings,
     seed: int,
     result: TrainingResult,
-) -> Sums:
+) -> dict[str, float]:
     """One optimiser step over the micro-batches of a window; returns the mean of each term."""
     device, batches = accelerator.device, []
     for number, batch in window:
@@ -284,9 +287,10 @@ def _update(
             accelerator.backward(loss * share)
         for name, value in parts.items():
             sums[name] = sums[name] + share * value.float()
-    means = {name: accelerator.reduce(v) / max(counts[name], 1.0) for name, v in sums.items()}
-    if not all(bool(torch.isfinite(value)) for value in means.values()):
-        shown = ", ".join(f"{name} {float(value):g}" for name, value in means.items())
+    reduced = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
+    means = {name: v / max(counts[name], 1.0) for name, v in zip(sums, reduced, strict=True)}
+    if not all(map(math.isfinite, means.values())):
+        shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
         raise NonFiniteLossError(
             f"the loss is not finite at update {result.updates + 1} ({shown}); "
             "lower the learning rate or use precision fp32"
@@ -302,10 +306,10 @@ def _synchronised(accelerator: Accelerator, step: nn.Module, last: bool):
     return torch.enable_grad() if last else accelerator.no_sync(step)
 
 
-def _log(result: TrainingResult, recent: dict, scheduler: LambdaLR, bar: tqdm, started: float):
+def _log(result: TrainingResult, scheduler: LambdaLR, bar: tqdm, started: float):
     row = {"update": result.updates, "learning_rate": scheduler.get_last_lr()[0]}
-    row |= {name: round(float(torch.stack(v).mean()), 6) for name, v in recent.items()}
-    recent.clear()
+    row |= {name: round(sum(v) / len(v), 6) for name, v in result.recent.items()}
+    result.recent = {}
     result.history.append(row)
     shown = {name: f"{value:.3f}" for name, value in row.items() if name not in list(row)[:2]}
     seconds = time.perf_counter() - started
@@ -324,7 +328,7 @@ def _save(
     result: TrainingResult,
     accelerator: Accelerator,
 ) -> None:
-    """Model, optimiser, scheduler, RNG and position, as one folder that appears whole.
+    """Model, optimiser, scheduler, RNG and position, as one file that appears whole.
 
     All processes gather sharded state; the main one writes.
     """
@@ -337,15 +341,23 @@ def _save(
     tensors["rng/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    with replacing_folder(folder) as temporary:
-        write_safetensors(tensors, temporary / "state.safetensors")
-        position = {
-            "identity": identity,
-            "scheduler_epoch": scheduler.last_epoch,
-            "result": vars(result),
-            "param_groups": optimizer_state["param_groups"],
-        }
-        write_atomically(temporary / "position.json", json.dumps(position))
+    position = {
+        "identity": identity,
+        "scheduler_epoch": scheduler.last_epoch,
+        "result": vars(result),
+        "param_groups": optimizer_state["param_groups"],
+    }
+    with replacing_file(folder / CHECKPOINT) as temporary:
+        write_safetensors(tensors, temporary, position=json.dumps(position))
+
+
+def read_position(folder: Path) -> dict:
+    """Where the checkpoint in `folder` stands: identity, scheduler, result, parameter groups."""
+    try:
+        with safe_open(folder / CHECKPOINT, "pt") as file:
+            return json.loads(file.metadata()["position"])
+    except SafetensorError as error:
+        raise UserError(f"{folder}: not a readable checkpoint ({error}); delete it") from None
 
 
 def _resume(
@@ -357,14 +369,14 @@ def _resume(
     result: TrainingResult,
 ) -> None:
     """Load the checkpoint in `folder`, if there is one, into everything given."""
-    if not (folder / "position.json").exists():
+    if not (folder / CHECKPOINT).exists():
         return
-    position = json.loads((folder / "position.json").read_text())
+    position = read_position(folder)
     if position["identity"] != identity:
         raise UserError(
             f"{folder}: the checkpoint is of other settings; delete it or restore the recipe"
         )
-    tensors = read_safetensors(folder / "state.safetensors")
+    tensors = read_safetensors(folder / CHECKPOINT)
     model_state, optimizer_state = {}, {"state": {}, "param_groups": position["param_groups"]}
     for key, tensor in tensors.items():
         kind, name = key.split("/", 1)

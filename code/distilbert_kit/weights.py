@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,10 +145,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_safetensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
     """Write tensors as safetensors; OSError when the disk refuses, as for any other file."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt", **metadata})
     except SafetensorError as error:
         code = next((c for c in (errno.ENOSPC, errno.EFBIG) if f"os error {c}" in str(error)), None)
         raise OSError(code or errno.EIO, str(error), str(path)) from None
@@ -344,13 +343,15 @@ class PretrainedMixin:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place only if all went well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    # A fixed name: what a killed run leaves is overwritten by the next.
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
         yield temporary
         for path in (path for path in temporary.rglob("*") if path.is_file()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        temporary.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     except BaseException:

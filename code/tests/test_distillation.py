@@ -1,10 +1,8 @@
-"""Distillation end to end: the objective against a naive one, accumulation, processes, kill -9."""
+"""Distillation end to end: the objective against a naive one, accumulation, processes."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -204,24 +202,6 @@ def program(tmp_path, corpus, name, **changes):
     path = tmp_path / f"{name}.py"
     path.write_text(text)
     return path
-
-
-def weights_in(folder) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
-
-
-def test_killed_and_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, corpus):
-    whole = program(tmp_path, corpus, "whole", epochs=1)
-    subprocess.run([sys.executable, whole], check=True, capture_output=True)
-    killed = program(tmp_path, corpus, "killed", epochs=1)
-    state = tmp_path / "killed-checkpoint" / "position.json"
-    run = subprocess.Popen([sys.executable, killed], stderr=subprocess.DEVNULL)
-    while not state.exists() and run.poll() is None:
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
-    subprocess.run([sys.executable, killed], check=True, capture_output=True)
-    assert weights_in(tmp_path / "killed") == weights_in(tmp_path / "whole")
 
 
 def test_two_processes_equal_one(tmp_path, corpus):

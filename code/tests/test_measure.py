@@ -24,7 +24,7 @@ from distilbert_kit.paths import CODE
 from distilbert_kit.weights import get_tokenizer
 
 sys.path.insert(0, str(CODE))
-import benchmark
+from benchmarks import inference_speed, shared, size_speed
 
 SHAPE = {"vocab_size": 101, "hidden_size": 24, "num_heads": 3, "intermediate_size": 56}
 SHAPES = {
@@ -131,15 +131,15 @@ def test_threads_are_put_back_after_an_error():
 
 
 def test_length_profile_is_that_of_1500_pairs():
-    profile = yaml.safe_load(benchmark.LENGTH_PROFILE.read_text())
+    profile = yaml.safe_load(shared.LENGTH_PROFILE.read_text())
     assert sum(profile.values()) == 1500 and min(profile) >= 5
 
 
 def test_pairs_without_data_follow_the_profile(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "DATA", tmp_path)
-    dataset, used, texts = benchmark.stsb_pairs(1500)
+    monkeypatch.setattr(shared, "DATA", tmp_path)
+    dataset, used, texts = shared.stsb_pairs(1500)
     assert (used, texts) == ([], None)
-    profile = yaml.safe_load(benchmark.LENGTH_PROFILE.read_text())
+    profile = yaml.safe_load(shared.LENGTH_PROFILE.read_text())
     found = dict(zip(*np.unique(dataset.lengths, return_counts=True), strict=True))
     assert found == profile
     batch = dataset.collate([dataset[i] for i in (0, 1499)])
@@ -152,8 +152,8 @@ def test_bucketed_predictions_equal_transformers_padded_batches():
     theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     texts = ["a film", "one of the best films of this or any year", "no", "so-so , really"] * 3
     dataset = ClassificationDataset(texts, None, get_tokenizer())
-    padded = benchmark.classify(theirs, dataset.collate([dataset[i] for i in range(12)]))
-    found = predict_logits(benchmark.same_weights(theirs), dataset, batch_tokens=16)
+    padded = shared.classify(theirs, dataset.collate([dataset[i] for i in range(12)]))
+    found = predict_logits(inference_speed.same_weights(theirs), dataset, batch_tokens=16)
     np.testing.assert_allclose(found, padded.numpy(), atol=1e-6)
 
 
@@ -163,9 +163,9 @@ def test_summary_tells_layers_from_the_rest():
     taken = {
         f"{model}/{by}": np.full((3, 4), (2 * layers + 5) / 1e3)
         for model, layers in (("bert", 12), ("distilbert", 6))
-        for by in benchmark.MAKERS
+        for by in shared.MAKERS
     }
-    summary = benchmark.summarise_passes(taken, lengths)
+    summary = size_speed.summarise_passes(taken, lengths)
     found = summary["transformers_milliseconds"]
     assert found["per_layer"] == pytest.approx(2) and found["outside_layers"] == pytest.approx(5)
     assert summary["bert_over_distilbert"]["ours"]["ratio"] == pytest.approx(29 / 17, abs=1e-4)

@@ -1,5 +1,6 @@
 """The experiment graph run by Snakemake: stopped with kill -9, run again, run once more."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -100,3 +101,24 @@ def test_killed_graph_finishes_what_is_missing_and_then_does_nothing(recipe_file
     finish(start(recipe_file))
     assert gone.exists()
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in others.items())
+
+
+def test_slurm_profile_is_read_and_plans_a_job_a_cell(recipe_file):
+    """The cluster's plugin is optional: without it the same profile plans for this machine."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", CODE / "Snakefile", "--dry-run"]
+    command += ["--workflow-profile", CODE / "examples" / "slurm"]
+    command += ["--config", f"recipe={recipe_file}", "publish=False"]
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        command += ["--executor", "local", "--cores", "2"]
+    environment = os.environ | {"RESULTS_DIR": str(recipe_file.parent / "results")}
+    plan = subprocess.run(
+        [*command, "--directory", recipe_file.parent],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert plan.returncode == 0, plan.stderr[-2000:]
+    jobs = plan.stdout.split("rule cell:")[1:]
+    cells = experiment.cells_to_run(load_recipe(recipe_file))
+    assert len(jobs) == len(cells)
+    assert all("slurm_partition=cpu" in job and "runtime=120" in job for job in jobs)

@@ -18,9 +18,9 @@ from distilbert_kit.records import DataUsed, recording
 from distilbert_kit.tasks import get_task
 
 sys.path.insert(0, str(CODE))
-import benchmark
 import build_report
 import claims
+from benchmarks import shared, size_speed, training_speed
 
 RECIPE = yaml.safe_load((RECIPES / "quick.yaml").read_text()) | {
     "name": "tiny",
@@ -100,7 +100,7 @@ def fill_size_speed(draft, cell, rng):
     taken = {}
     for model, counts in SIZES.items():
         layers = counts["layers"]
-        for maker in benchmark.MAKERS:
+        for maker in shared.MAKERS:
             size[f"{model}/{maker}"] = counts | {
                 "parameters_per_layer": 7_087_872,
                 "parameters": ENCODERS[model],
@@ -119,9 +119,9 @@ def fill_size_speed(draft, cell, rng):
         "mean_tokens": float(lengths.mean()),
         "longest": int(lengths.max()),
         "size": size,
-    } | benchmark.count_flops(lengths)
+    } | size_speed.count_flops(lengths)
     for threads in (1, 2):
-        draft.extra[f"threads_{threads}"] = benchmark.summarise_passes(taken, lengths) | RATES
+        draft.extra[f"threads_{threads}"] = size_speed.summarise_passes(taken, lengths) | RATES
 
 
 def fill_inference(draft, cell, rng):
@@ -134,8 +134,8 @@ def fill_inference(draft, cell, rng):
             times.values(),
         ):
             row[f"{name}_milliseconds"] = round(1e3 * float(np.median(values)), 3)
-        row["classifier"] = benchmark.median_ratio(times["b"], times["a"])
-        row["encoder"] = benchmark.median_ratio(times["d"], times["c"])
+        row["classifier"] = shared.median_ratio(times["b"], times["a"])
+        row["encoder"] = shared.median_ratio(times["d"], times["c"])
         by_length.append(row)
     draft.metrics = {"text": "length profile", "pairs": 60, "length_repeats": 9}
     draft.metrics["padding"] = {
@@ -144,7 +144,7 @@ def fill_inference(draft, cell, rng):
         "padded_32_tokens": 1600,
     }
     draft.extra = {f"threads_{n}": {"by_length": by_length} | RATES for n in (1, 2)}
-    ratio = benchmark.median_ratio(np.array([2.0, 2.1, 2.2]), np.array([1.0, 1.1, 1.0]))
+    ratio = shared.median_ratio(np.array([2.0, 2.1, 2.2]), np.array([1.0, 1.1, 1.0]))
     draft.extra["file_order"] = {
         "ours_seconds": [1.0, 1.1, 1.0],
         "padded_8_seconds": [2.0, 2.1, 2.2],
@@ -165,7 +165,7 @@ def fill_training(draft, cell, rng):
         def __len__(self):
             return 64
 
-    draft.metrics, draft.extra = benchmark.summarise_training(
+    draft.metrics, draft.extra = training_speed.summarise_training(
         taken, {name: [700, 705, 710] for name in names}, Rows(), 872, dict(RATES)
     )
 

@@ -1,0 +1,1 @@
+"""The stages of `code/benchmark.py`, a module each: `measure(recipe, draft)` returns a summary."""

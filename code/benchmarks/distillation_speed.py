@@ -1,0 +1,362 @@
+"""A distillation step, BERT-base to DistilBERT-base: ours against the textbook's.
+
+The textbook step is the one of the original code and of those that follow it: transformers'
+models, logits of every position kept in full, rows taken by `masked_select` over a mask as wide as
+the vocabulary, torch's loss modules; in fp32, and under bf16 autocast. Ours is `training.train`
+with `distillation.triple_objective`, as distill.py runs it. Both read the same batches under the
+same masks and make whole updates: teacher and student forward, triple loss, backward, clipping,
+AdamW.
+"""
+
+import copy
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from tqdm.auto import tqdm
+from transformers import BertForMaskedLM, DistilBertForMaskedLM
+
+from distilbert_kit.data import Batch, LengthBatchSampler, MLMDataset, create_dataloader
+from distilbert_kit.distillation import open_corpus, triple_objective
+from distilbert_kit.evaluation import autocast
+from distilbert_kit.experiment import corpus_cell
+from distilbert_kit.measure import peak_memory, rotated, training_flops
+from distilbert_kit.model import DistilBERTForMaskedLM
+from distilbert_kit.recipes import LossWeights, MaskedLMSettings, Recipe
+from distilbert_kit.records import Draft
+from distilbert_kit.training import train
+from distilbert_kit.weights import extract_student, get_tokenizer
+
+from .shared import CONFIGS, machine_rates, ratio
+
+WEIGHTS = LossWeights()
+SETTINGS = MaskedLMSettings(  # the original code's
+    epochs=1,
+    learning_rate=5e-4,
+    batch_size=16,
+    warmup_fraction=0.05,
+    betas=(0.9, 0.98),
+    eps=1e-6,
+    max_grad_norm=5.0,
+)
+VARIANTS = ("textbook_fp32", "textbook_bf16", "ours_fp32", "ours_bf16")
+PARTS = ("data", "teacher", "student", "head_and_loss", "backward_and_clipping", "optimiser")
+Pair = tuple[nn.Module, nn.Module]
+Plan = list[list[int]]
+
+
+def save_pair(folder: Path) -> None:
+    """Teacher and student with random weights, one layer of two, under `folder`."""
+    torch.manual_seed(0)
+    teacher = DistilBERTForMaskedLM(CONFIGS["bert"])
+    student = extract_student(teacher, list(range(0, teacher.config.num_layers, 2)))
+    teacher.save_pretrained(folder / "teacher")
+    student.save_pretrained(folder / "student")
+
+
+def load_pair(maker: str, folder: Path) -> Pair:
+    """The pair in `folder` as our models or as transformers'."""
+    kinds = (DistilBERTForMaskedLM, DistilBERTForMaskedLM)
+    if maker == "textbook":
+        kinds = (BertForMaskedLM, DistilBertForMaskedLM)
+    teacher, student = (
+        kind.from_pretrained(folder / name) for kind, name in zip(kinds, ("teacher", "student"))
+    )
+    return teacher.eval(), student
+
+
+def random_corpus(count: int, length: int) -> MLMDataset:
+    """Sequences of random tokens, all of one length."""
+    random = np.random.default_rng(0)
+    sequences = random.integers(1000, 30000, (count, length))
+    return MLMDataset(sequences, [length] * count, get_tokenizer())
+
+
+def textbook_loss(teacher: nn.Module, student: nn.Module, batch: Batch) -> Tensor:
+    """The triple loss of a masked batch, from the full logits [B, L, V] of both models."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    real = batch["attention_mask"].bool().unsqueeze(-1)
+    with torch.no_grad():
+        taught = teacher(**inputs, output_hidden_states=True)
+    learnt = student(**inputs, output_hidden_states=True)
+
+    def rows(values: Tensor) -> Tensor:
+        return values.masked_select(real.expand_as(values)).view(-1, values.shape[-1])
+
+    softened = F.log_softmax(rows(learnt.logits) / WEIGHTS.temperature, dim=-1)
+    target = F.softmax(rows(taught.logits) / WEIGHTS.temperature, dim=-1)
+    ce = nn.KLDivLoss(reduction="batchmean")(softened, target) * WEIGHTS.temperature**2
+    logits = learnt.logits.view(-1, learnt.logits.shape[-1])
+    mlm = nn.CrossEntropyLoss(ignore_index=-100)(logits, batch["labels"].view(-1))
+    hidden, taught_hidden = rows(learnt.hidden_states[-1]), rows(taught.hidden_states[-1])
+    cos = nn.CosineEmbeddingLoss()(hidden, taught_hidden, hidden.new_ones(len(hidden)))
+    return WEIGHTS.ce * ce + WEIGHTS.mlm * mlm + WEIGHTS.cos * cos
+
+
+class StepClock:
+    """Seconds by part of the updates inside the block, read off wrapped functions.
+
+    Backward and clipping are what lies between the loss and the optimiser's step.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.mark = Counter(), 0.0
+
+    def timed(self, part: str, function: Callable) -> Callable:
+        """The function, its time added to `part`."""
+
+        def call(*arguments, **keywords):
+            started = time.perf_counter()
+            result = function(*arguments, **keywords)
+            self.mark = time.perf_counter()
+            self.seconds[part] += self.mark - started
+            return result
+
+        return call
+
+    def _pass(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] += now - self.mark
+        self.mark = now
+
+    @contextmanager
+    def watching(self, teacher: nn.Module, student: nn.Module, method: str) -> Iterator[None]:
+        """Time `method` of the two encoders and the steps of every optimiser inside the block."""
+        hooks = (
+            register_optimizer_step_pre_hook(lambda *_: self._pass("backward_and_clipping")),
+            register_optimizer_step_post_hook(lambda *_: self._pass("optimiser")),
+        )
+        for part, encoder in (("teacher", teacher), ("student", student)):
+            setattr(encoder, method, self.timed(part, getattr(encoder, method)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for encoder in (teacher, student):
+                delattr(encoder, method)
+
+    def parts(self, total: float, updates: int) -> dict[str, float]:
+        """Seconds an update by part; "rest" is what no part holds."""
+        found = dict(self.seconds)
+        found["head_and_loss"] = found.pop("loss") - found["teacher"] - found["student"]
+        found["rest"] = total - sum(found.values())
+        return {part: found[part] / updates for part in (*PARTS, "rest")} | {
+            "total": total / updates
+        }
+
+
+def run_ours(pair: Pair, dataset: MLMDataset, plan: Plan, precision: str) -> dict[str, float]:
+    """Seconds an update by part, of our loop over the batches of a plan."""
+    teacher, student = pair
+    clock = StepClock()
+    objective = triple_objective(dataset, WEIGHTS, teacher)
+    objective = replace(
+        objective,
+        prepare=clock.timed("data", objective.prepare),
+        loss=clock.timed("loss", objective.loss),
+    )
+    loader = create_dataloader(dataset, FixedPlan(plan), clock.timed("data", dataset.collate))
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    with clock.watching(teacher.encoder, student.encoder, "hidden_states"):
+        result = train(student, loader, objective, settings, seed=0, description="ours")
+    return clock.parts(result.seconds, len(plan))
+
+
+class FixedPlan(list):
+    """Batches in a given order, in every epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing changes."""
+
+
+def run_textbook(pair: Pair, dataset: MLMDataset, plan: Plan, precision: str) -> dict[str, float]:
+    """Seconds an update by part, of the textbook step over the batches of a plan."""
+    teacher, student = pair
+    clock = StepClock()
+    optimizer = torch.optim.AdamW(
+        student.parameters(), SETTINGS.learning_rate, SETTINGS.betas, SETTINGS.eps, 0.0
+    )
+    collate, mask = clock.timed("data", dataset.collate), clock.timed("data", dataset.mask)
+    loss_of = clock.timed("loss", textbook_loss)
+    student.train()
+    with clock.watching(teacher.bert, student.distilbert, "forward"):
+        started = time.perf_counter()
+        for number, indices in enumerate(tqdm(plan, "textbook", unit="update")):
+            batch = collate([dataset[i] for i in indices])
+            batch = mask(batch, torch.Generator().manual_seed(number))
+            with autocast(torch.device("cpu"), precision):
+                loss = loss_of(teacher, student, batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), SETTINGS.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        taken = time.perf_counter() - started
+    return clock.parts(taken, len(plan))
+
+
+RUNS = {"textbook": run_textbook, "ours": run_ours}
+
+
+def run_alone(variant: str, folder: Path, batch_size: int, length: int) -> None:
+    """Two updates in a process that does nothing else: the second has the optimiser's state."""
+    maker, precision = variant.split("_")
+    dataset = random_corpus(batch_size, length)
+    RUNS[maker](load_pair(maker, folder), dataset, 2 * [list(range(batch_size))], precision)
+
+
+def loss_differences(pairs: dict[str, Pair], dataset: MLMDataset, size: int) -> dict[str, float]:
+    """Our loss minus the textbook's in fp32, relative, on one batch without dropout."""
+    batch = dataset.collate([dataset[i] for i in range(size)])
+    batch = dataset.mask(batch, torch.Generator().manual_seed(0))
+    teacher, student = pairs["ours"]
+    objective = triple_objective(dataset, WEIGHTS, teacher)
+    counts = {name: float(count) for name, count in objective.counts(batch).items()}
+    with torch.no_grad():
+        expected = float(textbook_loss(*(model.eval() for model in pairs["textbook"]), batch))
+        found = {}
+        for precision in ("fp32", "bf16"):
+            with autocast(torch.device("cpu"), precision):
+                found[precision] = float(objective.loss(student.eval(), batch, counts)[0])
+    return {"textbook_loss": expected} | {
+        f"ours_{precision}_relative": abs(loss - expected) / expected
+        for precision, loss in found.items()
+    }
+
+
+def alternate_updates(
+    pairs: dict[str, Pair],
+    dataset: MLMDataset,
+    plans: dict[str, Plan],
+    variants: tuple[str, ...],
+    rounds: int,
+) -> dict[str, list[dict[str, float]]]:
+    """Seconds by part, for each variant a dictionary a round; `plans` by maker."""
+    taken = {variant: [] for variant in variants}
+    for turn in range(rounds):
+        for variant in rotated(variants, turn):
+            maker, precision = variant.split("_")
+            run = RUNS[maker]
+            taken[variant].append(run(pairs[maker], dataset, plans[maker], precision))
+    return taken
+
+
+def summarise_updates(
+    taken: dict[str, list[dict[str, float]]], tokens: float, flops: int, bf16_gflops: float
+) -> dict:
+    """Rates, seconds by part and ratios, from seconds an update of `tokens` real tokens."""
+    totals = {name: np.array([parts["total"] for parts in rows]) for name, rows in taken.items()}
+    summary: dict = {
+        "seconds": {name: values.round(4).tolist() for name, values in totals.items()},
+        "seconds_by_part": {
+            name: {part: round(float(np.median([r[part] for r in rows])), 4) for part in rows[0]}
+            for name, rows in taken.items()
+        },
+    }
+    typical = {name: float(np.median(values)) for name, values in totals.items()}
+    summary["tokens_per_second"] = {n: round(tokens / s, 1) for n, s in typical.items()}
+    summary["share_of_bf16_matrix_products"] = {
+        name: round(flops / seconds / 1e9 / bf16_gflops, 4) for name, seconds in typical.items()
+    }
+    summary["textbook_over_ours"] = {
+        f"{theirs}/{ours}": ratio(totals[theirs], totals[ours])
+        for ours in totals
+        if ours.startswith("ours")
+        for theirs in totals
+        if theirs.startswith("textbook")
+    }
+    return summary
+
+
+def sample_by_length(dataset: MLMDataset, count: int) -> MLMDataset:
+    """`count` sequences of the data set, evenly by length."""
+    count = min(count, len(dataset))
+    by_length = np.argsort(dataset.lengths, kind="stable")
+    chosen = by_length[np.linspace(0, len(dataset) - 1, count).round().astype(int)]
+    sample = copy.copy(dataset)
+    sample.sequences = [dataset[int(i)] for i in chosen]
+    sample.lengths = dataset.lengths[chosen].astype(int)
+    return sample
+
+
+def measure(recipe: Recipe, draft: Draft) -> str:
+    """The step at one length, its memory, and updates on the recipe's corpus at real lengths."""
+    settings = recipe.distillation_speed
+    shape = (settings.batch_size, settings.length)
+    corpus = sample_by_length(
+        open_corpus(corpus_cell(recipe).folder, "train", recipe.corpus), settings.sequences
+    )
+    draft.metrics = {
+        "weights": "random, the same on both sides",
+        "batch": {"sequences": shape[0], "length": shape[1]},
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_pair(folder)
+        # First, while this process holds little itself.
+        draft.extra["peak_memory_bytes"] = {
+            variant: peak_memory(run_alone, variant, folder, *shape) for variant in VARIANTS
+        }
+        pairs = {maker: load_pair(maker, folder) for maker in RUNS}
+    dataset = random_corpus(shape[0] * settings.updates, shape[1])
+    draft.extra["loss"] = loss_differences(pairs, dataset, shape[0])
+    rates = machine_rates()
+    plan = np.arange(len(dataset)).reshape(-1, shape[0]).tolist()
+    taken = alternate_updates(pairs, dataset, dict.fromkeys(RUNS, plan), VARIANTS, settings.rounds)
+    configs = [model.config for model in pairs["ours"]]
+    flops = training_flops(configs[1], [shape[1]] * shape[0], teacher=configs[0])
+    draft.metrics["flops_an_update"] = flops
+    summary = summarise_updates(taken, shape[0] * shape[1], flops, rates["bf16_gflops"])
+    draft.extra |= summary | rates
+    draft.metrics["corpus"], draft.extra["corpus"] = measure_corpus(
+        pairs, corpus, settings.batch_tokens, settings.corpus_rounds, rates["bf16_gflops"]
+    )
+    found = [draft.extra["textbook_over_ours"], draft.extra["corpus"]["textbook_over_ours"]]
+    shown = {name: value["ratio"] for name, value in (found[0] | {}).items()}
+    return f"textbook / ours {shown}; real lengths {found[1]}"
+
+
+def measure_corpus(
+    pairs: dict[str, Pair], corpus: MLMDataset, batch_tokens: int, rounds: int, bf16_gflops: float
+) -> tuple[dict, dict]:
+    """Length buckets under a token budget against random batches padded to the longest.
+
+    Both pass over the same sequences in equally many updates. Few sequences fill the buckets less
+    evenly than a whole corpus does, which is to our disadvantage.
+    """
+    sampler = LengthBatchSampler(corpus.lengths, len(corpus), batch_tokens)
+    buckets = list(sampler)
+    order = np.random.default_rng(0).permutation(len(corpus))
+    plans = {
+        "ours": buckets,
+        "textbook": [part.tolist() for part in np.array_split(order, len(buckets))],
+    }
+    taken = alternate_updates(
+        pairs, corpus, plans, ("textbook_fp32", "textbook_bf16", "ours_bf16"), rounds
+    )
+    configs = [model.config for model in pairs["ours"]]
+    flops = training_flops(configs[1], corpus.lengths, teacher=configs[0]) // len(buckets)
+    tokens = int(corpus.lengths.sum())
+    described = {
+        "sequences": len(corpus),
+        "updates": len(buckets),
+        "real_tokens": tokens,
+        "mean_length": tokens / len(corpus),
+        "padded_tokens": {
+            maker: int(sum(len(b) * corpus.lengths[b].max() for b in plan))
+            for maker, plan in plans.items()
+        },
+    }
+    return described, summarise_updates(taken, tokens / len(buckets), flops, bf16_gflops)

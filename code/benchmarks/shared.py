@@ -1,0 +1,80 @@
+"""What several stages share: paper-size models, the STS-B pairs, and ratios of times."""
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from distilbert_kit.config import create_model_config
+from distilbert_kit.data import ClassificationDataset, load_task_split
+from distilbert_kit.measure import matrix_product_rate
+from distilbert_kit.paths import DATA, ROOT
+from distilbert_kit.records import DataUsed
+from distilbert_kit.statistics import bootstrap_ratio_interval
+from distilbert_kit.tasks import get_task
+from distilbert_kit.weights import get_tokenizer
+
+MODELS = ("bert", "distilbert")
+MAKERS = ("ours", "transformers")
+CONFIGS = {
+    "bert": create_model_config("bert-base-uncased"),
+    "distilbert": create_model_config("distilbert-base-uncased"),
+}
+LENGTH_PROFILE = ROOT / "data" / "stsb_lengths.yaml"
+
+
+def stsb_pairs(count: int) -> tuple[ClassificationDataset, list[DataUsed], list[str] | None]:
+    """The first `count` STS-B dev pairs in file order, what was read, and their texts.
+
+    Without the data: random tokens of the published length profile, from short to long.
+    """
+    tokenizer, task = get_tokenizer(), get_task("stsb")
+    if (DATA / task.dataset / "validation.parquet").is_file():
+        _, table, used = load_task_split(task, "validation", tokenizer, 512)
+        texts = list(zip(table["sentence1"][:], table["sentence2"][:], strict=True))[:count]
+        return ClassificationDataset(texts, None, tokenizer), [used], texts
+    profile = yaml.safe_load(LENGTH_PROFILE.read_text())
+    lengths = np.repeat(list(profile), list(profile.values()))[:count]
+    dataset = ClassificationDataset([("a", "b")] * count, None, tokenizer)
+    random = np.random.default_rng(0)
+    dataset.input_ids = [random.integers(1000, 30000, length).tolist() for length in lengths]
+    dataset.token_type_ids = [[0] * length for length in lengths]
+    dataset.lengths = lengths
+    return dataset, [], None
+
+
+def infer(model: nn.Module, batch: dict[str, Tensor]) -> object:
+    """The model's output; token types go to those that read them, as the tokenizers do."""
+    with torch.inference_mode():
+        if model.config.model_type == "distilbert":
+            batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return model(**batch)
+
+
+def classify(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Logits of a batch."""
+    return infer(model, batch).logits
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
+    """Median ratio of two times measured side by side, with its bootstrap interval."""
+    found = bootstrap_ratio_interval(numerator, denominator)
+    return {("ratio" if k == "estimate" else k): round(v, 4) for k, v in found.items()}
+
+
+def median_ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
+    """Median of the ratios of neighbouring calls, with their quartiles."""
+    low, middle, high = np.quantile(numerator / denominator, (0.25, 0.5, 0.75))
+    return {"ratio": round(middle, 4), "quartile_1": round(low, 4), "quartile_3": round(high, 4)}
+
+
+def thread_counts() -> list[int]:
+    return sorted({1, torch.get_num_threads()})
+
+
+def machine_rates() -> dict[str, float]:
+    """The machine's own matrix products with the threads now set, GFLOP/s."""
+    return {
+        "fp32_gflops": round(matrix_product_rate(torch.float32), 1),
+        "bf16_gflops": round(matrix_product_rate(torch.bfloat16), 1),
+    }

@@ -1,0 +1,169 @@
+"""One epoch of SST-2 rows with MiniLM: our fine-tuning against transformers' Trainer."""
+
+import copy
+import tempfile
+import time
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from distilbert_kit.data import (
+    ClassificationDataset,
+    LengthBatchSampler,
+    create_dataloader,
+    load_task_split,
+)
+from distilbert_kit.evaluation import predict_logits
+from distilbert_kit.measure import rotated, seconds
+from distilbert_kit.model import DistilBERTForSequenceClassification
+from distilbert_kit.recipes import Recipe, TrainSettings
+from distilbert_kit.records import Draft
+from distilbert_kit.statistics import wilson_interval
+from distilbert_kit.tasks import get_task
+from distilbert_kit.training import CLASSIFICATION, train
+from distilbert_kit.weights import get_tokenizer, resolve_checkpoint
+
+from .shared import machine_rates, median_ratio
+
+
+class _Stopwatch(TrainerCallback):
+    """Time from the first training step to the last, without the Trainer's own set-up."""
+
+    def on_train_begin(self, *_, **__) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_end(self, *_, **__) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+
+def train_with_trainer(
+    model: nn.Module, rows: list[dict], settings: TrainSettings, seed: int, **arguments
+) -> float:
+    """Fine-tune with transformers' Trainer, batch 32, dynamic padding; seconds of the steps."""
+    watch = _Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(
+            model,
+            TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=32,
+                num_train_epochs=1,
+                learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                warmup_steps=settings.warmup_fraction,
+                seed=seed,
+                use_cpu=True,
+                eval_strategy="no",
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                **arguments,
+            ),
+            train_dataset=rows,
+            data_collator=DataCollatorWithPadding(get_tokenizer()),
+            callbacks=[watch],
+        ).train()
+    return watch.seconds
+
+
+def train_with_ours(
+    model: nn.Module, rows: ClassificationDataset, settings: TrainSettings, seed: int, **changes
+) -> float:
+    """Fine-tune with our loop; seconds of the steps."""
+    settings = settings.model_copy(update={"epochs": 1.0, **changes})
+    sampler = LengthBatchSampler(
+        rows.lengths, settings.batch_size, settings.batch_tokens, seed=seed
+    )
+    result = train(model, create_dataloader(rows, sampler), CLASSIFICATION, settings, seed=seed)
+    return result.seconds
+
+
+def measure(recipe: Recipe, draft: Draft) -> str:
+    """One epoch of SST-2 rows with MiniLM: our loop against transformers' Trainer."""
+    settings, task, tokenizer = recipe.training_speed, get_task("sst2"), get_tokenizer()
+    finetune = recipe.finetune_for(task.name)
+    source, table, used = load_task_split(task, task.train_split, tokenizer, finetune.max_length)
+    dev, dev_table, dev_used = load_task_split(task, "validation", tokenizer, finetune.max_length)
+    draft.data = [used, dev_used]
+    chosen = np.random.default_rng(0).permutation(len(source))[: settings.examples]
+    texts = [table["sentence"][int(i)] for i in chosen]
+    labels = [table["label"][int(i)] for i in chosen]
+    draft.extra["tokenisation_seconds"] = seconds(lambda: tokenizer(texts, truncation=True))
+    dataset = ClassificationDataset(texts, labels, tokenizer, finetune.max_length)
+    rows = [{**item, "attention_mask": [1] * len(item["input_ids"])} for item in dataset]
+    torch.manual_seed(0)
+    initial = {
+        "ours": DistilBERTForSequenceClassification.from_pretrained("minilm", num_labels=2),
+        "trainer": AutoModelForSequenceClassification.from_pretrained(
+            resolve_checkpoint("minilm"), num_labels=2
+        ),
+    }
+    grouped = {"bf16": True, "train_sampling_strategy": "group_by_length"}
+    ours = partial(train_with_ours, rows=dataset, settings=finetune)
+    trainer = partial(train_with_trainer, rows=rows, settings=finetune)
+    candidates = {
+        "ours": ours,
+        "ours_batch_32": partial(ours, batch_size=32, batch_tokens=None),
+        "trainer_fp32": trainer,
+        "trainer_bf16": partial(trainer, bf16=True),
+        "trainer_bf16_grouped": partial(trainer, **grouped),
+    }
+    taken, correct = ({name: [] for name in candidates} for _ in range(2))
+    references = np.asarray(dev_table["label"][:])
+    for turn in range(settings.rounds):
+        for name in rotated(candidates, turn):
+            model = copy.deepcopy(initial[name.split("_")[0]])
+            taken[name].append(candidates[name](model, seed=turn))
+            predictions = predict_logits(model.eval(), dev).argmax(1)
+            correct[name].append(int((predictions == references).sum()))
+    draft.metrics, draft.extra = summarise_training(
+        taken, correct, dataset, len(dev), draft.extra | machine_rates()
+    )
+    speedups = draft.extra["speedup_of_ours"]
+    return "ours against " + ", ".join(f"{n} {s['ratio']:.2f}" for n, s in speedups.items())
+
+
+def summarise_training(
+    taken: dict[str, list[float]],
+    correct: dict[str, list[int]],
+    dataset: ClassificationDataset,
+    dev_rows: int,
+    extra: dict,
+) -> tuple[dict, dict]:
+    """Metrics (accuracy by candidate) and measured figures (times, rates, ratios)."""
+    metrics = {
+        "examples": len(dataset),
+        "real_tokens": int(dataset.lengths.sum()),
+        "dev_accuracy": {},
+    }
+    for name, hits in correct.items():
+        total = dev_rows * len(hits)
+        # Runs share the dev set: the interval is that of one run at the mean accuracy.
+        interval = wilson_interval(round(sum(hits) / len(hits)), dev_rows)
+        metrics["dev_accuracy"][name] = {
+            "each": [hit / dev_rows for hit in hits],
+            "mean": sum(hits) / total,
+            "low": interval["low"],
+            "high": interval["high"],
+        }
+    times = {name: np.array(values) for name, values in taken.items()}
+    extra["seconds"] = {name: values.round(3).tolist() for name, values in times.items()}
+    extra["examples_per_second"] = {
+        name: round(float(len(dataset) / np.median(values)), 1) for name, values in times.items()
+    }
+    extra["speedup_of_ours"] = {
+        name: median_ratio(values, times["ours"])
+        for name, values in times.items()
+        if name != "ours"
+    }
+    return metrics, extra

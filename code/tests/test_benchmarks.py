@@ -1,0 +1,142 @@
+"""The yardsticks themselves: textbook step, FLOPs of a training step, clocks, slow tokenizer."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import corpus_speed, distillation_speed
+from distilbert_kit.config import create_model_config
+from distilbert_kit.corpus import encode_documents, open_source
+from distilbert_kit.distillation import flops_per_token, triple_objective
+from distilbert_kit.measure import peak_memory, training_flops
+from distilbert_kit.recipes import LossWeights
+from distilbert_kit.weights import get_tokenizer
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A tiny teacher and student, ours and transformers', with the same weights."""
+    folder = tmp_path_factory.mktemp("pair")
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 4, "num_heads": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        config = create_model_config("bert-base-uncased", **shape)
+        patch.setitem(distillation_speed.CONFIGS, "bert", config)
+        distillation_speed.save_pair(folder)
+    return {maker: distillation_speed.load_pair(maker, folder) for maker in ("ours", "textbook")}
+
+
+def masked_batch(dataset, rows):
+    batch = dataset.collate([dataset[i] for i in rows])
+    return dataset.mask(batch, torch.Generator().manual_seed(0))
+
+
+def ours(pair, dataset, batch, weights=distillation_speed.WEIGHTS):
+    objective = triple_objective(dataset, weights, pair[0])
+    counts = {name: float(count) for name, count in objective.counts(batch).items()}
+    return objective.loss(pair[1].eval(), batch, counts)[0]
+
+
+def test_textbook_step_has_our_loss_and_gradient(pairs):
+    dataset = distillation_speed.random_corpus(4, 24)
+    dataset.sequences = [row[: 24 - 5 * i] for i, row in enumerate(dataset.sequences)]
+    batch = masked_batch(dataset, range(4))
+    teacher, student = (model.eval() for model in pairs["textbook"])
+    expected = distillation_speed.textbook_loss(teacher, student, batch)
+    found = ours(pairs["ours"], dataset, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    found.backward()
+    expected.backward()
+    gradients = [
+        pairs["ours"][1].decoder_weight.grad,
+        student.get_input_embeddings().weight.grad,
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    differences = distillation_speed.loss_differences(pairs, dataset, 4)
+    assert differences["ours_fp32_relative"] < 1e-6 < differences["textbook_loss"]
+
+
+def counted(function):
+    counter = FlopCounterMode(display=False)
+    # Under autocast the fused loss makes no product in place: the counter knows none of those.
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = function()
+        loss.backward()
+    return counter.get_total_flops()
+
+
+def test_flops_of_a_training_step_equal_pytorchs_counter(pairs):
+    dataset = distillation_speed.random_corpus(3, 20)
+    batch = masked_batch(dataset, range(3))
+    teacher, student = pairs["ours"]
+    expected = training_flops(student.config, [20] * 3, teacher=teacher.config)
+    assert expected == counted(lambda: distillation_speed.textbook_loss(*pairs["textbook"], batch))
+    assert expected == counted(lambda: ours(pairs["ours"], dataset, batch))
+    assert expected == 60 * flops_per_token(student, dataset, LossWeights(), teacher)
+    masked_lm = LossWeights(ce=0, cos=0)
+    counted_here = counted(lambda: ours((None, student), dataset, batch, masked_lm))
+    assert counted_here == round(60 * flops_per_token(student, dataset, masked_lm))
+
+
+@pytest.mark.parametrize("maker", ["ours", "textbook"])
+def test_parts_of_an_update_sum_to_the_whole_and_leave_the_models_alone(pairs, maker):
+    dataset = distillation_speed.random_corpus(6, 12)
+    before = [p.clone() for p in pairs[maker][1].parameters()]
+    plan = [[0, 1], [2, 3], [4, 5]]
+    parts = distillation_speed.RUNS[maker](pairs[maker], dataset, plan, "fp32")
+    total = parts.pop("total")
+    assert sum(parts.values()) == pytest.approx(total)
+    assert set(parts) == {*distillation_speed.PARTS, "rest"} and min(parts.values()) > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, pairs[maker][1].parameters()))
+    assert not any("forward" in vars(m) for m in pairs[maker][1].modules())
+
+
+def test_corpus_part_reads_the_same_tokens_with_less_padding(pairs):
+    dataset = distillation_speed.random_corpus(24, 60)
+    dataset.sequences = [row[: 12 + 2 * i] for i, row in enumerate(dataset.sequences)]
+    dataset.lengths = np.array([len(row) for row in dataset.sequences])
+    sample = distillation_speed.sample_by_length(dataset, 12)
+    assert sample.lengths.min() == 12 and sample.lengths.max() == 58 and len(sample) == 12
+    described, measured = distillation_speed.measure_corpus(pairs, sample, 240, 2, 100.0)
+    padded = described["padded_tokens"]
+    assert described["real_tokens"] <= padded["ours"] < padded["textbook"]
+    assert set(measured["textbook_over_ours"]) == {
+        "textbook_fp32/ours_bf16",
+        "textbook_bf16/ours_bf16",
+    }
+
+
+def hold(megabytes: int) -> None:
+    held = np.ones(megabytes << 17)
+    time.sleep(0.01)
+    del held
+
+
+def test_peak_memory_is_that_of_the_call_alone():
+    here = np.ones(64 << 17)  # this process holding more must not count
+    assert peak_memory(hold, 96) == pytest.approx(96 << 20, rel=0.1)
+    del here
+
+
+def test_lines_are_distinct_and_enough():
+    documents = [f"word{i} and word{i + 1} are what document {i} says" for i in range(20)]
+    lines = list(corpus_speed.distinct_lines(documents, 5000))
+    assert len(set(lines)) == len(lines) > 20 and lines[:20] == documents
+    assert 5000 <= sum(len(line) + 1 for line in lines) < 5100
+    with pytest.raises(corpus_speed.UserError, match="all that the source gives"):
+        list(corpus_speed.distinct_lines(documents, 10**6))
+
+
+def test_slow_tokenizer_gives_our_tokens(tmp_path):
+    lines = ["A naïve café, isn't it?", "tokenisation of antidisestablishmentarianism", "北京 x"]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(lines), encoding="utf-8")
+    tokenizer = corpus_speed.slow_tokenizer(tmp_path)
+    source = open_source(f"lines:{text}")
+    ours = [ids.tolist() for _, ids in encode_documents(source.read(), get_tokenizer())]
+    assert ours == [tokenizer.encode(line, add_special_tokens=False) for line in lines]
+    assert corpus_speed.encode_slowly(tokenizer, text) == sum(len(ids) + 2 for ids in ours)
