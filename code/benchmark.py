@@ -8,6 +8,7 @@ size_speed       the paper's Table 3: parameters, bytes, and a pass over the STS
                  CPU at batch size 1, BERT-base against DistilBERT-base
 inference_speed  our DistilBERT against transformers' by length, and over STS-B dev in batches
 training_speed   our fine-tuning against transformers' Trainer on SST-2, with MiniLM
+question_answering_speed  SQuAD dev questions per second against the loop of transformers' examples
 
 The models of the first two have random weights: time does not depend on their values. Table 3 is
 about the encoders, so size_speed times them whole; our classifiers compute only the first position
@@ -35,6 +36,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks import question_answering_speed
 from distilbert_kit.config import create_model_config
 from distilbert_kit.data import (
     ClassificationDataset,
@@ -471,10 +473,12 @@ def summarise_training(
     return metrics, extra
 
 
+OPTIONAL = ("training_speed", "question_answering_speed")
 STAGES = {
     "size_speed": measure_size_speed,
     "inference_speed": measure_inference,
     "training_speed": measure_training,
+    "question_answering_speed": question_answering_speed.measure,
 }
 
 
@@ -491,7 +495,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     recipe = load_recipe(arguments.recipe)
-    stages = [name for name in STAGES if name != "training_speed" or recipe.training_speed]
+    stages = [name for name in STAGES if name not in OPTIONAL or getattr(recipe, name)]
     if arguments.stage and arguments.stage not in stages:
         raise UserError(
             f"recipe {recipe.name} has no {arguments.stage}; add it, or use the recipe study"
