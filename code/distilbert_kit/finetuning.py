@@ -111,7 +111,8 @@ def label_order(model_labels: tuple[str, ...], task: Task, where: str) -> list[i
     if set(names) != set(task.labels):
         raise UserError(
             f"{where}: its labels are {', '.join(model_labels)}, those of {task.name} are "
-            f"{', '.join(task.labels)}; rename them in its config.json"
+            f"{', '.join(task.labels)}; give a checkpoint fine-tuned on {task.name}, or rename "
+            "them in its config.json"
         )
     return [names.index(label) for label in task.labels]
 

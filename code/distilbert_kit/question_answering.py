@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from .data import Batch, LengthBatchSampler, load_table, pad_sequences
 from .errors import UserError
 from .evaluation import run_in_buckets
-from .losses import span_distillation, span_loss
+from .losses import PADDING_LOGIT, span_distillation, span_loss
 from .metrics import answer_scores
 from .recipes import SoftTargets, WindowSettings
 from .records import DataUsed
@@ -42,8 +42,9 @@ class QuestionAnsweringDataset(Dataset):
 
     A long context has several windows, see `WindowSettings`. With `answers`, a character span
     (first, last + 1) for each question, every window has the answer's token positions; a window
-    without the whole answer points at [CLS], as in the original code. Questions whose answer is
-    None get no windows and are counted in `dropped`, cut questions in `truncated`.
+    without the whole answer points at [CLS], as in the original code. A question without an answer
+    (None, or a span that the tokenizer drops) gets no window and is counted in `dropped`, a cut
+    one in `truncated`.
 
     Raises UserError for an empty question or context, naming the row after `where`.
     """
@@ -71,40 +72,43 @@ class QuestionAnsweringDataset(Dataset):
         whole = _tokenise(list(questions), tokenizer)["input_ids"]
         self.question_ids = [ids[: settings.question_length] for ids in whole]
         self.truncated = sum(len(ids) > settings.question_length for ids in whole)
-        self.dropped = sum(answer is None for answer in answers or ())
+        targets = None
+        if answers is not None:
+            targets = [self._token_span(number, span) for number, span in enumerate(answers)]
+        self.has_answers = targets is not None
+        self.dropped = sum(target is None for target in targets or ())
         rows = []
         for number, question in enumerate(self.question_ids):
             context = self.context_ids[self.context_of[number]]
             for kind, ids in (("question", question), ("context", context)):
                 if not ids:
                     raise UserError(f"{where}: row {number} has an empty {kind}; mend or drop it")
-            if answers and answers[number] is None:
+            first, last = (targets[number] or (None, None)) if targets else (0, 0)
+            if first is None:
                 continue
-            span = self._token_span(number, answers[number]) if answers else (0, 0)
             room = settings.max_length - len(question) - 3
             for start in range(0, max(1, len(context) - room + settings.stride), settings.stride):
                 stop = min(start + room, len(context))
-                inside = start <= span[0] and span[1] < stop
-                shift = 2 + len(question) - start
+                inside, shift = start <= first and last < stop, 2 + len(question) - start
                 rows.append(
-                    (number, start, stop, *(inside * (place + shift) for place in span)),
+                    (number, start, stop, inside * (first + shift), inside * (last + shift))
                 )
         if not rows:
             raise UserError(f"{where}: no question has an answer in its context; check the data")
-        self.has_answers = answers is not None
         self.question, self.start, self.stop, *self.positions = np.array(rows).T
         questions_first = 2 + np.array([len(ids) for ids in self.question_ids])
         self.context_at = questions_first[self.question]
         self.lengths = self.context_at + self.stop - self.start + 1
         self.offsets = np.concatenate([[0], self.lengths.cumsum()])
 
-    def _token_span(self, number: int, answer: tuple[int, int]) -> tuple[int, int]:
-        """First and last token of the context that share a character with the answer."""
+    def _token_span(self, number: int, span: tuple[int, int] | None) -> tuple[int, int] | None:
+        """First and last token of the context that share a character with the span; None: none."""
+        if span is None:
+            return None
         starts, ends = self.spans[self.context_of[number]].T
-        return (
-            int(np.searchsorted(ends, answer[0], side="right")),
-            int(np.searchsorted(starts, answer[1], side="left")) - 1,
-        )
+        first = int(np.searchsorted(ends, span[0], side="right"))
+        last = int(np.searchsorted(starts, span[1], side="left")) - 1
+        return (first, last) if first <= last else None
 
     def __len__(self) -> int:
         return len(self.question)
@@ -181,15 +185,20 @@ def _character_span(context: str, gold: dict[str, list]) -> tuple[int, int] | No
     return None
 
 
+def _span_loss(output: ModelOutput, batch: Batch) -> Tensor:
+    # Without this a window's loss would change with the padding of its batch.
+    padding = batch["attention_mask"] == 0
+    start, end = (
+        logits.float().masked_fill(padding, PADDING_LOGIT)
+        for logits in (output.start_logits, output.end_logits)
+    )
+    return span_loss(start, end, batch["start_positions"], batch["end_positions"])
+
+
 def span_objective(targets: SoftTargets | None = None) -> Objective:
     """Start and end of the answer, under a teacher if `targets`."""
     return fine_tuning(
-        lambda output, batch: span_loss(
-            output.start_logits,
-            output.end_logits,
-            batch["start_positions"],
-            batch["end_positions"],
-        ),
+        _span_loss,
         lambda output, batch, temperature: span_distillation(
             (output.start_logits, output.end_logits),
             batch["teacher_logits"].unbind(-1),
