@@ -9,6 +9,7 @@ inference_speed     our DistilBERT against transformers' by length, and over STS
 training_speed      our fine-tuning against transformers' Trainer on SST-2, with MiniLM
 distillation_speed  our distillation step against the textbook's, BERT-base to DistilBERT-base
 corpus_speed        our corpus preparation against a slow tokenizer called once a line
+question_answering_speed  our answers to SQuAD questions against the loop of transformers' examples
 
 Models of paper size have random weights: time does not depend on their values.
 """

@@ -21,7 +21,7 @@ def fetch(dataset: str, split: str) -> None:
     if source is None or split not in source["splits"]:
         raise UserError(f"{dataset}/{split}: not listed in data/sources.yaml")
     if not path.exists():
-        if "hub" not in source:
+        if "hub" not in source or source["splits"][split].get("local"):
             raise UserError(f"{dataset}: not on the hub in this form; put it at {path}")
         from datasets import load_dataset
 
@@ -54,7 +54,7 @@ def main() -> None:
             raise UserError(
                 f"no data set {arguments.dataset!r}: choose from {', '.join(sources())}"
             )
-        wanted = {(arguments.dataset, split) for split in known["splits"]}
+        wanted = {(arguments.dataset, s) for s, of in known["splits"].items() if "local" not in of}
     else:
         cells = evidence_cells(load_recipe(arguments.recipe))
         wanted = {split for cell in cells for split in cell.data}

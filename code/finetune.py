@@ -1,26 +1,31 @@
 """Fine-tune a model of a recipe on a task, evaluate it on the task's dev set, write the record.
 
     python code/finetune.py --recipe quick --model teacher --task sentiment --seed 0
-    python code/finetune.py --recipe study --model student --task sst2 --seed 1 --save
+    python code/finetune.py --recipe study --model student --task squad --seed 1 --save
+    python code/finetune.py --recipe quick --model undistilled --task sentiment --teacher FOLDER
 
-`--save` keeps the fine-tuned weights under results/<recipe>/models/, for evaluate_model.py.
+`--save` keeps the fine-tuned weights under results/<recipe>/models/, for evaluate_model.py. A model
+of the recipe with `task_distill` is taught by its teacher, fine-tuned on the task before. With
+`--teacher`, the folder of a fine-tuned model, any model is: soft_weight x the distance to the
+teacher's logits, softened by the temperature, + (1 - soft_weight) x the usual loss.
 """
 
 import argparse
-import time
+import dataclasses
+from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
-from distilbert_kit.data import LengthBatchSampler, create_dataloader, load_task_split
-from distilbert_kit.errors import entry_point
-from distilbert_kit.evaluation import predict_logits, save_predictions, score
-from distilbert_kit.experiment import checkpoint, finetune_cell
-from distilbert_kit.model import DistilBERTForSequenceClassification
-from distilbert_kit.recipes import load_recipe
+from distilbert_kit.data import LengthBatchSampler, create_dataloader
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.experiment import Cell, checkpoint, finetune_cell, teacher_cell
+from distilbert_kit.finetuning import KINDS, evaluate, model_sha256, teacher_logits, with_new_head
+from distilbert_kit.recipes import Recipe, SoftTargets, load_recipe
 from distilbert_kit.records import recording
 from distilbert_kit.tasks import get_task
-from distilbert_kit.training import CLASSIFICATION, train
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.training import train
+from distilbert_kit.weights import get_tokenizer, resolve_checkpoint
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,46 +37,81 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--task", required=True, help="a task of the registry")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", action="store_true", help="keep the fine-tuned model")
+    parser.add_argument("--teacher", help="a fine-tuned model that teaches, beside the recipe")
+    parser.add_argument("--temperature", type=float, help="with --teacher (default: 2)")
+    parser.add_argument("--soft-weight", type=float, help="with --teacher (default: 0.5)")
     return parser.parse_args()
+
+
+def find_teacher(
+    recipe: Recipe, cell: Cell, arguments: argparse.Namespace
+) -> tuple[Cell, SoftTargets | None, str | Path | None]:
+    """The cell to run, how it is taught, and by what; a teacher of the command line renames it."""
+    spec = recipe.models[arguments.model].task_distill
+    options = {"temperature": arguments.temperature, "soft_weight": arguments.soft_weight}
+    given = {name: value for name, value in options.items() if value is not None}
+    if arguments.teacher is None:
+        if given:
+            raise UserError("--temperature and --soft-weight need --teacher: name a folder")
+        taught_by = teacher_cell(recipe, arguments.model, arguments.task)
+        if taught_by and not taught_by.has_folder():
+            raise UserError(
+                f"{taught_by.folder}: the teacher is missing or of other settings; "
+                f"run finetune.py {' '.join(taught_by.command[2:])}"
+            )
+        return cell, spec, taught_by and taught_by.folder
+    if spec:
+        raise UserError(f"{arguments.model} has a teacher in the recipe: leave out --teacher")
+    try:
+        targets = SoftTargets(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"--{first['loc'][0].replace('_', '-')}: {first['msg']}") from None
+    teacher = resolve_checkpoint(arguments.teacher)
+    name = Path(arguments.teacher).name
+    taught = targets.model_dump(mode="json") | {"teacher_sha256": model_sha256(teacher)}
+    renamed = dataclasses.replace(
+        cell,
+        name=f"{cell.name}-taught-by-{name}",
+        identity=cell.identity | {"teacher": name},
+        settings=cell.settings | {"task_distill": taught},
+        outputs=(),
+    )
+    return renamed, targets, teacher
 
 
 @entry_point
 def main() -> None:
     arguments = parse_arguments()
     recipe, task = load_recipe(arguments.recipe), get_task(arguments.task)
+    settings, kind = recipe.finetune_for(task.name), KINDS[task.kind]
     cell = finetune_cell(recipe, arguments.model, task.name, arguments.seed)
-    settings = recipe.finetune_for(task.name)
+    cell, targets, teacher = find_teacher(recipe, cell, arguments)
     tokenizer = get_tokenizer()
     with recording(cell.record, **cell.provenance) as draft:
-        dataset, _, used = load_task_split(task, task.train_split, tokenizer, settings.max_length)
+        split = recipe.train_split(task.name)
+        dataset, _, used = kind.load(task, split, tokenizer, settings)
+        if targets:
+            dataset.teacher_logits = teacher_logits(
+                teacher, task, dataset, len(tokenizer), settings.precision
+            )
         torch.manual_seed(arguments.seed)  # the new head
-        model = DistilBERTForSequenceClassification.from_pretrained(
-            checkpoint(recipe, arguments.model), num_labels=task.num_labels, labels=task.labels
-        )
+        model = with_new_head(checkpoint(recipe, arguments.model), task)
         sampler = LengthBatchSampler(
             dataset.lengths, settings.batch_size, settings.batch_tokens, seed=arguments.seed
         )
         result = train(
             model,
             create_dataloader(dataset, sampler),
-            CLASSIFICATION,
+            kind.objective(targets),
             settings,
             seed=arguments.seed,
             description=cell.name,
         )
         draft.data.append(used)
         result.describe(draft)
-        draft.metrics["train_truncated"] = dataset.truncated
-        for split in task.eval_splits:
-            dataset, table, used = load_task_split(task, split, tokenizer, settings.max_length)
-            started = time.perf_counter()
-            logits = predict_logits(model, dataset, precision=settings.precision)
-            seconds = time.perf_counter() - started
-            draft.data.append(used)
-            draft.metrics[split] = score(logits, table[task.label_column][:], task)
-            draft.metrics[split]["truncated"] = dataset.truncated
-            draft.extra[f"{split}_examples_per_second"] = round(len(dataset) / seconds, 1)
-            save_predictions(cell.predictions(split), logits, table, task)
+        draft.metrics |= {f"train_{name}": count for name, count in dataset.counts.items()}
+        evaluate(model, task, tokenizer, settings, settings.precision, draft, cell.predictions)
         if arguments.save:
             model.save_pretrained(cell.folder, tokenizer)
     if arguments.save:

@@ -22,6 +22,7 @@ from .tasks import Task
 
 Batch = dict[str, Tensor]
 MAX_LENGTH = 512
+_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def load_table(
@@ -98,6 +99,8 @@ class ClassificationDataset(Dataset):
     and counted in `truncated`. Token types are kept for the models that read them.
     """
 
+    teacher_logits: np.ndarray | None = None  # [N, C], delivered with each item when set
+
     def __init__(
         self,
         texts: Sequence[str] | Sequence[tuple[str, str]],
@@ -132,7 +135,14 @@ class ClassificationDataset(Dataset):
         }
         if self.labels is not None:
             item["labels"] = self.labels[index]
+        if self.teacher_logits is not None:
+            item["teacher_logits"] = self.teacher_logits[index]
         return item
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a record says of the texts."""
+        return {"truncated": self.truncated}
 
     def collate(self, items: list[dict]) -> Batch:
         """Items -> tensors [B, L], padded to the longest; labels [B] (int64, or float32)."""
@@ -143,6 +153,9 @@ class ClassificationDataset(Dataset):
         if "labels" in items[0]:
             labels = torch.tensor([item["labels"] for item in items])
             batch["labels"] = labels.float() if labels.is_floating_point() else labels
+        if "teacher_logits" in items[0]:
+            logits = np.stack([item["teacher_logits"] for item in items])
+            batch["teacher_logits"] = torch.from_numpy(logits)
         return batch
 
 
@@ -205,6 +218,11 @@ def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> Batc
         ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """What a model's forward reads of a batch: no labels, no teacher's logits."""
+    return {name: batch[name] for name in _MODEL_INPUTS if name in batch}
 
 
 class LengthBatchSampler:

@@ -1,16 +1,19 @@
 """Predictions and scores of a trained model on a data set."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers.utils import ModelOutput
 
-from .data import ClassificationDataset, LengthBatchSampler, create_dataloader
+from .data import ClassificationDataset, LengthBatchSampler, create_dataloader, model_inputs
 from .losses import masked_lm_loss
 from .memory import keeping_freed_memory
 from .metrics import compute_confusion_matrix, compute_metrics
@@ -19,15 +22,16 @@ from .tasks import Task
 
 
 @keeping_freed_memory()
-def predict_logits(
+def run_in_buckets(
     model: nn.Module,
-    dataset: ClassificationDataset,
+    dataset: Dataset,
+    receive: Callable[[list[int], ModelOutput], None],
     *,
     precision: str = "fp32",
     batch_tokens: int | None = None,
     description: str = "predicting",
-) -> np.ndarray:
-    """Logits [N, C] (float32) in the order of the data set, computed in length buckets.
+) -> None:
+    """Run a model over a data set in length buckets; `receive` gets row numbers and outputs.
 
     `batch_tokens` padded tokens make a batch: by default few on a CPU, where a batch's states
     should stay in the cache, and many on a GPU.
@@ -35,17 +39,25 @@ def predict_logits(
     device = next(model.parameters()).device
     batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 32768)
     sampler = LengthBatchSampler(dataset.lengths, len(dataset), batch_tokens, shuffle=False)
-    logits = np.empty((len(dataset), model.num_labels), dtype=np.float32)
     bar = tqdm(total=len(dataset), desc=description, unit="ex", mininterval=1, leave=False)
     model.eval()
     plan = list(sampler)
     with torch.inference_mode(), autocast(device, precision):
         for indices, batch in zip(plan, create_dataloader(dataset, plan), strict=True):
-            batch.pop("labels", None)
-            output = model(**{name: value.to(device) for name, value in batch.items()})
-            logits[indices] = output.logits.float().cpu().numpy()
+            inputs = {name: value.to(device) for name, value in model_inputs(batch).items()}
+            receive(indices, model(**inputs))
             bar.update(len(indices))
     bar.close()
+
+
+def predict_logits(model: nn.Module, dataset: ClassificationDataset, **arguments) -> np.ndarray:
+    """Logits [N, C] (float32) in the order of the data set; arguments of `run_in_buckets`."""
+    logits = np.empty((len(dataset), model.num_labels), dtype=np.float32)
+
+    def receive(indices: list[int], output: ModelOutput) -> None:
+        logits[indices] = output.logits.float().cpu().numpy()
+
+    run_in_buckets(model, dataset, receive, **arguments)
     return logits
 
 
@@ -99,8 +111,8 @@ def compute_mlm_loader_loss(model: nn.Module, loader: DataLoader) -> float:
     return total / max(count, 1)
 
 
-def save_predictions(path: Path, logits: np.ndarray, table, task: Task) -> None:
-    """Per-example rows as parquet: row, reference, prediction, logit_0 …, and tags of the data."""
+def prediction_frame(logits: np.ndarray, table: datasets.Dataset, task: Task) -> pd.DataFrame:
+    """Per-example rows: row, reference, prediction, logit_0 …, and tags of the data."""
     columns = {
         "row": np.arange(len(logits)),
         "reference": np.asarray(table[task.label_column]),
@@ -109,6 +121,11 @@ def save_predictions(path: Path, logits: np.ndarray, table, task: Task) -> None:
     columns |= {f"logit_{i}": logits[:, i] for i in range(logits.shape[1])}
     if "phenomenon" in table.column_names:
         columns["phenomenon"] = table["phenomenon"][:]
+    return pd.DataFrame(columns)
+
+
+def save_predictions(path: Path, frame: pd.DataFrame) -> None:
+    """Write per-example rows as parquet, atomically."""
     buffer = io.BytesIO()
-    pd.DataFrame(columns).to_parquet(buffer, compression="zstd", index=False)
+    frame.to_parquet(buffer, compression="zstd", index=False)
     write_atomically(path, buffer.getvalue())

@@ -38,13 +38,26 @@ def benchmark_record(recipe: Recipe, stage: str) -> Record | None:
 
 
 def seed_predictions(
-    recipe: Recipe, model: str, task: str, split: str, seeds: list[int]
+    recipe: Recipe,
+    model: str,
+    task: str,
+    split: str,
+    seeds: list[int],
+    metric: str | None = None,
 ) -> pd.DataFrame:
-    """Columns reference, phenomenon (where the data have it) and one of predictions per seed."""
+    """Columns reference, phenomenon (where the data have it) and one of predictions per seed.
+
+    For question answering the predictions are scores: of each question by `metric` (default: the
+    primary one), and the reference is 1, that of a right answer.
+    """
+    by_question = get_task(task).kind == "question_answering"
+    column = (metric or get_task(task).primary) if by_question else "prediction"
     columns = {}
     for seed in seeds:
         frame = pd.read_parquet(finetune_cell(recipe, model, task, seed).predictions(split))
-        columns[seed] = frame["prediction"]
+        columns[seed] = frame[column]
+    if by_question:
+        frame["reference"] = 1.0
     tags = [name for name in ("reference", "phenomenon") if name in frame]
     return pd.concat([frame[tags], pd.DataFrame(columns)], axis=1)
 
@@ -59,13 +72,20 @@ def recorded_seeds(recipe: Recipe, model: str, task: str) -> list[int]:
     return [seed for seed in recipe.seeds if present(seed)]
 
 
+def _score_function(metric: str, task: Task) -> Callable[..., np.ndarray | float]:
+    """`metrics.score_function`; of question answering the mean of what `seed_predictions` gives."""
+    if task.kind == "question_answering":
+        return lambda predictions, references, axis=-1: predictions.mean(axis=axis)
+    return score_function(metric, task.num_labels)
+
+
 def mean_over_seeds(metric: str, task: Task) -> Callable[..., np.ndarray] | None:
     """The metric as a function of predictions [..., N, S] and references [..., N], for bootstraps.
 
     The mean over the S seeds, on the same examples for all of them. None for precision and recall,
     which have no vectorised form: a thousand calls of scikit-learn take seconds.
     """
-    score = score_function(metric, task.num_labels)
+    score = _score_function(metric, task)
     if "axis" not in inspect.signature(score).parameters:
         return None
 
@@ -88,8 +108,8 @@ def score_rows(recipe: Recipe) -> list[dict]:
                 read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds
             ]
             for split in task.eval_splits:
-                frame = seed_predictions(recipe, model, task.name, split, seeds)
                 for metric in task.metrics:
+                    frame = seed_predictions(recipe, model, task.name, split, seeds, metric)
                     score, predicted = mean_over_seeds(metric, task), frame[seeds].to_numpy()
                     interval = score and statistics.bootstrap_interval(
                         score, predicted, frame["reference"]
@@ -117,7 +137,7 @@ def compare(recipe: Recipe, model: str, reference: str, task_name: str) -> list[
 
     `gap` is reference minus model of the task's primary metric with its paired bootstrap interval
     over examples and Student's over seeds; `retention` is model over reference; McNemar's exact
-    test stands beside it for every seed that both share (classification only).
+    test stands beside it for every seed that both share (not for regression).
     """
     task, rows = get_task(task_name), []
     both = [set(recorded_seeds(recipe, name, task.name)) for name in (model, reference)]
@@ -172,7 +192,7 @@ def paired_runs(
             for name in (reference, model)
         ]
         runs[task.name] = [(pair[0][s], pair[1][s], pair[0]["reference"]) for s in seeds]
-        scores[task.name] = score_function(task.primary, task.num_labels)
+        scores[task.name] = _score_function(task.primary, task)
     return runs, scores
 
 
@@ -404,7 +424,7 @@ def confusion_rows(recipe: Recipe) -> list[dict]:
     """Confusion matrices (rows: reference), summed over the seeds."""
     rows = []
     for task in map(get_task, recipe.tasks):
-        for model in recipe.models if not task.is_regression else ():
+        for model in recipe.models if task.labels else ():
             seeds = recorded_seeds(recipe, model, task.name)
             records = [
                 read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds

@@ -124,7 +124,10 @@ _MODEL_SCRIPTS = {
 
 
 def model_cell(recipe: Recipe, model: str) -> Cell | None:
-    """The cell that makes a model of the recipe; None when its weights are given."""
+    """The cell that makes a model of the recipe; None when its weights are given.
+
+    Of a `task_distill` model it is that of its student: the teaching is a part of fine-tuning.
+    """
     if model not in recipe.models:
         raise UserError(
             f"recipe {recipe.name} has no model {model!r}: choose from {', '.join(recipe.models)}"
@@ -132,6 +135,8 @@ def model_cell(recipe: Recipe, model: str) -> Cell | None:
     spec = recipe.models[model]
     if spec.weights is not None:
         return None
+    if spec.task_distill:
+        return model_cell(recipe, spec.task_distill.student)
     stage = next(stage for stage in _MODEL_SCRIPTS if getattr(spec, stage))
     settings = getattr(spec, stage).model_dump(mode="json")
     parents = [cell for parent in spec.parents if (cell := model_cell(recipe, parent))]
@@ -158,25 +163,37 @@ def model_cell(recipe: Recipe, model: str) -> Cell | None:
 def checkpoint(recipe: Recipe, model: str) -> str | Path:
     """What `from_pretrained` reads for a model of the recipe."""
     cell = model_cell(recipe, model)
-    return cell.folder if cell else recipe.models[model].weights
+    return cell.folder if cell else recipe.models[recipe.body(model)].weights
+
+
+def teacher_cell(recipe: Recipe, model: str, task_name: str) -> Cell | None:
+    """The fine-tuning that makes the task teacher of a model: one for all its seeds."""
+    spec = recipe.models[model].task_distill
+    return spec and finetune_cell(recipe, spec.teacher, task_name, recipe.seeds[0])
 
 
 def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
     """Fine-tuning of a model on a task with a seed, and its evaluation."""
     task, parent = get_task(task_name), model_cell(recipe, model)
+    spec, taught_by = recipe.models[model], teacher_cell(recipe, model, task_name)
     name = f"{model}-{task_name}-{seed}"
-    arguments = ("--model", model, "--task", task_name, "--seed", str(seed))
+    arguments = ["--model", model, "--task", task_name, "--seed", str(seed)]
+    if seed == recipe.seeds[0] and model in recipe.task_teachers:
+        arguments.append("--save")
     folder = recipe.folder / "predictions"
+    settings = recipe.finetune_for(task_name).model_dump(mode="json")
+    settings |= {"weights": recipe.models[recipe.body(model)].weights}
+    if spec.task_distill:
+        settings |= {"task_distill": spec.task_distill.model_dump(mode="json")}
     return Cell(
         recipe=recipe,
         stage="finetune",
         name=name,
         identity={"model": model, "task": task_name, "seed": seed},
-        settings=recipe.finetune_for(task_name).model_dump(mode="json")
-        | {"weights": recipe.models[model].weights},
+        settings=settings,
         command=_script("finetune.py", recipe, *arguments),
-        parents=(parent,) if parent else (),
-        data=tuple((task.dataset, split) for split in (task.train_split, *task.eval_splits)),
+        parents=tuple(cell for cell in (parent, taught_by) if cell),
+        data=tuple((task.dataset, s) for s in (recipe.train_split(task_name), *task.eval_splits)),
         outputs=tuple(folder / f"{name}-{split}.parquet" for split in task.eval_splits),
     )
 
@@ -187,6 +204,7 @@ BENCHMARK_STAGES = (
     "training_speed",
     "distillation_speed",
     "corpus_speed",
+    "question_answering_speed",
 )
 
 
@@ -207,6 +225,8 @@ def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
         parents = (corpus_cell(recipe),)
     if stage == "corpus_speed":
         data = _data_of([recipe.corpus_speed.source])
+    if stage == "question_answering_speed":
+        data = (("squad", "validation"),)
     return Cell(
         recipe=recipe,
         stage="benchmark",
@@ -223,7 +243,11 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
     """Every cell whose record the report reads."""
     return [
         *([corpus_cell(recipe)] if recipe.corpus else []),
-        *(cell for model in recipe.models if (cell := model_cell(recipe, model))),
+        *(
+            cell
+            for model, spec in recipe.models.items()
+            if not spec.task_distill and (cell := model_cell(recipe, model))
+        ),
         *(
             finetune_cell(recipe, model, task, seed)
             for seed in recipe.seeds

@@ -1,6 +1,7 @@
 """Recipes: one YAML file each, every key checked; an unknown or mistyped key is an error."""
 
 import difflib
+import graphlib
 from pathlib import Path
 from typing import Literal
 
@@ -42,10 +43,50 @@ class TrainSettings(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
 
 
-class FinetuneSettings(TrainSettings):
-    """Fine-tuning on a task; longer texts are cut to `max_length` tokens."""
+class TextSettings(Strict):
+    """How texts become tokens; longer ones are cut to `max_length`."""
 
     max_length: int = Field(512, ge=8, le=512)
+
+
+class WindowSettings(TextSettings):
+    """Question and context as windows of `max_length` tokens; values of BERT on SQuAD v1.1.
+
+    As in the original code `stride` is how far a window starts after the one before it, where
+    today's transformers calls what two windows share the stride.
+    """
+
+    max_length: int = Field(384, ge=8, le=512)
+    stride: int = Field(128, gt=0, description="tokens of the context")
+    question_length: int = Field(64, gt=0, description="tokens; longer questions are cut")
+    answer_length: int = Field(30, gt=0, description="most tokens in an answer")
+
+    @model_validator(mode="after")
+    def _no_gap(self) -> "WindowSettings":
+        room = self.max_length - self.question_length - 3  # [CLS] and two [SEP]
+        if self.stride > room:
+            raise ValueError(
+                f"stride {self.stride} skips text: a window of {self.max_length} tokens has room "
+                f"for {room} beside a question of {self.question_length}; raise max_length"
+            )
+        return self
+
+
+class FinetuneSettings(TrainSettings, TextSettings):
+    """Fine-tuning on a task; `train_split` takes the place of the task's official one."""
+
+    # Not dumped when unset: the keys of earlier records stay as they were.
+    train_split: str | None = Field(None, exclude_if=lambda split: split is None)
+
+
+class QuestionAnsweringSettings(WindowSettings, FinetuneSettings):
+    """Fine-tuning on extractive question answering."""
+
+
+FINETUNE_SETTINGS = {
+    "classification": FinetuneSettings,
+    "question_answering": QuestionAnsweringSettings,
+}
 
 
 class MaskedLMSettings(TrainSettings):
@@ -109,8 +150,25 @@ class Distill(Strict):
     training: dict = {}
 
 
+class SoftTargets(Strict):
+    """Fine-tuning under a teacher of the same task: soft_weight x soft + (1 - it) x hard loss.
+
+    The defaults are those of the original code's second step on SQuAD.
+    """
+
+    temperature: float = Field(2.0, gt=0)
+    soft_weight: float = Field(0.5, ge=0, le=1)
+
+
+class TaskDistill(SoftTargets):
+    """The weights of `student`, taught on every task by `teacher`, fine-tuned on it before."""
+
+    student: str
+    teacher: str
+
+
 class ModelSpec(Strict):
-    """Where a model comes from: given weights, or another model of the recipe.
+    """Where a model comes from: given weights, or other models of the recipe.
 
     `tasks` are those of the recipe's tasks that it is fine-tuned on; all of them by default.
     """
@@ -121,10 +179,11 @@ class ModelSpec(Strict):
     extract: Extract | None = None
     pretrain: Pretrain | None = None
     distill: Distill | None = None
+    task_distill: TaskDistill | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSpec":
-        origins = ("weights", "extract", "pretrain", "distill")
+        origins = ("weights", "extract", "pretrain", "distill", "task_distill")
         if sum(getattr(self, origin) is not None for origin in origins) != 1:
             raise ValueError(f"give exactly one of {', '.join(origins)}")
         return self
@@ -132,7 +191,7 @@ class ModelSpec(Strict):
     @property
     def parents(self) -> list[str]:
         """The models of the recipe that this one is made from."""
-        spec = self.extract or self.pretrain or self.distill
+        spec = self.extract or self.pretrain or self.distill or self.task_distill
         fields = ("teacher", "student", "start")
         return [name for field in fields if (name := getattr(spec, field, None))]
 
@@ -175,6 +234,14 @@ class CorpusSpeedSettings(Strict):
     rounds: int = Field(2, ge=2)
 
 
+class QuestionAnsweringSpeedSettings(Strict):
+    """Answering SQuAD dev questions beside the usual loop of transformers' examples."""
+
+    questions: int = Field(ge=2, le=10570, description="of the dev set, evenly over the file")
+    rounds: int = Field(ge=2)
+    batch_size: int = Field(8, gt=0, description="of the usual loop")
+
+
 class Recipe(Strict):
     """A whole experiment: models, tasks, seeds, settings."""
 
@@ -195,6 +262,7 @@ class Recipe(Strict):
     training_speed: TrainingSpeedSettings | None = None
     distillation_speed: DistillationSpeedSettings | None = None
     corpus_speed: CorpusSpeedSettings | None = None
+    question_answering_speed: QuestionAnsweringSpeedSettings | None = None
     _file: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
@@ -208,6 +276,11 @@ class Recipe(Strict):
             for parent in spec.parents:
                 if parent not in self.models:
                     raise ValueError(f"models.{name}: {parent!r} is not among the models")
+                teaches = spec.task_distill and parent == spec.task_distill.teacher
+                if self.models[parent].task_distill and not teaches:
+                    raise ValueError(
+                        f"models.{name}: {parent!r} exists for a task only; name its student"
+                    )
             for stage in ("pretrain", "distill"):
                 if getattr(spec, stage) and not (self.corpus and getattr(self, stage)):
                     raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
@@ -217,13 +290,34 @@ class Recipe(Strict):
                 raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
         if self.distillation_speed and not self.corpus:
             raise ValueError("distillation_speed needs the key corpus")
-        for task in self.finetune_tasks:
-            self.finetune_for(task)
+        try:
+            graphlib.TopologicalSorter({n: s.parents for n, s in self.models.items()}).prepare()
+        except graphlib.CycleError as error:
+            raise ValueError(f"models: a circle of {' <- '.join(error.args[1])}") from None
+        for task in (*self.tasks, *self.finetune_tasks):
+            if self.train_split(task) in get_task(task).eval_splits:
+                raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
         return self
 
     def finetune_for(self, task: str) -> FinetuneSettings:
         """Fine-tuning settings of a task: the common ones with the task's own on top."""
-        return FinetuneSettings(**self.finetune.model_dump() | self.finetune_tasks.get(task, {}))
+        settings = FINETUNE_SETTINGS[get_task(task).kind]
+        common = self.finetune.model_dump(exclude_unset=True)
+        return settings(**common | self.finetune_tasks.get(task, {}))
+
+    def train_split(self, task: str) -> str:
+        """The split to train on: the recipe's choice, or the task's official one."""
+        return self.finetune_for(task).train_split or get_task(task).train_split
+
+    @property
+    def task_teachers(self) -> set[str]:
+        """The models that teach another on a task."""
+        return {spec.task_distill.teacher for spec in self.models.values() if spec.task_distill}
+
+    def body(self, model: str) -> str:
+        """The model whose weights `model` starts from on a task: itself, or its student."""
+        spec = self.models[model].task_distill
+        return spec.student if spec else model
 
     def distill_for(self, model: str) -> MaskedLMSettings:
         """Distillation settings of a model: the common ones with its own on top."""

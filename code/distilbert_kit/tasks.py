@@ -1,6 +1,7 @@
 """The task registry: columns, label order, metrics and splits of every task, in one place."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import UserError
 
@@ -9,9 +10,10 @@ from .errors import UserError
 class Task:
     """One task.
 
-    `labels` are class names in the order of the data's label numbers (empty: regression);
-    `metrics` are reported, `primary` is the one that enters the macro-score. The paper does not
-    say which component it used for MRPC, QQP and STS-B (transformers#2447): all are reported.
+    `labels` are class names in the order of the data's label numbers (empty: regression, or
+    question answering); `metrics` are reported, `primary` is the one that enters the macro-score.
+    The paper does not say which component it used for MRPC, QQP and STS-B (transformers#2447): all
+    are reported.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Task:
     label_column: str = "label"
     train_split: str = "train"
     eval_splits: tuple[str, ...] = ("validation",)
+    kind: Literal["classification", "question_answering"] = "classification"
 
     @property
     def num_labels(self) -> int:
@@ -32,7 +35,7 @@ class Task:
     @property
     def is_regression(self) -> bool:
         """Whether the label is a number instead of a class."""
-        return not self.labels
+        return self.kind == "classification" and not self.labels
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -81,6 +84,17 @@ TASKS = _tasks(
     Task("stsb", "glue/stsb", _PAIR, (), ("pearson", "spearman"), "pearson"),
     Task("wnli", "glue/wnli", _PAIR, _ENTAILMENT[::-1], ("accuracy",), "accuracy"),
     Task("imdb", "imdb", ("text",), _SENTIMENT, _CLASSES, "accuracy", eval_splits=("test",)),
+    # SQuAD v1.1, arXiv 1606.05250; the paper's Table 2 has both metrics.
+    Task(
+        "squad",
+        "squad",
+        ("question", "context"),
+        (),
+        ("exact_match", "f1"),
+        "exact_match",
+        label_column="answers",
+        kind="question_answering",
+    ),
 )
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 

@@ -27,15 +27,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .data import Batch
+from .data import Batch, model_inputs
 from .errors import NonFiniteLossError, UserError
-from .losses import classification_loss_sum
+from .losses import classification_loss_sum, response_distillation
 from .memory import keeping_freed_memory
-from .recipes import TrainSettings
+from .recipes import SoftTargets, TrainSettings
 from .records import Draft, content_key, replacing_file
 from .weights import read_safetensors, write_safetensors
 
 Sums = dict[str, Tensor]
+TaskLoss = Callable[..., Tensor]
 CHECKPOINT = "state.safetensors"  # one file: two could be of different updates
 LOG_EVERY = 10  # updates between two points of the history
 
@@ -59,19 +60,41 @@ class Objective:
     prepare: Callable[[Batch, torch.Generator], Batch] = _unchanged
 
 
-def _count_examples(batch: Batch) -> Sums:
-    return {"loss": torch.tensor(float(len(batch["labels"])))}
+def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None = None) -> Objective:
+    """Fine-tuning on a task, under the teacher whose logits stand in the batch if `targets`.
+
+    `hard(output, batch)` and `soft(output, batch, temperature)` are sums over the examples. The
+    terms are "loss", the hard one, and "soft".
+    """
+    share = targets.soft_weight if targets else 0.0
+    weights = {"loss": 1 - share} | ({"soft": share} if targets else {})
+
+    def counts(batch: Batch) -> Sums:
+        return dict.fromkeys(weights, torch.tensor(float(len(batch["input_ids"]))))
+
+    def loss(model: nn.Module, batch: Batch, denominators: dict[str, float]) -> tuple[Tensor, Sums]:
+        output = model(**model_inputs(batch))
+        sums = {"loss": hard(output, batch)}
+        if targets:
+            sums["soft"] = soft(output, batch, targets.temperature)
+        total = sum(weights[name] * value / denominators[name] for name, value in sums.items())
+        return total, {name: value.detach() for name, value in sums.items()}
+
+    return Objective(counts, loss)
 
 
-def _classification_loss(
-    model: nn.Module, batch: Batch, denominators: dict[str, float]
-) -> tuple[Tensor, Sums]:
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    total = classification_loss_sum(model(**inputs).logits, batch["labels"])
-    return total / denominators["loss"], {"loss": total.detach()}
+def classification_objective(targets: SoftTargets | None = None) -> Objective:
+    """Classification or regression, under a teacher if `targets`."""
+    return fine_tuning(
+        lambda output, batch: classification_loss_sum(output.logits, batch["labels"]),
+        lambda output, batch, temperature: response_distillation(
+            output.logits, batch["teacher_logits"], temperature
+        ),
+        targets,
+    )
 
 
-CLASSIFICATION = Objective(_count_examples, _classification_loss)
+CLASSIFICATION = classification_objective()
 
 
 class _Step(nn.Module):

@@ -164,7 +164,10 @@ def test_macro_average_and_third_class():
         compute_precision_recall_f1(p, r)
 
 
-@pytest.mark.parametrize("task", list(TASKS.values()), ids=lambda t: t.name)
+CLASSIFIED = [task for task in TASKS.values() if task.kind == "classification"]
+
+
+@pytest.mark.parametrize("task", CLASSIFIED, ids=lambda t: t.name)
 def test_every_task_can_be_scored(task):
     references = np.arange(6) % max(task.num_labels, 2)
     found = compute_metrics(task.metrics, references, references, task.num_labels)
@@ -312,6 +315,9 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.getaddrinfo = refuse
 import evaluate
 from distilbert_kit.metrics import compute_metrics
+found = evaluate.load({str(script)!r}, "squad").compute(
+    predictions=["a blue sky", "x"], references=[["sky", "blue sky"], ["y"]])
+assert found == {{"exact_match": 0.5, "f1": 0.5}}, found
 for task, p, r, n in (("cola", [0, 1, 1], [0, 1, 0], 2), ("stsb", [0.1, 2.5, 4], [0, 3, 2.2], 1)):
     found = evaluate.load({str(script)!r}, task).compute(predictions=p, references=r)
     names = {{"cola": ("matthews", "accuracy"), "stsb": ("pearson", "spearman")}}[task]

@@ -11,13 +11,13 @@ import transformers
 from distilbert_kit.config import create_model_config
 from distilbert_kit.data import load_task_split
 from distilbert_kit.errors import UserError
+from distilbert_kit.finetuning import label_order
 from distilbert_kit.metrics import compute_metrics
 from distilbert_kit.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import CODE
 from distilbert_kit.records import read_record
 from distilbert_kit.tasks import get_task
 from distilbert_kit.weights import get_tokenizer
-from evaluate_model import label_order
 
 
 def run(script, *arguments, **environment):
@@ -51,7 +51,7 @@ def test_labels_are_matched_by_name():
     assert label_order(("LABEL_0", "LABEL_1", "LABEL_2"), mnli, "m") == [0, 1, 2]
     with pytest.raises(UserError, match="has 2 labels, mnli has 3"):
         label_order(("a", "b"), mnli, "m")
-    with pytest.raises(UserError, match="rename them"):
+    with pytest.raises(UserError, match="labels are a, b, c"):
         label_order(("a", "b", "c"), mnli, "m")
 
 
