@@ -43,9 +43,11 @@ class TrainSettings(Strict):
 
 
 class FinetuneSettings(TrainSettings):
-    """Fine-tuning on a task; longer texts are cut to `max_length` tokens."""
+    """Fine-tuning on a task; longer texts are cut to `max_length` tokens, see data.py."""
 
     max_length: int = Field(512, ge=8, le=512)
+    # Left out of dumps while it is the default: the hashes of earlier records stay as they were.
+    truncation: Literal["head", "head_tail"] = Field("head", exclude_if=lambda cut: cut == "head")
 
 
 class MaskedLMSettings(TrainSettings):
