@@ -160,6 +160,8 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     task, parent = get_task(task_name), model_cell(recipe, model)
     name = f"{model}-{task_name}-{seed}"
     arguments = ("--model", model, "--task", task_name, "--seed", str(seed))
+    if recipe.quantize and name in recipe.quantize.names:
+        arguments += ("--save",)  # quantize.py reads the weights
     folder = recipe.folder / "predictions"
     return Cell(
         recipe=recipe,
@@ -172,6 +174,23 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
         parents=(parent,) if parent else (),
         data=tuple((task.dataset, split) for split in (task.train_split, *task.eval_splits)),
         outputs=tuple(folder / f"{name}-{split}.parquet" for split in task.eval_splits),
+    )
+
+
+def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
+    """int8 and ONNX versions of a fine-tuned model, measured beside it."""
+    parent, task = finetune_cell(recipe, model, task_name, seed), get_task(task_name)
+    arguments = ("--model", model, "--task", task_name, "--seed", str(seed))
+    speed = recipe.speed.model_dump(mode="json", include={"lengths", "length_repeats"})
+    return Cell(
+        recipe=recipe,
+        stage="quantize",
+        name=f"{parent.name}-int8",
+        identity=parent.identity,
+        settings=speed | {"max_length": recipe.finetune_for(task_name).max_length},
+        command=_script("quantize.py", recipe, *arguments),
+        parents=(parent,),
+        data=tuple((task.dataset, split) for split in task.eval_splits),
     )
 
 
@@ -206,6 +225,10 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
             for seed in recipe.seeds
             for task in recipe.tasks
             for model in recipe.models
+        ),
+        *(
+            quantize_cell(recipe, model, recipe.quantize.task, recipe.quantize.seed)
+            for model in (recipe.quantize.models if recipe.quantize else ())
         ),
         *(benchmark_cell(recipe, stage) for stage in stages),
     ]

@@ -148,6 +148,19 @@ class TrainingSpeedSettings(Strict):
     rounds: int = Field(gt=0)
 
 
+class Quantize(Strict):
+    """Fine-tuned models that are also exported, quantised and measured."""
+
+    models: list[str] = Field(min_length=1)
+    task: str
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the fine-tuning cells whose weights are needed."""
+        return [f"{model}-{self.task}-{self.seed}" for model in self.models]
+
+
 class Recipe(Strict):
     """A whole experiment: models, tasks, seeds, settings."""
 
@@ -166,6 +179,7 @@ class Recipe(Strict):
     finetune_tasks: dict[str, dict] = {}
     speed: SpeedSettings
     training_speed: TrainingSpeedSettings | None = None
+    quantize: Quantize | None = None
     _file: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
@@ -184,6 +198,11 @@ class Recipe(Strict):
                     raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
         for task in self.finetune_tasks:
             self.finetune_for(task)
+        if self.quantize:
+            get_task(self.quantize.task)
+            for name in self.quantize.models:
+                if name not in self.models:
+                    raise ValueError(f"quantize: {name!r} is not among the models")
         return self
 
     def finetune_for(self, task: str) -> FinetuneSettings:
