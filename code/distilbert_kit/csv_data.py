@@ -48,7 +48,9 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
                 index_col=False,
             )
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file; give a CSV with a text and a label column") from None
+        raise UserError(
+            f"{path}: no such file; give a CSV with a text and a label column"
+        ) from None
     except (UnicodeError, LookupError) as error:
         raise UserError(
             f"{path}: not {encoding} ({error}); save it as UTF-8, or name its --encoding, "

@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import UserError
 from .paths import CODE, NOTEBOOKS, PAPER, RECIPES, ROOT
 from .recipes import Recipe
-from .records import content_key, is_current
+from .records import content_key, is_current, read_record
 from .sources import expected_split
 from .tasks import get_task
 
@@ -62,6 +62,13 @@ class Cell:
         return self.recipe.folder / "predictions" / f"{self.name}-{split}.parquet"
 
     @property
+    def origins(self) -> list[str]:
+        """The given weights that it descends from."""
+        own = self.settings.get("weights") or {}
+        own = {own} if isinstance(own, str) else set(own.values())
+        return sorted(own.union(*(parent.origins for parent in self.parents)))
+
+    @property
     def provenance(self) -> dict:
         """Arguments for `records.recording`."""
         return {
@@ -74,7 +81,14 @@ class Cell:
         }
 
     def stamp_folder(self) -> None:
-        """Leave the record with what was made: it tells later which cell that is from."""
+        """Leave the record, and of weights a model card, with what was made.
+
+        The record tells later which cell that is from.
+        """
+        from .model_card import write_model_card  # only here: it loads the hub's client
+
+        if self.stage != "corpus":
+            write_model_card(self.folder, read_record(self.record), self.origins)
         shutil.copyfile(self.record, self.folder / "record.json")
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
