@@ -58,8 +58,8 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
         ) from None
     except (pd.errors.ParserError, pd.errors.ParserWarning, csv.Error) as error:
         raise UserError(
-            f"{path}: not a regular CSV ({str(error).strip()}); put texts that hold {separator!r} or line "
-            "breaks in double quotes"
+            f"{path}: not a regular CSV ({str(error).strip()}); put texts that hold "
+            f"{separator!r} or line breaks in double quotes"
         ) from None
 
 
