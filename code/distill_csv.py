@@ -321,6 +321,7 @@ def main() -> None:
     task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, scores, "accuracy")
     describe(splits, table, task)
     tokenizer = get_tokenizer(arguments.teacher)
+    tokenizer.model_max_length = settings.max_length  # saved: predict.py cuts texts as here
     number = {label: index for index, label in enumerate(labels)}
     datasets = {
         split: ClassificationDataset(

@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--file", type=Path, help="one text a line, or a CSV with --columns")
     parser.add_argument("--columns", nargs="+", help="one or two columns of the CSV")
     parser.add_argument("--encoding", default="utf-8-sig")
-    parser.add_argument("--max-length", type=int, default=512, help="tokens; longer texts are cut")
+    parser.add_argument("--max-length", type=int, help="tokens (default: as the tokenizer says)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
     if arguments.texts and arguments.file:
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError("--columns needs --file: name the CSV")
     if len(arguments.columns or ()) > 2:
         raise UserError(f"--columns has {len(arguments.columns)} names: give one, or two of a pair")
-    if arguments.max_length < 8:
+    if arguments.max_length is not None and arguments.max_length < 8:
         raise UserError(f"--max-length {arguments.max_length}: give at least 8")
     return arguments
 
@@ -93,10 +93,10 @@ def read_texts(arguments: argparse.Namespace) -> Texts:
     return as_pairs(lines, where)
 
 
-def classify(folder: Path, texts: Texts, max_length: int) -> list[dict]:
+def classify(folder: Path, texts: Texts, max_length: int | None) -> list[dict]:
     """For each text (or pair) its label and the probabilities of all; of a regression the score."""
     model, tokenizer = load_classifier(folder), get_tokenizer(folder)
-    most = min(max_length, model.config.max_position_embeddings)
+    most = min(max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
     dataset = ClassificationDataset(texts, None, tokenizer, most)
     if dataset.truncated:
         print(f"{dataset.truncated} texts are cut to {most} tokens", file=sys.stderr)
@@ -118,12 +118,12 @@ def classify(folder: Path, texts: Texts, max_length: int) -> list[dict]:
 
 
 # By the ending of the architecture in config.json; another head adds its function here.
-HEADS: dict[str, Callable[[Path, Texts, int], list[dict]]] = {
+HEADS: dict[str, Callable[[Path, Texts, int | None], list[dict]]] = {
     "ForSequenceClassification": classify,
 }
 
 
-def choose_head(folder: Path) -> Callable[[Path, Texts, int], list[dict]]:
+def choose_head(folder: Path) -> Callable[[Path, Texts, int | None], list[dict]]:
     """What the model of a folder can do; UserError when that is nothing we know."""
     try:
         names = json.loads((folder / "config.json").read_text()).get("architectures") or ["unknown"]

@@ -59,7 +59,9 @@ def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: 
     variants = load_variants(checkpoint, folder)
     draft.metrics["size"] = size_of_variants(checkpoint, folder)
     for split in task.eval_splits:
-        dataset, table, used = load_task_split(task, split, tokenizer, settings["max_length"])
+        dataset, table, used = load_task_split(
+            task, split, tokenizer, settings["max_length"], settings.get("truncation", "head")
+        )
         references = np.asarray(table[task.label_column])
         draft.metrics[split] = score_variants(variants, dataset, references, task, order)
         draft.data.append(used)

@@ -196,12 +196,13 @@ def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     parent, task = finetune_cell(recipe, model, task_name, seed), get_task(task_name)
     arguments = ("--model", model, "--task", task_name, "--seed", str(seed))
     speed = recipe.speed.model_dump(mode="json", include={"lengths", "length_repeats"})
+    texts = recipe.finetune_for(task_name).model_dump(include={"max_length", "truncation"})
     return Cell(
         recipe=recipe,
         stage="quantize",
         name=f"{parent.name}-int8",
         identity=parent.identity,
-        settings=speed | {"max_length": recipe.finetune_for(task_name).max_length},
+        settings=speed | texts,
         command=_script("quantize.py", recipe, *arguments),
         parents=(parent,),
         data=tuple((task.dataset, split) for split in task.eval_splits),

@@ -117,6 +117,21 @@ def test_order_is_kept_over_batches(folders, run):
         assert together[index]["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
 
 
+def test_texts_are_cut_where_the_tokenizer_says(folders, run, tmp_path, capsys):
+    tokenizer = get_tokenizer()
+    tokenizer.model_max_length = 16
+    DistilBERTForSequenceClassification.from_pretrained(folders / "student").save_pretrained(
+        tmp_path / "short", tokenizer
+    )
+    long, short = ("fine " * 14 + "and dull", "fine " * 14)
+    first, second = rows(run("--model", tmp_path / "short", "--json", long, short))
+    assert first["probabilities"] == second["probabilities"]
+    first, second = rows(
+        run("--model", tmp_path / "short", "--json", "--max-length", 99, long, short)
+    )
+    assert first["probabilities"] != second["probabilities"]
+
+
 def test_table_for_people(folders, run):
     output = run("--model", folders / "student", "word " * 100, "fine").splitlines()
     assert len(output) == 2 and output[0].endswith("…") and output[1].endswith("  fine")
