@@ -23,6 +23,7 @@ from .tasks import Task
 Batch = dict[str, Tensor]
 MAX_LENGTH = 512
 _MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+HEAD_PIECES = 128  # what "head_tail" keeps from the beginning, arXiv 1905.05583, section 5.3.1
 
 
 def load_table(
@@ -96,7 +97,9 @@ class ClassificationDataset(Dataset):
     """Tokenised sentences or sentence pairs with labels.
 
     `texts` are strings or pairs of strings; texts longer than `max_length` word pieces are cut
-    and counted in `truncated`. Token types are kept for the models that read them.
+    and counted in `truncated`. `truncation`: "head" keeps the beginning, "head_tail" the first
+    128 word pieces and the last of the rest (arXiv 1905.05583, section 5.3.1; single texts only).
+    Token types are kept for the models that read them.
     """
 
     teacher_logits: np.ndarray | None = None  # [N, C], delivered with each item when set
@@ -107,6 +110,7 @@ class ClassificationDataset(Dataset):
         labels: Sequence[int] | Sequence[float] | None,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int = MAX_LENGTH,
+        truncation: str = "head",
     ):
         if not len(texts):
             raise UserError("no texts: give at least one")
@@ -114,16 +118,42 @@ class ClassificationDataset(Dataset):
             raise UserError(f"{len(texts)} texts but {len(labels)} labels: give one for each")
         self.pad_token_id = tokenizer.pad_token_id
         paired = not isinstance(texts[0], str)
-        columns = [list(column) for column in zip(*texts, strict=True)] if paired else [texts]
-        encoded = tokenizer(
-            *map(list, columns), truncation=True, max_length=max_length, padding=False
-        )
-        self.input_ids = encoded["input_ids"]
-        self.token_type_ids = encoded["token_type_ids"]
-        # The fast tokenizer returns what it cut off as overflowing pieces.
-        self.truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        if truncation == "head_tail":
+            self._encode_head_tail(texts, paired, tokenizer, max_length)
+        else:
+            columns = [list(column) for column in zip(*texts, strict=True)] if paired else [texts]
+            encoded = tokenizer(
+                *map(list, columns), truncation=True, max_length=max_length, padding=False
+            )
+            self.input_ids = encoded["input_ids"]
+            self.token_type_ids = encoded["token_type_ids"]
+            # The fast tokenizer returns what it cut off as overflowing pieces.
+            self.truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         self.lengths = np.fromiter(map(len, self.input_ids), dtype=np.int64)
         self.labels = labels
+
+    def _encode_head_tail(
+        self,
+        texts: Sequence[str],
+        paired: bool,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> None:
+        if paired:
+            raise UserError("truncation head_tail is for single texts; use head for pairs")
+        head = 1 + HEAD_PIECES  # after [CLS]; [SEP] is the last of the tail
+        tail = max_length - head
+        if tail < 2:
+            raise UserError(
+                f"truncation head_tail needs a max_length of at least {head + 2}, not {max_length}"
+            )
+        encoded = tokenizer(list(texts), padding=False, verbose=False)["input_ids"]
+        long = [len(ids) > max_length for ids in encoded]
+        self.input_ids = [
+            ids[:head] + ids[-tail:] if cut else ids for ids, cut in zip(encoded, long)
+        ]
+        self.token_type_ids = [[0] * len(ids) for ids in self.input_ids]
+        self.truncated = sum(long)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -324,7 +354,11 @@ def create_mlm_dataloader(
 
 
 def load_task_split(
-    task: Task, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+    task: Task,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    truncation: str = "head",
 ) -> tuple[ClassificationDataset, datasets.Dataset, DataUsed]:
     """One split of a task, tokenised, with the table it came from and what was read."""
     table, used = load_table(task.dataset, split, (*task.text_columns, task.label_column))
@@ -332,4 +366,4 @@ def load_task_split(
     columns = [table[column][:] for column in task.text_columns]
     texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
     labels = table[task.label_column][:]
-    return ClassificationDataset(texts, labels, tokenizer, max_length), table, used
+    return ClassificationDataset(texts, labels, tokenizer, max_length, truncation), table, used

@@ -36,7 +36,8 @@ def run_in_buckets(
     `batch_tokens` padded tokens make a batch: by default few on a CPU, where a batch's states
     should stay in the cache, and many on a GPU.
     """
-    device = next(model.parameters()).device
+    # An ONNX graph (deploy.py) shows no parameters; it runs on the CPU.
+    device = next(model.parameters(), torch.empty(0)).device
     batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 32768)
     sampler = LengthBatchSampler(dataset.lengths, len(dataset), batch_tokens, shuffle=False)
     bar = tqdm(total=len(dataset), desc=description, unit="ex", mininterval=1, leave=False)

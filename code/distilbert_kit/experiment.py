@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import UserError
 from .paths import CODE, NOTEBOOKS, PAPER, RECIPES, ROOT
 from .recipes import Recipe
-from .records import content_key, is_current
+from .records import content_key, is_current, read_record
 from .sources import expected_split
 from .tasks import get_task
 
@@ -62,6 +62,13 @@ class Cell:
         return self.recipe.folder / "predictions" / f"{self.name}-{split}.parquet"
 
     @property
+    def origins(self) -> list[str]:
+        """The given weights that it descends from."""
+        own = self.settings.get("weights") or {}
+        own = {own} if isinstance(own, str) else set(own.values())
+        return sorted(own.union(*(parent.origins for parent in self.parents)))
+
+    @property
     def provenance(self) -> dict:
         """Arguments for `records.recording`."""
         return {
@@ -74,7 +81,14 @@ class Cell:
         }
 
     def stamp_folder(self) -> None:
-        """Leave the record with what was made: it tells later which cell that is from."""
+        """Leave the record, and of weights a model card, with what was made.
+
+        The record tells later which cell that is from.
+        """
+        from .model_card import write_model_card  # only here: it loads the hub's client
+
+        if self.stage != "corpus":
+            write_model_card(self.folder, read_record(self.record), self.origins)
         shutil.copyfile(self.record, self.folder / "record.json")
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
@@ -178,8 +192,9 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     spec, taught_by = recipe.models[model], teacher_cell(recipe, model, task_name)
     name = f"{model}-{task_name}-{seed}"
     arguments = ["--model", model, "--task", task_name, "--seed", str(seed)]
-    if seed == recipe.seeds[0] and model in recipe.task_teachers:
-        arguments.append("--save")
+    teaches = seed == recipe.seeds[0] and model in recipe.task_teachers
+    if teaches or (recipe.quantize and name in recipe.quantize.names):
+        arguments.append("--save")  # another cell reads the weights
     folder = recipe.folder / "predictions"
     settings = recipe.finetune_for(task_name).model_dump(mode="json")
     settings |= {"weights": recipe.models[recipe.body(model)].weights}
@@ -195,6 +210,24 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
         parents=tuple(cell for cell in (parent, taught_by) if cell),
         data=tuple((task.dataset, s) for s in (recipe.train_split(task_name), *task.eval_splits)),
         outputs=tuple(folder / f"{name}-{split}.parquet" for split in task.eval_splits),
+    )
+
+
+def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
+    """int8 and ONNX versions of a fine-tuned model, measured beside it."""
+    parent, task = finetune_cell(recipe, model, task_name, seed), get_task(task_name)
+    arguments = ("--model", model, "--task", task_name, "--seed", str(seed))
+    speed = recipe.speed.model_dump(mode="json", include={"lengths", "length_repeats"})
+    texts = recipe.finetune_for(task_name).model_dump(include={"max_length", "truncation"})
+    return Cell(
+        recipe=recipe,
+        stage="quantize",
+        name=f"{parent.name}-int8",
+        identity=parent.identity,
+        settings=speed | texts,
+        command=_script("quantize.py", recipe, *arguments),
+        parents=(parent,),
+        data=tuple((task.dataset, split) for split in task.eval_splits),
     )
 
 
@@ -253,6 +286,10 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
             for seed in recipe.seeds
             for task in recipe.tasks
             for model in recipe.models_of(task)
+        ),
+        *(
+            quantize_cell(recipe, model, recipe.quantize.task, recipe.quantize.seed)
+            for model in (recipe.quantize.models if recipe.quantize else ())
         ),
         *(benchmark_cell(recipe, stage) for stage in benchmark_stages(recipe)),
     ]

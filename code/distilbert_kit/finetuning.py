@@ -54,13 +54,13 @@ KINDS = {
         model=DistilBERTForSequenceClassification,
         texts=TextSettings,
         load=lambda task, split, tokenizer, settings: load_task_split(
-            task, split, tokenizer, settings.max_length
+            task, split, tokenizer, settings.max_length, settings.truncation
         ),
         objective=classification_objective,
         predict=predict_logits,
         score=lambda logits, dataset, table, task: (
             score(logits, np.asarray(table[task.label_column]), task),
-            prediction_frame(logits, table, task),
+            prediction_frame(logits, table, task).assign(tokens=dataset.lengths),
         ),
     ),
     "question_answering": TaskKind(

@@ -179,9 +179,11 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
         which is all that a classifier reads.
         """
         # Without padding no mask is needed, and attention takes its fastest path. On a GPU the
-        # look at the mask would cost a synchronisation, so there the mask is always passed.
+        # look at the mask would cost a synchronisation, so there the mask is always passed, as it
+        # is in an exported graph, which must serve both.
         if attention_mask is not None:
-            dense = attention_mask.device.type == "cpu" and bool(attention_mask.all())
+            look = attention_mask.device.type == "cpu" and not torch.compiler.is_exporting()
+            dense = look and bool(attention_mask.all())
             attention_mask = None if dense else attention_mask.bool()[:, None, None, :]
         x = self.embeddings(input_ids, token_type_ids)
         if torch.is_autocast_enabled(x.device.type):

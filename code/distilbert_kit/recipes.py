@@ -47,6 +47,8 @@ class TextSettings(Strict):
     """How texts become tokens; longer ones are cut to `max_length`."""
 
     max_length: int = Field(512, ge=8, le=512)
+    # Left out of dumps while it is the default: the hashes of earlier records stay as they were.
+    truncation: Literal["head", "head_tail"] = Field("head", exclude_if=lambda cut: cut == "head")
 
 
 class WindowSettings(TextSettings):
@@ -242,6 +244,19 @@ class QuestionAnsweringSpeedSettings(Strict):
     batch_size: int = Field(8, gt=0, description="of the usual loop")
 
 
+class Quantize(Strict):
+    """Fine-tuned models that are also exported, quantised and measured."""
+
+    models: list[str] = Field(min_length=1)
+    task: str
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the fine-tuning cells whose weights are needed."""
+        return [f"{model}-{self.task}-{self.seed}" for model in self.models]
+
+
 class Recipe(Strict):
     """A whole experiment: models, tasks, seeds, settings."""
 
@@ -263,6 +278,7 @@ class Recipe(Strict):
     distillation_speed: DistillationSpeedSettings | None = None
     corpus_speed: CorpusSpeedSettings | None = None
     question_answering_speed: QuestionAnsweringSpeedSettings | None = None
+    quantize: Quantize | None = None
     _file: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
@@ -297,6 +313,11 @@ class Recipe(Strict):
         for task in (*self.tasks, *self.finetune_tasks):
             if self.train_split(task) in get_task(task).eval_splits:
                 raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
+        if self.quantize:
+            get_task(self.quantize.task)
+            for name in self.quantize.models:
+                if name not in self.models:
+                    raise ValueError(f"quantize: {name!r} is not among the models")
         return self
 
     def finetune_for(self, task: str) -> FinetuneSettings:

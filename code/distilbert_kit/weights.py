@@ -243,7 +243,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     return config, labels
 
 
-def _hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
+def hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
+    """transformers' configuration of one of our models, with its label names."""
     config, kind = model.config, _ARCHITECTURES[type(model).__name__]
     labels = dict(enumerate(getattr(model, "labels", ("LABEL_0", "LABEL_1"))))
     common = {
@@ -332,7 +333,7 @@ class PretrainedMixin:
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replacing_folder(folder) as temporary:
-            _hub_config(self).save_pretrained(temporary)
+            hub_config(self).save_pretrained(temporary)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
             tensors = to_hub_layout(self.state_dict(), self.config.model_type)

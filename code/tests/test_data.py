@@ -17,6 +17,7 @@ from distilbert_kit.data import (
     load_task_split,
 )
 from distilbert_kit.errors import UserError
+from distilbert_kit.recipes import FinetuneSettings
 from distilbert_kit.sources import rows_sha256
 from distilbert_kit.tasks import TASKS, get_task
 from distilbert_kit.weights import get_tokenizer
@@ -122,6 +123,52 @@ def test_long_texts_are_cut_and_counted():
     dataset = ClassificationDataset(texts, [0] * 4, tokenizer)
     assert dataset.lengths.tolist() == [7, 512, 512, 512]
     assert dataset.truncated == 2
+
+
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=5), st.integers(131, 512))
+def test_head_tail_keeps_the_first_128_pieces_and_the_last(counts, max_length):
+    tokenizer = get_tokenizer()
+    words = np.array(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+    texts = [" ".join(words[np.arange(count) * (count + 3) % 10]) for count in counts]
+    dataset = ClassificationDataset(texts, None, tokenizer, max_length, "head_tail")
+    for text, ids, types in zip(texts, dataset.input_ids, dataset.token_type_ids):
+        pieces, room = tokenizer.tokenize(text), max_length - 2
+        if len(pieces) > room:
+            pieces = pieces[:128] + pieces[len(pieces) - (room - 128) :]
+        assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", *pieces, "[SEP]"]
+        assert types == [0] * len(ids)
+    assert dataset.truncated == sum(count > max_length - 2 for count in counts)
+
+
+def test_head_tail_of_short_texts_is_head():
+    texts = [row["sentence"] for row in ROWS]
+    head, both = (
+        ClassificationDataset(texts, None, get_tokenizer(), 256, truncation)
+        for truncation in ("head", "head_tail")
+    )
+    assert head.input_ids == both.input_ids and head.token_type_ids == both.token_type_ids
+
+
+def test_head_tail_refuses_pairs_and_too_little_room():
+    with pytest.raises(UserError, match="single texts"):
+        ClassificationDataset([("a", "b")], None, get_tokenizer(), 512, "head_tail")
+    with pytest.raises(UserError, match="at least 131, not 130"):
+        ClassificationDataset(["a"], None, get_tokenizer(), 130, "head_tail")
+
+
+def test_truncation_of_a_recipe_reaches_the_data_and_the_default_no_hash(sst2):
+    shared = {"epochs": 1, "learning_rate": 1e-4, "batch_size": 8}
+    assert "truncation" not in FinetuneSettings(**shared).model_dump(mode="json")
+    settings = FinetuneSettings(**shared, truncation="head_tail", max_length=256)
+    assert settings.model_dump()["truncation"] == "head_tail"
+    rows = [*ROWS[:-1], {"sentence": " ".join(map(str, range(400))), "label": 0}]
+    sst2(rows, sha256=rows_sha256(rows))
+    dataset, *_ = load_task_split(
+        get_task("sst2"), "validation", get_tokenizer(), settings.max_length, settings.truncation
+    )
+    assert get_tokenizer().decode(dataset.input_ids[-1]).endswith("398 399 [SEP]")
 
 
 def test_pairs_keep_their_token_types():

@@ -1,0 +1,124 @@
+"""Export a fine-tuned model to ONNX, quantise it to int8, reload both, and measure them beside it.
+
+    python code/finetune.py --recipe quick --model undistilled --task sentiment --save
+    python code/quantize.py --recipe quick --model undistilled --task sentiment
+    python code/quantize.py --checkpoint my-model --task sst2 --output my-model-int8
+
+Writes a folder with both graphs and the tokenizer (predict.py takes it as --model) and a record:
+bytes, parameters, scores, agreement with fp32, and latency at batch size 1, all after reloading.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from distilbert_kit.data import load_task_split
+from distilbert_kit.deploy import (
+    FILES,
+    latency_by_length,
+    load_variants,
+    save_onnx,
+    score_variants,
+    size_of_variants,
+)
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.experiment import quantize_cell
+from distilbert_kit.model import DistilBERTForSequenceClassification
+from distilbert_kit.recipes import load_recipe
+from distilbert_kit.records import Draft, recording
+from distilbert_kit.tasks import Task, get_task
+from distilbert_kit.weights import get_tokenizer, resolve_checkpoint
+from evaluate_model import label_order
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser.add_argument("--model", help="a model of the recipe")
+    parser.add_argument("--task", required=True, help="a task of the registry")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", help="a fine-tuned folder, instead of a recipe's model")
+    parser.add_argument("--output", type=Path, help="output folder with --checkpoint")
+    arguments = parser.parse_args()
+    if arguments.checkpoint and not arguments.output:
+        raise UserError("--checkpoint needs --output: name the folder of the quantised model")
+    if not (arguments.checkpoint or arguments.model):
+        raise UserError("give --model, a model of the recipe, or --checkpoint and --output")
+    return arguments
+
+
+def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: Draft) -> None:
+    """Write the graphs to `folder`; fill the draft with what the reloaded ones are worth."""
+    model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
+    order = label_order(model.labels, task, str(checkpoint))
+    tokenizer = get_tokenizer(checkpoint)
+    save_onnx(model, folder, tokenizer)
+    variants = load_variants(checkpoint, folder)
+    draft.metrics["size"] = size_of_variants(checkpoint, folder)
+    for split in task.eval_splits:
+        dataset, table, used = load_task_split(
+            task, split, tokenizer, settings["max_length"], settings.get("truncation", "head")
+        )
+        references = np.asarray(table[task.label_column])
+        draft.metrics[split] = score_variants(variants, dataset, references, task, order)
+        draft.data.append(used)
+    lengths = [n for n in settings["lengths"] if n <= model.config.max_position_embeddings]
+    draft.extra["latency"] = latency_by_length(variants, lengths, settings["length_repeats"])
+
+
+def summary(metrics: dict, extra: dict, task: Task) -> str:
+    """A table: one line for each variant."""
+    lengths = [row["length"] for row in extra["latency"]]
+    columns = [*(f"{name:>10}" for name in task.metrics), *(f"{n:>7}" for n in lengths)]
+    lines = [f"{'':12}{'MB':>8}{'million':>9}" + "".join(columns) + "   (ms by tokens)"]
+    for name, size in metrics["size"].items():
+        scores = (metrics[task.eval_splits[0]][name][metric] for metric in task.metrics)
+        times = (row[f"{name}_milliseconds"] for row in extra["latency"])
+        lines.append(
+            f"{name:12}{size['bytes'] / 1e6:8.1f}{size['parameters'] / 1e6:9.2f}"
+            + "".join(f"{100 * score:10.2f}" for score in scores)
+            + "".join(f"{time:7.1f}" for time in times)
+        )
+    return "\n".join(lines)
+
+
+@entry_point
+def main() -> None:
+    arguments = parse_arguments()
+    recipe, task = load_recipe(arguments.recipe), get_task(arguments.task)
+    if arguments.checkpoint:
+        checkpoint, folder = resolve_checkpoint(arguments.checkpoint), arguments.output
+        if folder.exists() and not (folder / FILES["int8"]).is_file():
+            raise UserError(f"{folder}: is there and no quantised model; name a new folder")
+        record = folder.with_name(f"{folder.name}.json")
+        provenance = {
+            "stage": "quantize",
+            "cell": {"checkpoint": Path(arguments.checkpoint).name, "task": task.name},
+            "scale": "embedded" if task.dataset.startswith("embedded/") else "reduced",
+            "recipe": "none",
+            "settings": recipe.speed.model_dump(include={"lengths", "length_repeats"})
+            | {"max_length": 512},
+        }
+    else:
+        cell = quantize_cell(recipe, arguments.model, task.name, arguments.seed)
+        (parent,) = cell.parents
+        if not parent.has_folder():
+            raise UserError(
+                f"{parent.name}: no current weights in {parent.folder}; run finetune.py --recipe "
+                f"{recipe.argument} with the same model, task and seed, and --save"
+            )
+        checkpoint, folder = parent.folder, cell.folder
+        record, provenance = cell.record, cell.provenance
+    with recording(record, **provenance) as draft:
+        quantise(checkpoint, folder, task, provenance["settings"], draft)
+    if not arguments.checkpoint:
+        cell.stamp_folder()
+    print(summary(draft.metrics, draft.extra, task))
+    print(f"{folder.name}; record {record.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""CSV files of all kinds and faults; splits; the whole pipeline on a small model."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+
+import distill_csv
+from distilbert_kit.config import create_model_config
+from distilbert_kit.csv_data import load_labelled_texts, sorted_labels, split_texts
+from distilbert_kit.errors import UserError
+from distilbert_kit.losses import classification_loss_sum, response_distillation
+from distilbert_kit.model import DistilBERTForMaskedLM, DistilBERTForSequenceClassification
+from distilbert_kit.paths import CODE
+from distilbert_kit.records import read_record
+from distilbert_kit.weights import get_tokenizer
+
+
+def write(tmp_path, content, encoding="utf-8"):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ('Text,Label\n"a, b",x\n"say ""hi""\nthere",y\n', "utf-8"),
+        ('Text,Label\r\n"a, b",x\r\n"say ""hi""\nthere",y\r\n', "utf-8-sig"),
+        ('LABEL;text\nx;a, b\ny;"say ""hi""\nthere"\n', "utf-8"),
+        ('id\tTEXT\tlabel\n7\ta, b\tx\n8\t"say ""hi""\nthere"\ty\n', "utf-8"),
+        ('review,n,sentiment\n"a, b",3,x\n"say ""hi""\nthere",,y', "utf-8"),
+    ],
+)
+def test_dialects(tmp_path, content, encoding):
+    table = load_labelled_texts(write(tmp_path, content, encoding))
+    assert table["text"].tolist() == ["a, b", 'say "hi"\nthere']
+    assert table["label"].tolist() == ["x", "y"]
+
+
+def test_words_that_pandas_takes_for_missing_are_words(tmp_path):
+    table = load_labelled_texts(write(tmp_path, "text,label\nNone,NA\nnull,n/a\n"))
+    assert table.to_numpy().tolist() == [["None", "NA"], ["null", "n/a"]]
+
+
+def test_other_encoding_by_option(tmp_path):
+    path = write(tmp_path, "text,label\ncafé,1\nthé,0\n", "cp1252")
+    with pytest.raises(UserError, match=r"not utf-8-sig .*--encoding"):
+        load_labelled_texts(path)
+    assert load_labelled_texts(path, encoding="cp1252")["text"].tolist() == ["café", "thé"]
+    with pytest.raises(UserError, match="not klingon"):
+        load_labelled_texts(path, encoding="klingon")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "empty"),
+        ("\n\n", "empty"),
+        ("text,label\n", "no row with a text and a label"),
+        ("a,b,c\n1,2,3\n", r"--text-column cannot be guessed; name one of its 3 columns: 'a', 'b'"),
+        ("text,body,label\nx,y,1\n", "may be 'text' or 'body'"),
+        ("text,x,y\na,1,2\n", "--label-column cannot be guessed"),
+        ("text,label\na,1\n,0\n", "data row 2 has no 'text'"),
+        ("text,label\na,1\nb,NaN\nc,\n", r"data row 2 has no 'label' \(2 such rows\)"),
+        ("text,label\na,1\nb\n", "data row 2 has no 'label'"),
+        ("text,label\nhello, world,1\n", "not a regular CSV"),
+        ("text,label\na,1\nhello, world,1\n", "not a regular CSV"),
+        ('text,label\na,1\n"b,0\n', "not a regular CSV"),
+        (",".join(f"c{i}" for i in range(1_000_000)) + "\n", "1,000,000 columns, at most 10,000"),
+    ],
+)
+def test_faults_are_one_clear_line(tmp_path, content, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_labelled_texts(write(tmp_path, content))
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_binary_and_missing_files(tmp_path):
+    with pytest.raises(UserError, match="not utf-8-sig"):
+        load_labelled_texts(write(tmp_path, bytes(range(128, 256)) * 50))
+    for path in (tmp_path / "nothing.csv", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            load_labelled_texts(path)
+
+
+def test_missing_rows_are_dropped_on_request(tmp_path):
+    path = write(tmp_path, "text,label\na,1\n,0\nb,\nc,0\n")
+    assert load_labelled_texts(path, drop_missing=True).to_dict() == {
+        "text": {1: "a", 4: "c"},
+        "label": {1: "1", 4: "0"},
+    }
+
+
+def test_columns_by_name_in_any_case(tmp_path):
+    path = write(tmp_path, "Title,Text,Label\nt,a,1\n")
+    assert load_labelled_texts(path, "title", "LABEL")["text"].tolist() == ["t"]
+    with pytest.raises(UserError, match="no column 'headline'"):
+        load_labelled_texts(path, "headline")
+    with pytest.raises(UserError, match="no column 'Text'"):
+        load_labelled_texts(path, "Text", "Text")
+
+
+def test_label_order():
+    assert sorted_labels(pd.Series(["10", "9", "-1"])) == ("-1", "9", "10")
+    assert sorted_labels(pd.Series(["b", "10", "a"])) == ("10", "a", "b")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), min_size=1), st.integers(0, 9))
+def test_no_text_on_two_sides_and_every_class_everywhere(rows, seed):
+    texts = [f" text  {number} "[: None if number % 2 else -1] for number, _ in rows]
+    table = pd.DataFrame({"text": texts, "label": [str(label) for _, label in rows]})
+    first = {}
+    for number, label in rows:
+        first.setdefault(number, label)
+    counts = np.bincount(list(first.values()), minlength=4)
+    present = {label for _, label in rows}
+    if len(set(first.values())) < 2 or min(counts[label] for label in present) < 3:
+        with pytest.raises(UserError, match=r"only one label|too rare"):
+            split_texts(table, seed)
+        return
+    splits = split_texts(table, seed)
+    assert sorted(i for part in splits.values() for i in part.index) == list(range(len(table)))
+    sides = [set(part["text"].str.split().str.join(" ")) for part in splits.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == len(first)
+    for part in splits.values():
+        assert {str(label) for label in set(first.values())} <= set(part["label"])
+    again = split_texts(table, seed)
+    assert all(again[name].equals(splits[name]) for name in splits)
+
+
+def test_shares_are_those_of_each_class_and_follow_the_seed():
+    labels = ["a"] * 200 + ["b"] * 50
+    table = pd.DataFrame({"text": [f"t{i}" for i in range(250)], "label": labels})
+    splits = split_texts(table, 0)
+    for name, expected in {"train": [160, 40], "validation": [20, 5], "test": [20, 5]}.items():
+        assert [(splits[name]["label"] == label).sum() for label in "ab"] == expected
+    assert not splits["test"].equals(split_texts(table, 1)["test"])
+
+
+def test_taught_objective_is_the_weighted_sum_of_both_losses():
+    model = DistilBERTForSequenceClassification(create_model_config("tiny"), 3).eval()
+    examples = distill_csv.ClassificationDataset(["a b", "c", "d e f"], [0, 2, 1], get_tokenizer())
+    taught = distill_csv.TaughtDataset(examples, np.random.randn(3, 3).astype(np.float32))
+    batch = taught.collate([taught[i] for i in (2, 0)])
+    assert torch.equal(batch["teacher_logits"], torch.from_numpy(taught.logits[[2, 0]]))
+    objective = distill_csv.taught_objective(temperature=3.0, soft_weight=0.3)
+    total, _ = objective.loss(
+        model, batch, {k: float(v) for k, v in objective.counts(batch).items()}
+    )
+    plain = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**plain).logits.detach()
+    hard = classification_loss_sum(logits, batch["labels"])
+    soft = response_distillation(logits, batch["teacher_logits"], 3.0)
+    assert float(total.detach()) == pytest.approx(float(0.7 * hard + 0.3 * soft) / 2, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The pipeline by its command line, on two easy classes and a tiny teacher."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    shape = create_model_config(
+        "MiniLM-L6", num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64
+    )
+    DistilBERTForMaskedLM(shape).save_pretrained(folder / "teacher", get_tokenizer())
+    random = np.random.default_rng(0)
+    words = {"sport": ["goal", "match", "team"], "money": ["bank", "market", "price"]}
+    rows = [
+        {"Topic": label, "Body": " ".join(random.choice(words[label], 6))}
+        for label in words
+        for _ in range(80)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "news.csv", index=False, sep=";")
+    command = ["--csv", folder / "news.csv", "--teacher", folder / "teacher", "--epochs", 6]
+    command += ["--learning-rate", 0.003, "--batch-size", 16, "--output", folder / "out"]
+    done = subprocess.run(
+        [sys.executable, CODE / "distill_csv.py", *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done.stdout
+
+
+def test_pipeline_leaves_models_cards_predictions_and_record(made):
+    folder, output = made
+    record = read_record(folder / "record.json")
+    assert {used.name.split("/")[1]: used.rows for used in record.data} == {
+        split: len(part) for split, part in split_again(folder).items()
+    }
+    predictions = pd.read_csv(folder / "predictions.csv")
+    for name in distill_csv.MODELS:
+        scores = record.metrics[name]["test"]
+        assert scores["accuracy"] == accuracy_score(predictions["label"], predictions[name])
+        f1 = f1_score(predictions["label"], predictions[name], pos_label="sport")
+        assert scores["f1"] == pytest.approx(f1)
+        card = ModelCard.load(folder / name / "README.md")
+        values = {(r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results}
+        assert values["test", "accuracy"] == scores["accuracy"]
+        config = json.loads((folder / name / "config.json").read_text())
+        assert config["id2label"] == {"0": "money", "1": "sport"}
+        assert str(folder) not in card.content
+    assert str(folder) not in (folder / "record.json").read_text()
+    assert record.metrics["teacher"]["test"]["accuracy"] > 0.9
+    sizes = [record.metrics[name]["size"]["bytes"] for name in distill_csv.MODELS]
+    assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
+    assert all(title in output for title in distill_csv.MODELS.values())
+
+
+def split_again(folder):
+    table = load_labelled_texts(folder.parent / "news.csv")
+    return split_texts(table, 0)
+
+
+def test_foreign_folder_and_bad_options_are_refused(made, monkeypatch, capsys):
+    folder, _ = made
+    (folder.parent / "other").mkdir(exist_ok=True)
+    (folder.parent / "other" / "thesis.txt").write_text("mine")
+    csv = str(folder.parent / "news.csv")
+    for options, message in [
+        (["--output", str(folder.parent / "other")], "holds 'thesis.txt' already"),
+        (["--output", csv], "a file; name a folder"),
+        (["--output", "new", "--max-length", "4"], "--max-length 4"),
+        (["--output", "new", "--soft-weight", "2"], "--soft-weight 2.0"),
+        (["--output", "new", "--epochs", "0"], "--epochs 0.0"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["distill_csv.py", "--csv", csv, *options])
+        with pytest.raises(SystemExit) as stopped:
+            distill_csv.main()
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1

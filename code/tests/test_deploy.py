@@ -1,0 +1,239 @@
+"""Graphs in fp32 and int8 after reloading: equal logits, honest counts, the cell and its card."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+import quantize
+from distilbert_kit import experiment, recipes
+from distilbert_kit.config import create_model_config
+from distilbert_kit.data import ClassificationDataset, load_task_split
+from distilbert_kit.deploy import (
+    FILES,
+    OnnxClassifier,
+    count_onnx_parameters,
+    latency_by_length,
+    load_classifier,
+    load_variants,
+    save_onnx,
+    score_variants,
+    size_of_variants,
+)
+from distilbert_kit.errors import UserError
+from distilbert_kit.evaluation import predict_logits
+from distilbert_kit.experiment import quantize_cell
+from distilbert_kit.model import DistilBERTForSequenceClassification, count_parameters
+from distilbert_kit.paths import RECIPES
+from distilbert_kit.recipes import load_recipe
+from distilbert_kit.records import read_record, recording
+from distilbert_kit.tasks import get_task
+from distilbert_kit.weights import get_tokenizer
+
+LABELS = ("negative", "positive")
+GRAPHS = ("onnx_fp32", "onnx_int8")
+
+
+def small_bert() -> DistilBERTForSequenceClassification:
+    """A BERT, which also reads token types, whose parameters all differ."""
+    shape = create_model_config(
+        "MiniLM-L6", num_layers=1, hidden_size=32, num_heads=4, intermediate_size=64
+    )
+    model = DistilBERTForSequenceClassification(shape, labels=LABELS)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The model, its weights' folder and its graphs' folder."""
+    torch.manual_seed(0)
+    folder, model = tmp_path_factory.mktemp("models"), small_bert()
+    model.save_pretrained(folder / "weights", get_tokenizer())
+    save_onnx(model, folder / "graphs", get_tokenizer())
+    return model, folder / "weights", folder / "graphs"
+
+
+def pairs(count=40):
+    words = np.array(list("abcdefgh"))
+    random = np.random.default_rng(0)
+    drawn = [random.choice(words, size) for size in random.integers(1, 60, 2 * count)]
+    texts = [" ".join(chosen) for chosen in drawn]
+    return ClassificationDataset(list(zip(texts[::2], texts[1::2])), None, get_tokenizer())
+
+
+def test_reloaded_graphs_give_the_logits_of_the_model(saved):
+    model, _, graphs = saved
+    dataset = pairs()
+    expected = predict_logits(model, dataset)
+    spread = expected.std()
+    exact = predict_logits(OnnxClassifier(graphs, "fp32"), dataset)
+    np.testing.assert_allclose(exact, expected, atol=1e-4 * spread)
+    rounded = predict_logits(OnnxClassifier(graphs, "int8"), dataset, batch_tokens=1)
+    assert 0 < np.abs(rounded - expected).max() < 0.5 * spread
+
+
+def test_token_types_reach_the_graph(saved):
+    batch = pairs(2).collate([pairs(2)[0]])
+    other = batch | {"token_type_ids": 1 - batch["token_type_ids"]}
+    graph = OnnxClassifier(saved[2], "fp32")
+    assert not torch.allclose(graph(**batch).logits, graph(**other).logits, atol=1e-3)
+
+
+def test_every_weight_is_counted_packed_or_not(saved):
+    model, weights, graphs = saved
+    sizes = size_of_variants(weights, graphs)
+    for name, size in sizes.items():
+        assert size["parameters"] == count_parameters(model), name
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    embeddings = model.encoder.embeddings
+    looked_up = embeddings.word_embeddings.weight.numel()
+    looked_up += embeddings.token_type_embeddings.weight.numel()
+    assert sizes["onnx_int8"]["parameters_int8"] == linear + looked_up
+    assert sizes["onnx_int8"]["bytes"] < sizes["torch_fp32"]["bytes"] / 3
+    # What the file holds: at least a byte for every packed weight, four for every other.
+    packed = sizes["onnx_int8"]["parameters_int8"]
+    assert sizes["onnx_int8"]["bytes"] > packed + 4 * (count_parameters(model) - packed)
+
+
+def test_graph_files_tell_nothing_of_this_machine(saved):
+    for name in FILES.values():
+        content = (saved[2] / name).read_bytes()
+        assert b"distilbert_kit/" not in content and b"site-packages" not in content
+
+
+def test_scores_are_those_of_the_reloaded_files(saved):
+    _, weights, graphs = saved
+    task = get_task("sentiment")
+    dataset, table, _ = load_task_split(task, "validation", get_tokenizer(), 32)
+    for name in ("input_ids", "token_type_ids", "lengths"):
+        setattr(dataset, name, getattr(dataset, name)[:60])
+    variants, truth = load_variants(weights, graphs), np.asarray(table["label"][:60])
+    found = score_variants(variants, dataset, truth, task)
+    assert found["torch_fp32"]["agreement"] == 1.0 == found["onnx_fp32"]["agreement"]
+    batch = dataset.collate([dataset[7]])
+    batch.pop("labels")
+    predicted = [
+        variants["onnx_int8"](
+            **{k: v for k, v in dataset.collate([dataset[i]]).items() if k != "labels"}
+        ).logits.argmax()
+        for i in range(60)
+    ]
+    assert found["onnx_int8"]["accuracy"] == np.mean(np.asarray(predicted) == truth)
+    turned = score_variants(variants, dataset, truth, task, [1, 0])
+    assert turned["onnx_int8"]["accuracy"] == pytest.approx(1 - found["onnx_int8"]["accuracy"])
+
+
+def test_latency_has_a_row_for_every_length(saved):
+    rows = latency_by_length(load_variants(*saved[1:]), [4, 512], repeats=2)
+    assert [row["length"] for row in rows] == [4, 512]
+    for row in rows:
+        times = {name: row.pop(f"{name}_milliseconds") for name in ("torch_fp32", *GRAPHS)}
+        assert min(times.values()) > 0
+        assert set(row) == {"length", *(f"torch_fp32_over_{name}" for name in GRAPHS)}
+
+
+def test_damaged_missing_and_too_long(saved, tmp_path):
+    _, weights, graphs = saved
+    with pytest.raises(UserError, match=r"model_quantized\.onnx: missing"):
+        OnnxClassifier(weights)
+    assert isinstance(load_classifier(weights), DistilBERTForSequenceClassification)
+    assert isinstance(load_classifier(graphs), OnnxClassifier)
+    (tmp_path / "config.json").write_bytes((graphs / "config.json").read_bytes())
+    (tmp_path / FILES["int8"]).write_bytes((graphs / FILES["int8"]).read_bytes()[:-5000])
+    with pytest.raises(UserError, match="not a readable ONNX graph"):
+        OnnxClassifier(tmp_path)
+    with pytest.raises(UserError, match="513 tokens: this model takes 512"):
+        OnnxClassifier(graphs)(input_ids=torch.ones(1, 513, dtype=torch.int64))
+
+
+def test_constants_of_a_graph_are_no_parameters(tmp_path):
+    floats = {"w": np.ones((2, 3)), "classifier.bias": np.ones(1), "factor": np.ones(1)}
+    tensors = [onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in floats.items()]
+    tensors.append(onnx.numpy_helper.from_array(np.ones((4, 5), np.int8), "v_quantized"))
+    tensors.append(onnx.numpy_helper.from_array(np.ones(5, np.float32), "v_scale"))
+    tensors.append(onnx.numpy_helper.from_array(np.ones(5, np.int8), "v_zero_point"))
+    tensors.append(onnx.numpy_helper.from_array(np.ones(9, np.int64), "shape"))
+    graph = onnx.helper.make_graph([], "g", [], [], initializer=tensors)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "g.onnx")
+    found = count_onnx_parameters(tmp_path / "g.onnx")
+    assert found == {"parameters": 27, "parameters_int8": 20, "scales": 10}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, saved):
+    """A recipe whose fine-tuned model is the small BERT, kept under results."""
+    content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
+    content |= {"name": "tiny", "quantize": {"models": ["teacher"], "task": "sentiment"}}
+    content["speed"] |= {"lengths": [8], "length_repeats": 2}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results")
+    recipe = load_recipe(tmp_path / "tiny.yaml")
+    cell = experiment.finetune_cell(recipe, "teacher", "sentiment", 0)
+    with recording(cell.record, **cell.provenance):
+        saved[0].save_pretrained(cell.folder, get_tokenizer())
+    cell.stamp_folder()
+    return recipe
+
+
+def test_quantised_cell_has_record_card_and_a_parent_that_is_kept(recipe, monkeypatch, capsys):
+    cells = {(c.stage, c.name): c for c in experiment.evidence_cells(recipe)}
+    cell = cells["quantize", "teacher-sentiment-0-int8"]
+    assert cells["finetune", "teacher-sentiment-0"].command[-1] == "--save"
+    assert "--save" not in cells["finetune", "undistilled-sentiment-0"].command
+    assert set(map(str, cell.command[4:])) >= {"--model", "teacher", "--seed", "0"}
+    command = ["--recipe", recipe.argument, "--model", "teacher", "--task", "sentiment"]
+    monkeypatch.setattr("sys.argv", ["quantize.py", *command])
+    quantize.main()
+    record = read_record(cell.record)
+    assert cell.is_recorded() and cell.has_folder()
+    assert {"torch_fp32", *GRAPHS} == set(record.metrics["validation"])
+    assert [row["length"] for row in record.measured.extra["latency"]] == [8]
+    assert "onnx_int8" in capsys.readouterr().out
+    card = ModelCard.load(cell.folder / "README.md")
+    assert card.data.base_model == ["sentence-transformers/all-MiniLM-L6-v2"]
+    values = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    assert values["accuracy"] == record.metrics["validation"]["onnx_int8"]["accuracy"]
+    assert "embedded scale" in card.text and record.data[0].sha256 in card.text
+
+
+def test_quantising_without_weights_names_the_command(recipe, monkeypatch, capsys):
+    cell = quantize_cell(recipe, "undistilled", "sentiment", 3)
+    command = ["--recipe", recipe.argument, "--model", "undistilled", "--task", "sentiment"]
+    monkeypatch.setattr("sys.argv", ["quantize.py", *command, "--seed", "3"])
+    with pytest.raises(SystemExit) as stopped:
+        quantize.main()
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(message.splitlines()) == 1
+    assert "run finetune.py" in message and "--save" in message
+    assert not cell.record.exists()
+
+
+def test_checkpoint_is_never_replaced_by_its_graphs(saved, monkeypatch, capsys):
+    weights = str(saved[1])
+    command = ["--checkpoint", weights, "--output", weights, "--task", "sentiment"]
+    monkeypatch.setattr("sys.argv", ["quantize.py", *command])
+    with pytest.raises(SystemExit):
+        quantize.main()
+    assert "name a new folder" in capsys.readouterr().err
+    assert (saved[1] / "model.safetensors").is_file()
+
+
+def test_unknown_model_in_the_recipe(tmp_path):
+    content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
+    content["quantize"] = {"models": ["nobody"], "task": "sentiment"}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="quantize: 'nobody' is not among the models"):
+        load_recipe(tmp_path / "bad.yaml")
+
+
+def test_card_is_read_by_the_hub_client(recipe):
+    cell = experiment.finetune_cell(recipe, "teacher", "sentiment", 0)
+    card = ModelCard.load(cell.folder / "README.md")
+    assert card.data.pipeline_tag == "text-classification" and "embedded" in card.data.tags
+    assert json.loads((cell.folder / "record.json").read_text())["key"] == cell.key
