@@ -4,8 +4,9 @@
     python code/dry_run.py --recipe my-recipe.yaml --keep /tmp/walk
 
 The same cells, scripts, notebooks and report as the recipe's own, on 16-wide stand-ins for its
-models, a few made-up rows for its data and a few updates of training. It tells in advance whether
-a recipe runs through; the figures that it prints mean nothing and are thrown away.
+models, a few made-up rows for its data and a few updates of training; only the benchmarks of
+distillation and of corpus preparation are left out. It tells in advance whether a recipe runs
+through; the figures that it prints mean nothing and are thrown away.
 """
 
 import argparse
@@ -20,10 +21,17 @@ import yaml
 
 ROWS = 24  # of every made-up split
 SMALL = {"epochs": 1, "batch_size": 8, "batch_tokens": 1024}
+SHORT = {
+    "classification": {"max_length": 144},
+    "question_answering": {"max_length": 144, "stride": 32, "question_length": 32},
+}
 TINY_SPEED = {
     "speed": {"pairs": 2, "passes": 1, "lengths": [16], "length_repeats": 1, "file_order_pairs": 2},
     "training_speed": {"examples": 16, "rounds": 1},
+    "question_answering_speed": {"questions": 4, "rounds": 2},
 }
+
+LEFT_OUT = ("distillation_speed", "corpus_speed")  # minutes even so; tests/test_benchmarks.py
 
 
 def stand_in(weights: str, folder: Path) -> str:
@@ -41,6 +49,8 @@ def stand_in(weights: str, folder: Path) -> str:
 
 def shrink(content: dict, folder: Path) -> dict:
     """The recipe with stand-ins for its models, one seed, and a few updates of every training."""
+    from distilbert_kit.tasks import get_task
+
     small = content | {"name": f"{content['name']}-dry-run", "scale": "embedded"}
     small["seeds"] = content["seeds"][:1]
     for name, spec in content["models"].items():
@@ -55,12 +65,23 @@ def shrink(content: dict, folder: Path) -> dict:
     for stage in ("pretrain", "distill"):
         if stage in content:
             small[stage] |= SMALL | {"accumulation": min(2, content[stage].get("accumulation", 1))}
-    small["finetune"] |= SMALL | {"max_length": 64}
+    small["finetune"] |= SMALL
+    own = content.get("finetune_tasks", {})
     small["finetune_tasks"] = {
-        task: own | SMALL | {"max_length": 64}
-        for task, own in content.get("finetune_tasks", {}).items()
+        task: own.get(task, {}) | SMALL | SHORT[get_task(task).kind] for task in content["tasks"]
     }
-    return small | {stage: tiny for stage, tiny in TINY_SPEED.items() if stage in content}
+    small |= {stage: tiny for stage, tiny in TINY_SPEED.items() if stage in content}
+    return {key: value for key, value in small.items() if key not in LEFT_OUT}
+
+
+def made_up_row(task, row: int, sentence: str) -> dict:
+    """A row of a task: the same sentence in every text column, and a label or answer that fits."""
+    texts = dict.fromkeys(task.text_columns, sentence)
+    if task.kind == "question_answering":
+        word = sentence.split()[-1]
+        answers = {"text": [word], "answer_start": [sentence.rindex(word)]}
+        return texts | {"id": str(row), "answers": answers}
+    return texts | {task.label_column: row % task.num_labels if task.labels else row / ROWS}
 
 
 def make_up_data(recipe, folder: Path) -> None:
@@ -79,11 +100,7 @@ def make_up_data(recipe, folder: Path) -> None:
         if dataset.startswith("embedded/"):
             continue
         task = by_dataset[dataset]
-        rows = [
-            dict.fromkeys(task.text_columns, sentence)
-            | {task.label_column: row % task.num_labels if task.labels else row / ROWS}
-            for row, sentence in enumerate(sentences)
-        ]
+        rows = [made_up_row(task, row, sentence) for row, sentence in enumerate(sentences)]
         path = folder / "data" / dataset / f"{split}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_list(rows).to_parquet(path)

@@ -24,12 +24,12 @@ from distilbert_kit.deploy import (
 )
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.experiment import quantize_cell
+from distilbert_kit.finetuning import label_order
 from distilbert_kit.model import DistilBERTForSequenceClassification
 from distilbert_kit.recipes import load_recipe
 from distilbert_kit.records import Draft, recording
 from distilbert_kit.tasks import Task, get_task
 from distilbert_kit.weights import get_tokenizer, resolve_checkpoint
-from evaluate_model import label_order
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,6 +10,9 @@ from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.recipes import load_recipe
 from distilbert_kit.records import read_record
 
+sys.path.insert(0, str(CODE))
+import dry_run
+
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "claims")
 
 
@@ -22,12 +25,9 @@ def test_every_recipe_runs_through(name, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     results = tmp_path / "walk" / "results" / f"{name}-dry-run"
     for cell in evidence_cells(load_recipe(name)):
-        record = (
-            read_record(results / cell.stage / f"{cell.name}.json")
-            if (cell.identity.get("seed", 0) == 0)
-            else None
-        )
-        assert record is None or (record.status, record.scale) == ("ok", "embedded")
+        if cell.identity.get("seed", 0) == 0 and cell.name not in dry_run.LEFT_OUT:
+            record = read_record(results / cell.stage / f"{cell.name}.json")
+            assert (record.status, record.scale) == ("ok", "embedded")
 
 
 def test_dry_run_says_what_is_wrong_with_a_recipe(tmp_path):
