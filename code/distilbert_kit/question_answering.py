@@ -1,7 +1,7 @@
 """Extractive question answering: windows in, answer spans out (SQuAD v1.1, arXiv 1606.05250)."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,43 +72,40 @@ class QuestionAnsweringDataset(Dataset):
         whole = _tokenise(list(questions), tokenizer)["input_ids"]
         self.question_ids = [ids[: settings.question_length] for ids in whole]
         self.truncated = sum(len(ids) > settings.question_length for ids in whole)
-        targets = None
-        if answers is not None:
-            targets = [self._token_span(number, span) for number, span in enumerate(answers)]
-        self.has_answers = targets is not None
-        self.dropped = sum(target is None for target in targets or ())
-        rows = []
-        for number, question in enumerate(self.question_ids):
-            context = self.context_ids[self.context_of[number]]
-            for kind, ids in (("question", question), ("context", context)):
+        for number, context in enumerate(self.context_of):
+            for kind, ids in (("question", whole[number]), ("context", self.context_ids[context])):
                 if not ids:
                     raise UserError(f"{where}: row {number} has an empty {kind}; mend or drop it")
-            first, last = (targets[number] or (None, None)) if targets else (0, 0)
-            if first is None:
-                continue
-            room = settings.max_length - len(question) - 3
-            for start in range(0, max(1, len(context) - room + settings.stride), settings.stride):
-                stop = min(start + room, len(context))
-                inside, shift = start <= first and last < stop, 2 + len(question) - start
-                rows.append(
-                    (number, start, stop, inside * (first + shift), inside * (last + shift))
-                )
-        if not rows:
+        self.has_answers = answers is not None
+        targets: list = [(0, 0)] * len(questions)
+        if self.has_answers:
+            targets = [span and self._token_span(n, *span) for n, span in enumerate(answers)]
+        self.dropped = targets.count(None)
+        windows = [w for n, target in enumerate(targets) if target for w in self._cut(n, *target)]
+        if not windows:
             raise UserError(f"{where}: no question has an answer in its context; check the data")
-        self.question, self.start, self.stop, *self.positions = np.array(rows).T
-        questions_first = 2 + np.array([len(ids) for ids in self.question_ids])
-        self.context_at = questions_first[self.question]
+        self.question, self.start, self.stop, *self.positions = np.array(windows).T
+        first_of_context = 2 + np.array([len(ids) for ids in self.question_ids])
+        self.context_at = first_of_context[self.question]
         self.lengths = self.context_at + self.stop - self.start + 1
         self.offsets = np.concatenate([[0], self.lengths.cumsum()])
 
-    def _token_span(self, number: int, span: tuple[int, int] | None) -> tuple[int, int] | None:
-        """First and last token of the context that share a character with the span; None: none."""
-        if span is None:
-            return None
+    def _token_span(self, number: int, start: int, end: int) -> tuple[int, int] | None:
+        """First and last token of the context that share a character with a span; None: none."""
         starts, ends = self.spans[self.context_of[number]].T
-        first = int(np.searchsorted(ends, span[0], side="right"))
-        last = int(np.searchsorted(starts, span[1], side="left")) - 1
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(starts, end, side="left")) - 1
         return (first, last) if first <= last else None
+
+    def _cut(self, number: int, first: int, last: int) -> Iterator[tuple[int, ...]]:
+        """The windows of a question: its number, context tokens from, to, answer positions."""
+        asked = len(self.question_ids[number])
+        total = len(self.context_ids[self.context_of[number]])
+        room, stride = self.settings.max_length - asked - 3, self.settings.stride
+        for start in range(0, max(1, total - room + stride), stride):
+            stop = min(start + room, total)
+            inside, shift = start <= first and last < stop, 2 + asked - start
+            yield number, start, stop, inside * (first + shift), inside * (last + shift)
 
     def __len__(self) -> int:
         return len(self.question)
