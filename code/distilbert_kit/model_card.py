@@ -137,7 +137,7 @@ def write_model_card(folder: Path, record: Record, weights: Iterable[str]) -> No
         data,
         template_str=_TEMPLATE,
         name=folder.name,
-        made=_MADE[record.stage],
+        made=_MADE.get(record.stage, "of this study"),
         record=record,
         results=results,
         scale=SCALES[record.scale],

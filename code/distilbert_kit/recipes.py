@@ -368,8 +368,9 @@ def _explain(error: ValidationError, where: str) -> UserError:
     if first["type"] != "extra_forbidden":
         return UserError(f"{where}: {key or 'recipe'}: {first['msg']}")
     models = [Recipe, *Strict.__subclasses__()]
-    known = [name for model in models for name in model.model_fields]
-    close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+    known = {name for model in models for name in model.model_fields}
+    unknown = str(first["loc"][-1])  # it may be known in another place
+    close = difflib.get_close_matches(unknown, sorted(known - {unknown}), n=1)
     hint = f"did you mean {close[0]!r}?" if close else "remove it"
     return UserError(f"{where}: unknown key {key!r}; {hint}")
 
