@@ -223,7 +223,7 @@ class DistillationSpeedSettings(Strict):
     batch_size: int = Field(16, gt=0)
     length: int = Field(128, ge=8, le=512, description="tokens, all of them real")
     sequences: int = Field(gt=0, description="of the corpus, evenly by length")
-    batch_tokens: int = Field(4096, ge=512, description="most padded tokens in a bucketed batch")
+    batch_tokens: int = Field(1024, ge=512, description="most padded tokens in a bucket")
     corpus_rounds: int = Field(2, ge=2)
 
 
