@@ -85,11 +85,11 @@ class Cell:
 
         The record tells later which cell that is from.
         """
-        from .model_card import write_model_card  # only here: it loads the hub's client
-
+        shutil.copyfile(self.record, self.folder / "record.json")  # first: now the cell is done
         if self.stage != "corpus":
+            from .model_card import write_model_card  # only here: it loads the hub's client
+
             write_model_card(self.folder, read_record(self.record), self.origins)
-        shutil.copyfile(self.record, self.folder / "record.json")
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def is_recorded(self) -> bool:
