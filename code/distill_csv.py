@@ -20,21 +20,15 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from distilbert_kit.csv_data import load_labelled_texts, sorted_labels, split_texts
-from distilbert_kit.data import (
-    Batch,
-    ClassificationDataset,
-    LengthBatchSampler,
-    create_dataloader,
-)
+from distilbert_kit.data import ClassificationDataset, LengthBatchSampler, create_dataloader
 from distilbert_kit.deploy import FILES, OnnxClassifier, count_onnx_parameters, save_onnx
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.evaluation import predict_logits, score
-from distilbert_kit.losses import classification_loss_sum, response_distillation
 from distilbert_kit.measure import alternate_over
 from distilbert_kit.metrics import agreement
 from distilbert_kit.model import (
@@ -43,12 +37,12 @@ from distilbert_kit.model import (
     count_parameters,
 )
 from distilbert_kit.model_card import write_model_card
-from distilbert_kit.recipes import FinetuneSettings
+from distilbert_kit.recipes import FinetuneSettings, SoftTargets
 from distilbert_kit.records import DataUsed, machine, read_record, recording, write_atomically
 from distilbert_kit.sources import rows_sha256
 from distilbert_kit.statistics import wilson_interval
 from distilbert_kit.tasks import Task
-from distilbert_kit.training import CLASSIFICATION, Objective, train
+from distilbert_kit.training import CLASSIFICATION, Objective, classification_objective, train
 from distilbert_kit.weights import choose_layers, extract_student, get_tokenizer
 
 MODELS = {
@@ -80,26 +74,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=2.0, help="of the soft targets")
     parser.add_argument("--soft-weight", type=float, default=0.5, help="0: labels only; 1: teacher")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if not 0 <= arguments.soft_weight <= 1:
-        raise UserError(f"--soft-weight {arguments.soft_weight}: give a share from 0 to 1")
-    if not arguments.temperature > 0:
-        raise UserError(f"--temperature {arguments.temperature}: give a positive number")
-    return arguments
+    return parser.parse_args()
 
 
-def training_settings(arguments: argparse.Namespace) -> FinetuneSettings:
-    """Settings of all trainings; bf16 where the machine has instructions for it."""
+def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, SoftTargets]:
+    """Settings of all trainings, in bf16 where the machine is made for it, and of the teaching."""
     fast = torch.cuda.is_available() or machine()["bf16_instructions"]
     names = ("epochs", "learning_rate", "batch_size", "max_length")
     try:
-        return FinetuneSettings(
+        targets = SoftTargets(temperature=arguments.temperature, soft_weight=arguments.soft_weight)
+        settings = FinetuneSettings(
             **{name: getattr(arguments, name) for name in names},
             batch_tokens=4096,
             warmup_fraction=0.06,
             weight_decay=0.01,
             precision="bf16" if fast else "fp32",
         )
+        return settings, targets
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
@@ -114,45 +105,6 @@ def check_output(folder: Path) -> None:
         other = [path.name for path in folder.iterdir() if path.name not in {*MODELS, *FILE_NAMES}]
         if other:
             raise UserError(f"{folder}: holds {other[0]!r} already; name a new folder")
-
-
-class TaughtDataset(Dataset):
-    """Examples with the logits [N, C] that their teacher gave them."""
-
-    def __init__(self, examples: ClassificationDataset, logits: np.ndarray):
-        self.examples, self.logits, self.lengths = examples, logits, examples.lengths
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.examples[index] | {"teacher_logits": self.logits[index]}
-
-    def collate(self, items: list[dict]) -> Batch:
-        """As the examples', with teacher_logits [B, C]."""
-        logits = torch.from_numpy(np.stack([item["teacher_logits"] for item in items]))
-        return self.examples.collate(items) | {"teacher_logits": logits}
-
-
-def taught_objective(temperature: float, soft_weight: float) -> Objective:
-    """soft_weight x distance to the teacher's logits + (1 - soft_weight) x cross-entropy."""
-    weights = {"hard": 1 - soft_weight, "soft": soft_weight}
-
-    def counts(batch: Batch) -> dict[str, Tensor]:
-        return dict.fromkeys(weights, torch.tensor(float(len(batch["labels"]))))
-
-    def loss(model: nn.Module, batch: Batch, denominators: dict[str, float]):
-        batch = dict(batch)
-        labels, taught = batch.pop("labels"), batch.pop("teacher_logits")
-        logits = model(**batch).logits
-        sums = {
-            "hard": classification_loss_sum(logits, labels),
-            "soft": response_distillation(logits, taught, temperature),
-        }
-        total = sum(weights[name] * value / denominators[name] for name, value in sums.items())
-        return total, {name: value.detach() for name, value in sums.items()}
-
-    return Objective(counts, loss)
 
 
 def fine_tune(
@@ -191,6 +143,7 @@ def make_models(
     dataset: ClassificationDataset,
     task: Task,
     settings: FinetuneSettings,
+    targets: SoftTargets,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Train, distil, quantise, and save the four models under --output."""
@@ -204,11 +157,10 @@ def make_models(
         plain = tune(start, dataset, CLASSIFICATION, description="student-undistilled")
         plain.save_pretrained(arguments.output / "student-undistilled", tokenizer)
         # Once for all epochs, without dropout.
-        logits = predict_logits(
+        dataset.teacher_logits = predict_logits(
             teacher, dataset, precision=settings.precision, description="teaching"
         )
-        objective = taught_objective(arguments.temperature, arguments.soft_weight)
-        student = tune(start, TaughtDataset(dataset, logits), objective, description="student")
+        student = tune(start, dataset, classification_objective(targets), description="student")
         student.save_pretrained(arguments.output / "student", tokenizer)
         save_onnx(student.cpu(), arguments.output / "student-int8", tokenizer)
         (arguments.output / "student-int8" / FILES["fp32"]).unlink()  # the student is there already
@@ -307,7 +259,7 @@ def results_table(metrics: dict, milliseconds: dict[str, float], rows: int) -> s
 @entry_point
 def main() -> None:
     arguments = parse_arguments()
-    settings, output = training_settings(arguments), arguments.output
+    (settings, targets), output = training_settings(arguments), arguments.output
     check_output(output)
     table = load_labelled_texts(
         arguments.csv,
@@ -332,14 +284,13 @@ def main() -> None:
         )
         for split, part in splits.items()
     }
-    distillation = {name: getattr(arguments, name) for name in ("temperature", "soft_weight")}
     provenance = {
         "stage": "csv",
         "cell": {"csv": arguments.csv.name, "seed": arguments.seed},
         "scale": "reduced",
         "recipe": "none",
         "settings": settings.model_dump(mode="json")
-        | distillation
+        | targets.model_dump(mode="json")
         | {"teacher": Path(arguments.teacher).name, "layers": arguments.layers},
     }
     with recording(output / "record.json", **provenance) as draft:
@@ -348,7 +299,7 @@ def main() -> None:
             draft.data.append(
                 DataUsed(name=f"{arguments.csv.name}/{split}", rows=len(part), sha256=rows)
             )
-        make_models(arguments, datasets["train"], task, settings, tokenizer)
+        make_models(arguments, datasets["train"], task, settings, targets, tokenizer)
         models = load_models(output)
         draft.metrics, predictions = evaluate(models, datasets, splits, task)
         for name, model in models.items():

@@ -18,8 +18,7 @@ import distill_csv
 from distilbert_kit.config import create_model_config
 from distilbert_kit.csv_data import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.errors import UserError
-from distilbert_kit.losses import classification_loss_sum, response_distillation
-from distilbert_kit.model import DistilBERTForMaskedLM, DistilBERTForSequenceClassification
+from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import CODE
 from distilbert_kit.records import read_record
 from distilbert_kit.weights import get_tokenizer
@@ -146,23 +145,6 @@ def test_shares_are_those_of_each_class_and_follow_the_seed():
     for name, expected in {"train": [160, 40], "validation": [20, 5], "test": [20, 5]}.items():
         assert [(splits[name]["label"] == label).sum() for label in "ab"] == expected
     assert not splits["test"].equals(split_texts(table, 1)["test"])
-
-
-def test_taught_objective_is_the_weighted_sum_of_both_losses():
-    model = DistilBERTForSequenceClassification(create_model_config("tiny"), 3).eval()
-    examples = distill_csv.ClassificationDataset(["a b", "c", "d e f"], [0, 2, 1], get_tokenizer())
-    taught = distill_csv.TaughtDataset(examples, np.random.randn(3, 3).astype(np.float32))
-    batch = taught.collate([taught[i] for i in (2, 0)])
-    assert torch.equal(batch["teacher_logits"], torch.from_numpy(taught.logits[[2, 0]]))
-    objective = distill_csv.taught_objective(temperature=3.0, soft_weight=0.3)
-    total, _ = objective.loss(
-        model, batch, {k: float(v) for k, v in objective.counts(batch).items()}
-    )
-    plain = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    logits = model(**plain).logits.detach()
-    hard = classification_loss_sum(logits, batch["labels"])
-    soft = response_distillation(logits, batch["teacher_logits"], 3.0)
-    assert float(total.detach()) == pytest.approx(float(0.7 * hard + 0.3 * soft) / 2, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
