@@ -389,6 +389,32 @@ def speed_rows(record: Record) -> list[dict]:
     return rows
 
 
+def quantized_rows(recipe: Recipe) -> list[dict]:
+    """Size, score and latency of each exported or quantised form, measured after reloading."""
+    rows = []
+    for name, record in present_records(recipe).items():
+        if record.stage != "quantize":
+            continue
+        task = get_task(record.cell["task"])
+        scores, latency = record.metrics[task.eval_splits[0]], record.measured.extra["latency"]
+        for form, size in record.metrics["size"].items():
+            rows.append(
+                {
+                    "record": name,
+                    "label": recipe.models[record.cell["model"]].label,
+                    "task": task.name,
+                    "form": form,
+                    **{key: size[key] for key in ("bytes", "parameters")},
+                    "score": scores[form][task.primary],
+                    "agreement": scores[form].get("agreement"),
+                    "milliseconds": {
+                        str(row["length"]): row[f"{form}_milliseconds"] for row in latency
+                    },
+                }
+            )
+    return rows
+
+
 def error_rows(recipe: Recipe) -> list[dict]:
     """Error rates by phenomenon, where the data carry one, as means over the seeds.
 
