@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import BertForMaskedLM, DistilBertForMaskedLM
 
 from distilbert_kit.data import Batch, LengthBatchSampler, MLMDataset, create_dataloader
-from distilbert_kit.distillation import open_corpus, triple_objective
+from distilbert_kit.distillation import cast_linear_layers, open_corpus, triple_objective
 from distilbert_kit.evaluation import autocast
 from distilbert_kit.experiment import corpus_cell
 from distilbert_kit.measure import peak_memory, rotated, training_flops
@@ -66,14 +66,17 @@ def save_pair(folder: Path) -> None:
     student.save_pretrained(folder / "student")
 
 
-def load_pair(maker: str, folder: Path) -> Pair:
-    """The pair in `folder` as our models or as transformers'."""
+def load_pair(variant: str, folder: Path) -> Pair:
+    """The pair in `folder` as our models, with the teacher of that precision, or transformers'."""
+    maker, precision = variant.split("_")
     kinds = (DistilBERTForMaskedLM, DistilBERTForMaskedLM)
     if maker == "textbook":
         kinds = (BertForMaskedLM, DistilBertForMaskedLM)
     teacher, student = (
         kind.from_pretrained(folder / name) for kind, name in zip(kinds, ("teacher", "student"))
     )
+    if maker == "ours":
+        cast_linear_layers(teacher, precision)
     return teacher.eval(), student
 
 
@@ -214,20 +217,20 @@ def run_alone(variant: str, folder: Path, batch_size: int, length: int) -> None:
     """Two updates in a process that does nothing else: the second has the optimiser's state."""
     maker, precision = variant.split("_")
     dataset = random_corpus(batch_size, length)
-    RUNS[maker](load_pair(maker, folder), dataset, 2 * [list(range(batch_size))], precision)
+    RUNS[maker](load_pair(variant, folder), dataset, 2 * [list(range(batch_size))], precision)
 
 
 def loss_differences(pairs: dict[str, Pair], dataset: MLMDataset, size: int) -> dict[str, float]:
     """Our loss minus the textbook's in fp32, relative, on one batch without dropout."""
     batch = dataset.collate([dataset[i] for i in range(size)])
     batch = dataset.mask(batch, torch.Generator().manual_seed(0))
-    teacher, student = pairs["ours"]
-    objective = triple_objective(dataset, WEIGHTS, teacher)
-    counts = {name: float(count) for name, count in objective.counts(batch).items()}
     with torch.no_grad():
-        expected = float(textbook_loss(*(model.eval() for model in pairs["textbook"]), batch))
-        found = {}
+        textbook = (model.eval() for model in pairs["textbook_fp32"])
+        expected, found = float(textbook_loss(*textbook, batch)), {}
         for precision in ("fp32", "bf16"):
+            teacher, student = pairs[f"ours_{precision}"]
+            objective = triple_objective(dataset, WEIGHTS, teacher)
+            counts = {name: float(count) for name, count in objective.counts(batch).items()}
             with autocast(torch.device("cpu"), precision):
                 found[precision] = float(objective.loss(student.eval(), batch, counts)[0])
     return {"textbook_loss": expected} | {
@@ -249,7 +252,7 @@ def alternate_updates(
         for variant in rotated(variants, turn):
             maker, precision = variant.split("_")
             run = RUNS[maker]
-            taken[variant].append(run(pairs[maker], dataset, plans[maker], precision))
+            taken[variant].append(run(pairs[variant], dataset, plans[maker], precision))
     return taken
 
 
@@ -309,13 +312,13 @@ def measure(recipe: Recipe, draft: Draft) -> str:
         draft.extra["peak_memory_bytes"] = {
             variant: peak_memory(run_alone, variant, folder, *shape) for variant in VARIANTS
         }
-        pairs = {maker: load_pair(maker, folder) for maker in RUNS}
+        pairs = {variant: load_pair(variant, folder) for variant in VARIANTS}
     dataset = random_corpus(shape[0] * settings.updates, shape[1])
     draft.extra["loss"] = loss_differences(pairs, dataset, shape[0])
     rates = machine_rates()
     plan = np.arange(len(dataset)).reshape(-1, shape[0]).tolist()
     taken = alternate_updates(pairs, dataset, dict.fromkeys(RUNS, plan), VARIANTS, settings.rounds)
-    configs = [model.config for model in pairs["ours"]]
+    configs = [model.config for model in pairs["ours_fp32"]]
     flops = training_flops(configs[1], [shape[1]] * shape[0], teacher=configs[0])
     draft.metrics["flops_an_update"] = flops
     summary = summarise_updates(taken, shape[0] * shape[1], flops, rates["bf16_gflops"])
@@ -323,9 +326,11 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     draft.metrics["corpus"], draft.extra["corpus"] = measure_corpus(
         pairs, corpus, settings.batch_tokens, settings.corpus_rounds, rates["bf16_gflops"]
     )
-    found = [draft.extra["textbook_over_ours"], draft.extra["corpus"]["textbook_over_ours"]]
-    shown = {name: value["ratio"] for name, value in (found[0] | {}).items()}
-    return f"textbook / ours {shown}; real lengths {found[1]}"
+    return "textbook / ours " + ", ".join(
+        f"{where} {name} {found['ratio']:.2f}"
+        for where, part in (("step", draft.extra), ("corpus", draft.extra["corpus"]))
+        for name, found in part["textbook_over_ours"].items()
+    )
 
 
 def measure_corpus(
@@ -346,7 +351,7 @@ def measure_corpus(
     taken = alternate_updates(
         pairs, corpus, plans, ("textbook_fp32", "textbook_bf16", "ours_bf16"), rounds
     )
-    configs = [model.config for model in pairs["ours"]]
+    configs = [model.config for model in pairs["ours_fp32"]]
     flops = training_flops(configs[1], corpus.lengths, teacher=configs[0]) // len(buckets)
     tokens = int(corpus.lengths.sum())
     described = {

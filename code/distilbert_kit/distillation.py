@@ -88,6 +88,17 @@ def triple_objective(
     return Objective(counts, loss, dataset.mask)
 
 
+def cast_linear_layers(teacher: nn.Module, precision: str) -> nn.Module:
+    """Keep the linear layers of a teacher, in place, in the dtype of their products.
+
+    Autocast rounds them to it anyway: the same outputs from half of the memory.
+    """
+    for module in teacher.modules():
+        if isinstance(module, nn.Linear):
+            module.to(DTYPES[precision])
+    return teacher
+
+
 @keeping_freed_memory()
 def validation_losses(
     model: nn.Module, dataset: MLMDataset, objective: Objective, precision: str, batch_tokens: int
@@ -145,7 +156,7 @@ def train_on_corpus(
     model.to(device)
     if teacher is not None:
         check_pair(teacher, model, weights)
-        teacher.to(device)
+        cast_linear_layers(teacher, settings.precision).to(device)
     held_out, dataset = (open_corpus(corpus, split, masking) for split in ("validation", "train"))
     objective = triple_objective(dataset, weights, teacher)
     sampler = LengthBatchSampler(

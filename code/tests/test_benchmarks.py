@@ -26,7 +26,10 @@ def pairs(tmp_path_factory):
         config = create_model_config("bert-base-uncased", **shape)
         patch.setitem(distillation_speed.CONFIGS, "bert", config)
         distillation_speed.save_pair(folder)
-    return {maker: distillation_speed.load_pair(maker, folder) for maker in ("ours", "textbook")}
+    return {
+        variant: distillation_speed.load_pair(variant, folder)
+        for variant in distillation_speed.VARIANTS
+    }
 
 
 def masked_batch(dataset, rows):
@@ -44,14 +47,14 @@ def test_textbook_step_has_our_loss_and_gradient(pairs):
     dataset = distillation_speed.random_corpus(4, 24)
     dataset.sequences = [row[: 24 - 5 * i] for i, row in enumerate(dataset.sequences)]
     batch = masked_batch(dataset, range(4))
-    teacher, student = (model.eval() for model in pairs["textbook"])
+    teacher, student = (model.eval() for model in pairs["textbook_fp32"])
     expected = distillation_speed.textbook_loss(teacher, student, batch)
-    found = ours(pairs["ours"], dataset, batch)
+    found = ours(pairs["ours_fp32"], dataset, batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     found.backward()
     expected.backward()
     gradients = [
-        pairs["ours"][1].decoder_weight.grad,
+        pairs["ours_fp32"][1].decoder_weight.grad,
         student.get_input_embeddings().weight.grad,
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
@@ -72,10 +75,12 @@ def counted(function):
 def test_flops_of_a_training_step_equal_pytorchs_counter(pairs):
     dataset = distillation_speed.random_corpus(3, 20)
     batch = masked_batch(dataset, range(3))
-    teacher, student = pairs["ours"]
+    teacher, student = pairs["ours_fp32"]
     expected = training_flops(student.config, [20] * 3, teacher=teacher.config)
-    assert expected == counted(lambda: distillation_speed.textbook_loss(*pairs["textbook"], batch))
-    assert expected == counted(lambda: ours(pairs["ours"], dataset, batch))
+    assert expected == counted(
+        lambda: distillation_speed.textbook_loss(*pairs["textbook_fp32"], batch)
+    )
+    assert expected == counted(lambda: ours(pairs["ours_fp32"], dataset, batch))
     assert expected == 60 * flops_per_token(student, dataset, LossWeights(), teacher)
     masked_lm = LossWeights(ce=0, cos=0)
     counted_here = counted(lambda: ours((None, student), dataset, batch, masked_lm))
@@ -85,14 +90,16 @@ def test_flops_of_a_training_step_equal_pytorchs_counter(pairs):
 @pytest.mark.parametrize("maker", ["ours", "textbook"])
 def test_parts_of_an_update_sum_to_the_whole_and_leave_the_models_alone(pairs, maker):
     dataset = distillation_speed.random_corpus(6, 12)
-    before = [p.clone() for p in pairs[maker][1].parameters()]
+    before = [p.clone() for p in pairs[f"{maker}_fp32"][1].parameters()]
     plan = [[0, 1], [2, 3], [4, 5]]
-    parts = distillation_speed.RUNS[maker](pairs[maker], dataset, plan, "fp32")
+    parts = distillation_speed.RUNS[maker](pairs[f"{maker}_fp32"], dataset, plan, "fp32")
     total = parts.pop("total")
     assert sum(parts.values()) == pytest.approx(total)
     assert set(parts) == {*distillation_speed.PARTS, "rest"} and min(parts.values()) > 0
-    assert any(not torch.equal(a, b) for a, b in zip(before, pairs[maker][1].parameters()))
-    assert not any("forward" in vars(m) for m in pairs[maker][1].modules())
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, pairs[f"{maker}_fp32"][1].parameters())
+    )
+    assert not any("forward" in vars(m) for m in pairs[f"{maker}_fp32"][1].modules())
 
 
 def test_corpus_part_reads_the_same_tokens_with_less_padding(pairs):

@@ -14,6 +14,7 @@ from distilbert_kit.corpus import open_source, prepare_corpus
 from distilbert_kit.data import LengthBatchSampler, create_dataloader
 from distilbert_kit.distillation import (
     MASKED_LM,
+    cast_linear_layers,
     check_pair,
     open_corpus,
     train_on_corpus,
@@ -163,6 +164,20 @@ def test_masked_lm_needs_no_teacher_and_the_others_do(corpus):
     assert list(losses["after"]) == ["mlm"]
     with pytest.raises(UserError, match="need a teacher"):
         triple_objective(batch_of(corpus)[0], LossWeights())
+
+
+def test_teacher_in_the_dtype_of_its_products_teaches_the_same(corpus):
+    teacher, (dataset, batch) = tiny_teacher(), batch_of(corpus)
+    student = extract_student(teacher, [0, 2]).eval()
+    losses = []
+    for cast in (False, True):
+        if cast:
+            cast_linear_layers(teacher, "bf16")
+        objective = triple_objective(dataset, LossWeights(), teacher)
+        counts = {name: float(n) for name, n in objective.counts(batch).items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(objective.loss(student, batch, counts)[0])
+    assert torch.equal(*losses)
 
 
 def test_unlike_pairs_are_refused():
