@@ -193,7 +193,7 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     name = f"{model}-{task_name}-{seed}"
     arguments = ["--model", model, "--task", task_name, "--seed", str(seed)]
     teaches = seed == recipe.seeds[0] and model in recipe.task_teachers
-    if teaches or (recipe.quantize and name in recipe.quantize.names):
+    if teaches or name in recipe.kept_names:
         arguments.append("--save")  # another cell reads the weights
     folder = recipe.folder / "predictions"
     settings = recipe.finetune_for(task_name).model_dump(mode="json")
@@ -228,6 +228,28 @@ def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
         command=_script("quantize.py", recipe, *arguments),
         parents=(parent,),
         data=tuple((task.dataset, split) for split in task.eval_splits),
+    )
+
+
+def cross_evaluation_cell(recipe: Recipe, model: str) -> Cell:
+    """A model, fine-tuned on each of some tasks, on all of them that have the same labels."""
+    asked = recipe.cross_evaluation
+    tested = list(dict.fromkeys((*asked.tasks, *asked.tested_on)))
+    texts = {"max_length", "truncation", "precision"}
+    return Cell(
+        recipe=recipe,
+        stage="cross_evaluate",
+        name=model,
+        identity={"model": model, "seed": asked.seed},
+        settings={
+            "tasks": asked.tasks,
+            "tested_on": {t: recipe.finetune_for(t).model_dump(include=texts) for t in tested},
+        },
+        command=_script("cross_evaluate.py", recipe, "--model", model),
+        parents=tuple(finetune_cell(recipe, model, task, asked.seed) for task in asked.tasks),
+        data=tuple(
+            (get_task(t).dataset, split) for t in tested for split in get_task(t).eval_splits
+        ),
     )
 
 
@@ -290,6 +312,10 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
         *(
             quantize_cell(recipe, model, recipe.quantize.task, recipe.quantize.seed)
             for model in (recipe.quantize.models if recipe.quantize else ())
+        ),
+        *(
+            cross_evaluation_cell(recipe, model)
+            for model in (recipe.cross_evaluation.models if recipe.cross_evaluation else ())
         ),
         *(benchmark_cell(recipe, stage) for stage in benchmark_stages(recipe)),
     ]

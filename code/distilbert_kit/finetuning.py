@@ -124,7 +124,7 @@ def evaluate(
     settings: TextSettings,
     precision: str,
     draft: Draft,
-    predictions: Callable[[str], Path],
+    predictions: Callable[[str], Path] | None = None,
 ) -> None:
     """Score a model on every evaluation split: metrics to the draft, rows to predictions(split)."""
     kind = KINDS[task.kind]
@@ -137,7 +137,8 @@ def evaluate(
         draft.data.append(used)
         draft.metrics[split] = metrics | dataset.counts
         draft.extra[f"{split}_examples_per_second"] = round(len(table) / seconds, 1)
-        save_predictions(predictions(split), frame)
+        if predictions:
+            save_predictions(predictions(split), frame)
 
 
 def teacher_logits(

@@ -257,6 +257,23 @@ class Quantize(Strict):
         return [f"{model}-{self.task}-{self.seed}" for model in self.models]
 
 
+class CrossEvaluation(Strict):
+    """Fine-tuned models that are also tested on other tasks with the same labels.
+
+    `tested_on` adds tasks to `tasks`, those that they were fine-tuned on.
+    """
+
+    models: list[str] = Field(min_length=1)
+    tasks: list[str] = Field(min_length=1)
+    tested_on: list[str] = []
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the fine-tuning cells whose weights are needed."""
+        return [f"{model}-{task}-{self.seed}" for model in self.models for task in self.tasks]
+
+
 class Recipe(Strict):
     """A whole experiment: models, tasks, seeds, settings."""
 
@@ -279,6 +296,7 @@ class Recipe(Strict):
     corpus_speed: CorpusSpeedSettings | None = None
     question_answering_speed: QuestionAnsweringSpeedSettings | None = None
     quantize: Quantize | None = None
+    cross_evaluation: CrossEvaluation | None = None
     _file: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
@@ -318,7 +336,21 @@ class Recipe(Strict):
             for name in self.quantize.models:
                 if name not in self.models:
                     raise ValueError(f"quantize: {name!r} is not among the models")
+        if self.cross_evaluation:
+            self._check_cross_evaluation(self.cross_evaluation)
         return self
+
+    def _check_cross_evaluation(self, asked: CrossEvaluation) -> None:
+        for name in asked.models:
+            if name not in self.models:
+                raise ValueError(f"cross_evaluation: {name!r} is not among the models")
+            for task in asked.tasks:
+                if task not in self.tasks or name not in self.models_of(task):
+                    raise ValueError(f"cross_evaluation: {name!r} is not fine-tuned on {task!r}")
+        trained = [get_task(task) for task in asked.tasks]
+        for name in asked.tested_on:
+            if not any(get_task(name).shares_labels(task) for task in trained):
+                raise ValueError(f"cross_evaluation: no task has the labels of {name!r}")
 
     def finetune_for(self, task: str) -> FinetuneSettings:
         """Fine-tuning settings of a task: the common ones with the task's own on top."""
@@ -329,6 +361,12 @@ class Recipe(Strict):
     def train_split(self, task: str) -> str:
         """The split to train on: the recipe's choice, or the task's official one."""
         return self.finetune_for(task).train_split or get_task(task).train_split
+
+    @property
+    def kept_names(self) -> set[str]:
+        """The names of the fine-tuning cells whose weights another stage reads."""
+        asked = [stage for stage in (self.quantize, self.cross_evaluation) if stage]
+        return {name for stage in asked for name in stage.names}
 
     @property
     def task_teachers(self) -> set[str]:

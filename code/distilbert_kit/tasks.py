@@ -37,6 +37,10 @@ class Task:
         """Whether the label is a number instead of a class."""
         return self.kind == "classification" and not self.labels
 
+    def shares_labels(self, other: "Task") -> bool:
+        """Whether a model of one task answers the other: the same classes, in any order."""
+        return self.kind == other.kind and set(self.labels) == set(other.labels)
+
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")

@@ -1,9 +1,10 @@
-"""Predictions by the command line against transformers' pipeline, from every source of texts."""
+"""Predictions by the command line against transformers' models, from every source of texts."""
 
 import io
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -11,11 +12,18 @@ import transformers
 import predict
 from distilbert_kit.config import create_model_config
 from distilbert_kit.deploy import save_onnx
-from distilbert_kit.model import DistilBERTForMaskedLM, DistilBERTForSequenceClassification
+from distilbert_kit.model import (
+    DistilBERTForMaskedLM,
+    DistilBERTForQuestionAnswering,
+    DistilBERTForSequenceClassification,
+)
 from distilbert_kit.weights import get_tokenizer
 
 TEXTS = ["a fine film", "the plot is dull, long and dull again", "fine"]
 LABELS = ("bad", "good", "so-so")
+QUESTION = "Where was the tower built?"
+CONTEXT = "The tower, 330\u00a0m tall,\nwas built in Paris — or so they say — in 1889."
+BERT = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "num_layers": 2}
 
 
 def random_model(preset, labels=LABELS, **changes):
@@ -27,16 +35,24 @@ def random_model(preset, labels=LABELS, **changes):
     return model.eval()
 
 
+def random_answerer(preset, **changes):
+    model = DistilBERTForQuestionAnswering(create_model_config(preset, **changes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A student, a BERT, a regression and an int8 graph of the student."""
+    """A student, a BERT, a regression, an int8 graph of the student, two that answer questions."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
-    bert = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "num_layers": 2}
     models = {
         "student": random_model("tiny"),
-        "bert": random_model("MiniLM-L6", **bert),
+        "bert": random_model("MiniLM-L6", **BERT),
         "regression": random_model("tiny", ("score",)),
+        "squad": random_answerer("tiny"),
+        "bert-squad": random_answerer("MiniLM-L6", **BERT),
     }
     for name, model in models.items():
         model.save_pretrained(folder / name, get_tokenizer())
@@ -145,6 +161,95 @@ def test_regression_gives_a_score(folders, run):
     assert row == {"text": "fine", "score": pytest.approx(float(model(ids).logits.detach()))}
 
 
+def answers_of_transformers(folder, question, context):
+    """Every span of at most 30 tokens by the library's model: (score, start, end), best first."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    encoded = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+    sides, spans = encoded.sequence_ids(0), encoded.pop("offset_mapping")[0].tolist()
+    with torch.inference_mode():
+        output = model(**encoded)
+    start, end = output.start_logits[0].tolist(), output.end_logits[0].tolist()
+    inside = [i for i, side in enumerate(sides) if side == 1]
+    return sorted(
+        (
+            (start[i] + end[j], spans[i][0], spans[j][1])
+            for i in inside
+            for j in inside
+            if i <= j < i + 30
+        ),
+        reverse=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["squad", "bert-squad"])
+def test_saved_folder_opens_in_transformers_and_answers_the_same(folders, run, name):
+    model = ("--model", folders / name, "--n-best", 4, "--json")
+    (row,) = rows(run(*model, "--question", QUESTION, "--context", CONTEXT))
+    assert row["question"] == QUESTION and len(row["answers"]) == 4
+    expected = answers_of_transformers(folders / name, QUESTION, CONTEXT)[:4]
+    for found, (score, start, end) in zip(row["answers"], expected, strict=True):
+        assert (found["start"], found["end"]) == (start, end)
+        assert found["text"] == CONTEXT[start:end]
+        assert found["score"] == pytest.approx(score, abs=1e-3)
+
+
+def test_all_sources_of_questions_give_the_same(folders, run, tmp_path):
+    model = ("--model", folders / "squad", "--json")
+    asked = [{"question": QUESTION, "context": CONTEXT}, {"question": "who", "context": "Bob, no"}]
+    expected = "".join(
+        run(*model, "--question", row["question"], "--context", row["context"]) for row in asked
+    )
+    assert len(rows(expected)) == 2 and len(rows(expected)[0]["answers"]) == 1
+    lines = "\n".join(json.dumps(row) for row in asked) + "\n"
+    assert run(*model, stdin=lines) == expected
+    (tmp_path / "asked.jsonl").write_text(lines)
+    assert run(*model, "--file", tmp_path / "asked.jsonl") == expected
+    (tmp_path / "asked.json").write_text(json.dumps(asked, indent=1))
+    assert run(*model, "--file", tmp_path / "asked.json") == expected
+    table = pd.DataFrame(asked).rename(columns={"question": "Q", "context": "Text"})
+    table.to_csv(tmp_path / "asked.csv", index_label="n")
+    command = ("--file", tmp_path / "asked.csv", "--columns", "q", "text")
+    assert run(*model, *command) == expected
+    (tmp_path / "context.txt").write_text(CONTEXT)
+    first = expected.splitlines(keepends=True)[0]
+    asked = (*model, "--question", QUESTION)
+    assert run(*asked, "--context-file", tmp_path / "context.txt") == first
+    assert run(*asked, stdin=CONTEXT) == first
+
+
+def test_answers_for_people(folders, run):
+    command = ("--model", folders / "squad", "--n-best", 2)
+    output = run(*command, "--question", QUESTION, "--context", CONTEXT).splitlines()
+    best = answers_of_transformers(folders / "squad", QUESTION, CONTEXT)[0]
+    assert len(output) == 2 and float(output[0].split()[0]) == pytest.approx(best[0], abs=1e-3)
+    assert output[0].split()[1] == f"{best[1]}–{best[2]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "stdin", "message"),
+    [
+        ("student", ["--question", "who"], "", "a classifier; give texts instead of --question"),
+        ("squad", ["a text"], "", "it answers questions; give --question and --context"),
+        ("squad", [], "", "no questions"),
+        ("squad", [], "a plain text\n", "line 1 is no JSON"),
+        ("squad", [], '{"question": "who"}', "row 1 has no text 'context'"),
+        ("squad", [], '["who"]', "row 1 has no text 'question'"),
+        ("squad", ["--context", "Bob"], "", "--context needs --question"),
+        ("squad", ["--question", "who", "--file", "a.csv"], "", "give one of them"),
+        ("squad", ["--question", "who", "--context-file", "none.txt"], "", "no such file"),
+        ("squad", ["--question", "who", "--context", ""], "", "empty context"),
+        ("squad", ["--question", "who", "--n-best", "0"], "", "give at least 1"),
+        ("squad", ["--question", "who", "--max-length", "32"], "Bob", "--max-length: "),
+    ],
+)
+def test_bad_questions_are_one_line(folders, run, capsys, name, arguments, stdin, message):
+    with pytest.raises(SystemExit) as stopped:
+        run("--model", folders / name, *arguments, stdin=stdin)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
@@ -169,7 +274,7 @@ def test_other_heads_and_no_model_are_refused(run, capsys, tmp_path):
     DistilBERTForMaskedLM(create_model_config("tiny")).save_pretrained(tmp_path / "mlm")
     (tmp_path / "empty").mkdir()
     for folder, message in [
-        (tmp_path / "mlm", "a DistilBertForMaskedLM, which predicts no labels"),
+        (tmp_path / "mlm", "a DistilBertForMaskedLM, which predicts no labels or answers"),
         (tmp_path / "empty", "no readable config.json"),
         (tmp_path / "none", "no such checkpoint folder"),
     ]:

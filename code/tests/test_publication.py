@@ -80,6 +80,7 @@ def fill_finetune(draft, cell, rng):
         columns = {"row": np.arange(count), "reference": references}
         columns |= {"prediction": logits.argmax(1)}
         columns |= {f"logit_{i}": logits[:, i] for i in range(task.num_labels)}
+        columns["tokens"] = 8 + 7 * np.arange(count) % 52
         if task.dataset.startswith("embedded/"):
             columns["phenomenon"] = np.where(np.arange(count) % 3, "negation", "plain")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -396,6 +397,74 @@ def test_errors_by_phenomenon_add_up(tiny):
     assert wrong / 120 == pytest.approx(1 - accuracy)
     (matrix,) = [r["counts"] for r in evidence.confusion_rows(tiny) if r["model"] == "teacher"]
     assert np.trace(matrix) / np.sum(matrix) == pytest.approx(accuracy)
+
+
+def test_errors_by_length_add_up(tiny):
+    rows = [row for row in evidence.error_rows(tiny, "tokens") if row["model"] == "teacher"]
+    bounds = [int(end) for row in rows for end in row["tokens"].split("–")]
+    assert len(rows) == 4 and bounds == sorted(bounds) and len(set(bounds)) == 8
+    assert sum(row["examples"] for row in rows) == 120
+    wrong = sum(row["error"] * row["examples"] for row in rows)
+    whole = [row for row in evidence.error_rows(tiny) if row["model"] == "teacher"]
+    assert wrong == pytest.approx(sum(row["error"] * row["examples"] for row in whole))
+
+
+def test_what_is_lost_agrees_with_the_predictions(tiny):
+    (row,) = evidence.lost_rows(tiny, "undistilled", "teacher")
+    paths = {
+        name: [
+            experiment.finetune_cell(tiny, name, "sentiment", seed).outputs[0]
+            for seed in tiny.seeds
+        ]
+        for name in ("teacher", "undistilled")
+    }
+    frames = {name: [pd.read_parquet(path) for path in found] for name, found in paths.items()}
+    equal = [
+        (a["prediction"] == b["prediction"]).mean()
+        for a, b in zip(frames["teacher"], frames["undistilled"])
+    ]
+    assert row["agreement"] == pytest.approx(np.mean(equal)) and row["seeds"] == [0, 1]
+    first, second = (frame["prediction"] for frame in frames["teacher"])
+    assert row["teacher_agreement"] == pytest.approx((first == second).mean())
+    # With logits 0 and 1 a differing example costs (p - q) * (1 - 0), p = e / (1 + e) = 1 - q.
+    assert row["kl"] == pytest.approx((1 - np.mean(equal)) * (np.e - 1) / (np.e + 1))
+    shares, right = row["shares"], {}
+    for name, found in frames.items():
+        right[name] = np.mean([(f["prediction"] == f["reference"]).mean() for f in found])
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["both"] + shares["only_teacher"] == pytest.approx(right["teacher"])
+    assert shares["both"] + shares["only_student"] == pytest.approx(right["undistilled"])
+    sure = np.e / (1 + np.e)  # all predictions, so the one bin's gap is the error
+    for side, name in (("teacher", "teacher"), ("model", "undistilled")):
+        found = row["calibration"][side]
+        (only,) = found["bins"]
+        assert only["count"] == 240 and only["accuracy"] == pytest.approx(right[name])
+        gaps = [abs((f["prediction"] == f["reference"]).mean() - sure) for f in frames[name]]
+        assert found["expected_calibration_error"] == pytest.approx(np.mean(gaps))
+    (same,) = evidence.lost_rows(tiny, "teacher", "teacher")
+    assert (same["agreement"], same["kl"]) == (1, 0) and same["shares"]["only_teacher"] == 0
+
+
+def test_what_is_lost_of_answers_and_scores(results, tmp_path):
+    windows = {"squad": {"max_length": 384}}
+    recipe = make_recipe(tmp_path, tasks=["squad", "stsb"], finetune_tasks=windows, seeds=[0])
+    matches = {"teacher": [1.0, 1.0, 1.0, 0.0, 0.0], "undistilled": [1.0, 1.0, 0.0, 1.0, 0.0]}
+    for name, exact in matches.items():
+        for task in recipe.tasks:
+            cell = experiment.finetune_cell(recipe, name, task, 0)
+            columns = {"exact_match": exact, "prediction": exact, "reference": exact}
+            columns |= {"logit_0": exact, "tokens": range(5)}
+            cell.outputs[0].parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(columns).to_parquet(cell.outputs[0])
+            with recording(cell.record, **cell.provenance):
+                pass
+    (row,) = evidence.lost_rows(recipe, "undistilled", "teacher")
+    assert (row["task"], row["agreement"], row["kl"]) == ("squad", pytest.approx(0.6), None)
+    assert row["shares"] == pytest.approx(
+        {"both": 0.4, "only_teacher": 0.2, "only_student": 0.2, "neither": 0.2}
+    )
+    assert row["calibration"] is None and row["teacher_agreement"] is None
+    assert {found["task"] for found in evidence.error_rows(recipe, "tokens")} == {"squad"}
 
 
 def test_figures_are_equal_byte_by_byte(tiny):

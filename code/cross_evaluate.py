@@ -1,0 +1,66 @@
+"""Evaluate a model, fine-tuned on tasks of a recipe, on every task that has the same labels.
+
+    python code/cross_evaluate.py --recipe study --model distilled
+
+The recipe's key `cross_evaluation` names the models, the tasks, and what else they are tested on.
+The record has the metrics by task of the fine-tuning, tested task and split: those of the tested
+task's own dev set, classes matched by name.
+"""
+
+import argparse
+
+from tqdm.auto import tqdm
+
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.experiment import cross_evaluation_cell
+from distilbert_kit.finetuning import evaluate, fine_tuned
+from distilbert_kit.recipes import load_recipe
+from distilbert_kit.records import Draft, recording
+from distilbert_kit.tasks import get_task
+from distilbert_kit.training import create_accelerator
+from distilbert_kit.weights import get_tokenizer
+
+
+@entry_point
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="study", help="name or file (default: study)")
+    parser.add_argument("--model", required=True, help="a model of the recipe's cross_evaluation")
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe)
+    models = recipe.cross_evaluation.models if recipe.cross_evaluation else []
+    if arguments.model not in models:
+        raise UserError(
+            f"{recipe.name}: cross_evaluation does not name {arguments.model!r}; "
+            f"choose from {', '.join(models) or 'none'}, or add it to the recipe"
+        )
+    cell = cross_evaluation_cell(recipe, arguments.model)
+    for parent in cell.parents:
+        if not parent.has_folder():
+            raise UserError(
+                f"{parent.name}: no current weights in {parent.folder}; "
+                f"run finetune.py {' '.join(parent.command[2:])}"
+            )
+    pairs = [
+        (parent, get_task(name))
+        for parent in cell.parents
+        for name in cell.settings["tested_on"]
+        if get_task(name).shares_labels(get_task(parent.identity["task"]))
+    ]
+    with recording(cell.record, **cell.provenance) as draft:
+        used = {}
+        for parent, task in tqdm(pairs, desc=f"{cell.name}, tested", unit="pair"):
+            texts, part = recipe.finetune_for(task.name), Draft()
+            model = fine_tuned(parent.folder, task)
+            model.to(create_accelerator(texts.precision).device)
+            evaluate(model, task, get_tokenizer(parent.folder), texts, texts.precision, part)
+            draft.metrics.setdefault(parent.identity["task"], {})[task.name] = part.metrics
+            used |= {each.name: each for each in part.data}
+        draft.data = list(used.values())
+    print(f"{cell.name}: {len(pairs)} pairs of tasks; record {cell.record.name}")
+
+
+if __name__ == "__main__":
+    main()
