@@ -133,21 +133,21 @@ def test_missing_recipe_lists_the_others():
 
 
 def test_key_follows_settings_parents_and_data():
-    recipe = load_recipe("quick")
-    cell = experiment.finetune_cell(recipe, recipe.student, "sentiment", 0)
-    assert cell.key == experiment.finetune_cell(recipe, recipe.student, "sentiment", 0).key
+    recipe, name = load_recipe("quick"), "undistilled"
+    cell = experiment.finetune_cell(recipe, name, "sentiment", 0)
+    assert cell.key == experiment.finetune_cell(recipe, name, "sentiment", 0).key
     longer = recipe.model_copy(
         update={"finetune": recipe.finetune.model_copy(update={"epochs": 9.0})}
     )
-    assert experiment.finetune_cell(longer, recipe.student, "sentiment", 0).key != cell.key
-    other_seed = experiment.finetune_cell(recipe, recipe.student, "sentiment", 1)
+    assert experiment.finetune_cell(longer, name, "sentiment", 0).key != cell.key
+    other_seed = experiment.finetune_cell(recipe, name, "sentiment", 1)
     assert other_seed.key != cell.key
-    spec = recipe.models[recipe.student]
+    spec = recipe.models[name]
     moved = spec.model_copy(
         update={"extract": spec.extract.model_copy(update={"layers": [1, 3, 5]})}
     )
-    changed = recipe.model_copy(update={"models": recipe.models | {recipe.student: moved}})
-    assert experiment.finetune_cell(changed, recipe.student, "sentiment", 0).key != cell.key
+    changed = recipe.model_copy(update={"models": recipe.models | {name: moved}})
+    assert experiment.finetune_cell(changed, name, "sentiment", 0).key != cell.key
 
 
 def test_error_line_and_status_of_a_script():

@@ -15,6 +15,7 @@ from distilbert_kit.finetuning import label_order
 from distilbert_kit.metrics import compute_metrics
 from distilbert_kit.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import CODE
+from distilbert_kit.recipes import load_recipe
 from distilbert_kit.records import read_record
 from distilbert_kit.tasks import get_task
 from distilbert_kit.weights import get_tokenizer
@@ -63,6 +64,7 @@ def test_untrained_head_and_unknown_names_are_one_line(tmp_path):
     result = run("finetune.py", "--model", "nobody", "--task", "sentiment",
                  RESULTS_DIR=str(tmp_path))  # fmt: skip
     assert result.returncode == 2
+    known = ", ".join(load_recipe("quick").models)
     assert result.stderr.splitlines() == [
-        "error: recipe quick has no model 'nobody': choose from teacher, undistilled"
+        f"error: recipe quick has no model 'nobody': choose from {known}"
     ]
