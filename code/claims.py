@@ -238,7 +238,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         reasons.append(f"this recipe does not run {which}")
     if recipe.scale != "paper":
         reasons.append(f"{recipe.scale} scale")
-    if recipe.models[recipe.student].extract is not None:
+    if recipe.models[recipe.body(recipe.student)].extract is not None:
         reasons.append("the student of this recipe is cut from its teacher, not distilled")
     try:
         found = measure_language(claim, recipe, *names)
