@@ -2,27 +2,62 @@
 
     python code/distill.py --recipe my-recipe.yaml --model distilled
     torchrun --nproc-per-node 8 code/distill.py --recipe my-recipe.yaml --model distilled
+    python code/distill.py --recipe quick --model distilled --teacher my-bert --layers 0,6,11
+
+With `--teacher`, any BERT with a masked-LM head teaches instead of the recipe's, and the student is
+cut from its layers (`--layers`, as extract_student.py); loss, corpus and settings stay those of the
+model of the recipe. The result is results/<recipe>/models/<model>-from-<teacher>.
 
 A run that was killed goes on from its last checkpoint when the same command is given again.
 """
 
 import argparse
+import dataclasses
+from pathlib import Path
 
 from distilbert_kit.distillation import train_cell
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import checkpoint, model_cell
+from distilbert_kit.experiment import Cell, checkpoint, corpus_cell, model_cell
 from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.recipes import load_recipe
+from distilbert_kit.weights import (
+    choose_layers,
+    extract_student,
+    model_sha256,
+    resolve_checkpoint,
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser.add_argument("--model", required=True, help="a model of the recipe with `distill`")
+    parser.add_argument("--teacher", help="folder or hub name, instead of the recipe's teacher")
+    parser.add_argument("--layers", help="of --teacher: strategy or numbers (default: even)")
+    arguments = parser.parse_args()
+    if arguments.layers and not arguments.teacher:
+        raise UserError("--layers needs --teacher: a recipe's student has its layers already")
+    return arguments
+
+
+def with_teacher(cell: Cell, teacher: str, layers: list[int]) -> Cell:
+    """The cell of the same distillation from another teacher."""
+    name = Path(teacher).name
+    given = {"teacher_sha256": model_sha256(resolve_checkpoint(teacher)), "layers": layers}
+    return dataclasses.replace(
+        cell,
+        name=f"{cell.name}-from-{name}",
+        identity=cell.identity | {"teacher": name},
+        settings=cell.settings | given,
+        parents=(corpus_cell(cell.recipe),),
+    )
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick")
-    parser.add_argument("--model", required=True, help="a model of the recipe with `distill`")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     recipe = load_recipe(arguments.recipe)
     cell = model_cell(recipe, arguments.model)
     spec = recipe.models[arguments.model].distill
@@ -30,8 +65,13 @@ def main() -> None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to distil")
     read = DistilBERTForMaskedLM.from_pretrained
     # A teacher without a trained head would teach noise.
-    teacher = read(checkpoint(recipe, spec.teacher), require_head=True)
-    student = read(checkpoint(recipe, spec.student))
+    teacher = read(arguments.teacher or checkpoint(recipe, spec.teacher), require_head=True)
+    if arguments.teacher:
+        layers = choose_layers(arguments.layers or "even", teacher.config.num_layers)
+        student = extract_student(teacher, layers)
+        cell = with_teacher(cell, arguments.teacher, layers)
+    else:
+        student = read(checkpoint(recipe, spec.student))
     train_cell(cell, student, recipe.distill_for(arguments.model), spec.loss, teacher)
 
 

@@ -133,7 +133,7 @@ def cut_student(teacher: str, layers: int | None, folder: Path) -> list[int]:
     """Write a student of evenly chosen teacher layers, not trained; returns the layers."""
     source = DistilBERTForMaskedLM.from_pretrained(teacher)
     depth = source.config.num_layers
-    chosen = choose_layers("even", depth, layers if layers is not None else depth // 2)
+    chosen = choose_layers("even", depth, layers)
     extract_student(source, chosen).save_pretrained(folder)
     return chosen
 

@@ -50,15 +50,8 @@ def _from_teacher(arguments: argparse.Namespace) -> None:
         raise UserError("--teacher needs --out: name the student's folder")
     torch.manual_seed(arguments.seed)
     teacher = DistilBERTForMaskedLM.from_pretrained(arguments.teacher)
-    if arguments.layers[0].isdigit():
-        try:
-            layers = [int(layer) for layer in arguments.layers.split(",")]
-        except ValueError:
-            raise UserError(f"--layers {arguments.layers}: use numbers such as 0,2,4") from None
-    else:
-        depth = teacher.config.num_layers
-        count = arguments.count or depth // 2
-        layers = choose_layers(arguments.layers, depth, count, arguments.seed)
+    depth = teacher.config.num_layers
+    layers = choose_layers(arguments.layers, depth, arguments.count, arguments.seed)
     spec = Extract(
         teacher=arguments.teacher,
         layers=layers,

@@ -28,7 +28,7 @@ from .recipes import TextSettings, WindowSettings
 from .records import Draft, content_key, write_atomically
 from .tasks import Task
 from .training import classification_objective, create_accelerator
-from .weights import read_safetensors, resolve_checkpoint
+from .weights import model_sha256, read_safetensors, resolve_checkpoint
 
 
 @dataclass(frozen=True)
@@ -168,15 +168,6 @@ def teacher_logits(
     if os.access(folder, os.W_OK):  # a shared teacher may be read-only
         write_atomically(path, safetensors.torch.save({"logits": torch.from_numpy(logits)}))
     return logits
-
-
-def model_sha256(folder: Path) -> str:
-    """Hash of a checkpoint's shape, label names and weights."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _tokens_sha256(dataset: Dataset) -> str:

@@ -164,6 +164,15 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
+def model_sha256(folder: Path) -> str:
+    """Hash of a checkpoint's shape, label names and weights."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def resolve_checkpoint(name_or_folder: str | Path) -> Path:
     """Folder of a checkpoint: a folder, "minilm" (from the installed package), or a hub name."""
     folder = Path(name_or_folder)
@@ -382,12 +391,21 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
 LAYER_STRATEGIES = ("released", "even", "first", "last", "random")
 
 
-def choose_layers(strategy: str, teacher_layers: int, count: int, seed: int = 0) -> list[int]:
-    """Teacher layers that a student of `count` layers starts from.
+def choose_layers(
+    strategy: str, teacher_layers: int, count: int | None = None, seed: int = 0
+) -> list[int]:
+    """Teacher layers that a student of `count` layers (half of them) starts from.
 
-    "released" is 0, 2, 4, 7, 9, 11 (the authors' extraction script) and needs 12 -> 6; "even"
-    takes every (teacher_layers / count)-th; "random" draws without replacement, in order.
+    `strategy` may be the numbers themselves ("0,2,4"). "released" is 0, 2, 4, 7, 9, 11 (the
+    authors' extraction script) and needs 12 -> 6; "even" takes every (teacher_layers / count)-th;
+    "random" draws without replacement, in order.
     """
+    if strategy[:1].isdigit():
+        try:
+            return [int(layer) for layer in strategy.split(",")]
+        except ValueError:
+            raise UserError(f"layers {strategy}: use numbers such as 0,2,4") from None
+    count = teacher_layers // 2 if count is None else count
     if not 1 <= count <= teacher_layers:
         raise UserError(f"cannot cut {count} layers from a teacher that has {teacher_layers}")
     if strategy == "released":

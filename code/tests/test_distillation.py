@@ -264,18 +264,22 @@ def test_scripts_run_from_a_recipe(tmp_path):
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
     environment = os.environ | {"RESULTS_DIR": str(tmp_path / "results")}
-    for script, model in (
-        ("prepare_corpus.py", None),
-        ("pretrain.py", "teacher"),
-        ("extract_student.py", "cut"),
-        ("distill.py", "distilled"),
+    for script, *arguments in (
+        ("prepare_corpus.py",),
+        ("pretrain.py", "--model", "teacher"),
+        ("extract_student.py", "--model", "cut"),
+        ("distill.py", "--model", "distilled"),
+        ("distill.py", "--model", "distilled", "--teacher", tmp_path / "source", "--layers", "3"),
     ):
-        command = [sys.executable, CODE / script, "--recipe", tmp_path / "tiny.yaml"]
-        command += ["--model", model] if model else []
+        command = [sys.executable, CODE / script, "--recipe", tmp_path / "tiny.yaml", *arguments]
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "results/tiny/models/distilled/model.safetensors").exists()
     assert not (tmp_path / "results/tiny/checkpoints/distilled").exists()
+    other = DistilBERTForMaskedLM.from_pretrained(
+        tmp_path / "results/tiny/models/distilled-from-source", require_head=True
+    )
+    assert other.config.num_layers == 1
     wrong = subprocess.run(
         [sys.executable, CODE / "distill.py", "--recipe", tmp_path / "tiny.yaml", "--model", "cut"],
         capture_output=True,
