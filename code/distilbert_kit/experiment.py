@@ -364,7 +364,10 @@ def publication_key(recipe: Recipe) -> str:
         *_notebooks(),
         *sorted((ROOT / "report").glob("*.[ty][ym]*")),
         *sorted((ROOT / "poster").glob("*.typ")),
-        *(CODE / "distilbert_kit" / f"{name}.py" for name in ("evidence", "figures", "statistics")),
+        *(
+            CODE / "distilbert_kit" / f"{name}.py"
+            for name in ("evidence", "speed_evidence", "figures", "statistics")
+        ),
         CODE / "claims.py",
         CODE / "build_report.py",
         RECIPES / "claims.yaml",
