@@ -7,7 +7,7 @@ import transformers
 import yaml
 
 import cross_evaluate
-from distilbert_kit import data, evidence, experiment, recipes
+from distilbert_kit import data, experiment, lost_evidence, recipes
 from distilbert_kit.config import create_model_config
 from distilbert_kit.errors import UserError
 from distilbert_kit.experiment import cross_evaluation_cell, evidence_cells, finetune_cell
@@ -107,7 +107,7 @@ def test_classes_are_matched_by_name_and_other_labels_left_out(recipe, monkeypat
         assert found["rte"][tested]["validation"]["accuracy"] == pytest.approx(sum(right) / 30)
     matrices = [found["rte"][t]["validation"]["confusion_matrix"] for t in ("rte", "wnli")]
     assert matrices[1] == [row[::-1] for row in matrices[0][::-1]]
-    rows = {(row["trained_on"], row["tested_on"]): row for row in evidence.cross_rows(recipe)}
+    rows = {(row["trained_on"], row["tested_on"]): row for row in lost_evidence.cross_rows(recipe)}
     assert rows["rte", "wnli"]["score"] == pytest.approx(sum(right) / 30)
     assert rows["rte", "wnli"]["guessing"] == pytest.approx(20 / 30)
     assert rows["sst2", "sst2"]["guessing"] == 0.5 and rows["sst2", "sst2"]["examples"] == 30

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from distilbert_kit import evaluation, evidence, experiment, figures, recipes
+from distilbert_kit import evaluation, evidence, experiment, figures, lost_evidence, recipes
 from distilbert_kit.paths import CODE, NOTEBOOKS, RECIPES
 from distilbert_kit.recipes import load_recipe
 from distilbert_kit.records import DataUsed, recording
@@ -386,7 +386,7 @@ def test_scores_agree_with_the_records(tiny):
 
 
 def test_errors_by_phenomenon_add_up(tiny):
-    rows = [row for row in evidence.error_rows(tiny) if row["model"] == "teacher"]
+    rows = [row for row in lost_evidence.error_rows(tiny) if row["model"] == "teacher"]
     assert sum(row["examples"] for row in rows) == 120
     wrong = sum(row["error"] * row["examples"] for row in rows)
     (accuracy,) = [
@@ -400,17 +400,17 @@ def test_errors_by_phenomenon_add_up(tiny):
 
 
 def test_errors_by_length_add_up(tiny):
-    rows = [row for row in evidence.error_rows(tiny, "tokens") if row["model"] == "teacher"]
+    rows = [row for row in lost_evidence.error_rows(tiny, "tokens") if row["model"] == "teacher"]
     bounds = [int(end) for row in rows for end in row["tokens"].split("–")]
     assert len(rows) == 4 and bounds == sorted(bounds) and len(set(bounds)) == 8
     assert sum(row["examples"] for row in rows) == 120
     wrong = sum(row["error"] * row["examples"] for row in rows)
-    whole = [row for row in evidence.error_rows(tiny) if row["model"] == "teacher"]
+    whole = [row for row in lost_evidence.error_rows(tiny) if row["model"] == "teacher"]
     assert wrong == pytest.approx(sum(row["error"] * row["examples"] for row in whole))
 
 
 def test_what_is_lost_agrees_with_the_predictions(tiny):
-    (row,) = evidence.lost_rows(tiny, "undistilled", "teacher")
+    (row,) = lost_evidence.lost_rows(tiny, "undistilled", "teacher")
     paths = {
         name: [
             experiment.finetune_cell(tiny, name, "sentiment", seed).outputs[0]
@@ -441,7 +441,7 @@ def test_what_is_lost_agrees_with_the_predictions(tiny):
         assert only["count"] == 240 and only["accuracy"] == pytest.approx(right[name])
         gaps = [abs((f["prediction"] == f["reference"]).mean() - sure) for f in frames[name]]
         assert found["expected_calibration_error"] == pytest.approx(np.mean(gaps))
-    (same,) = evidence.lost_rows(tiny, "teacher", "teacher")
+    (same,) = lost_evidence.lost_rows(tiny, "teacher", "teacher")
     assert (same["agreement"], same["kl"]) == (1, 0) and same["shares"]["only_teacher"] == 0
 
 
@@ -458,13 +458,13 @@ def test_what_is_lost_of_answers_and_scores(results, tmp_path):
             pd.DataFrame(columns).to_parquet(cell.outputs[0])
             with recording(cell.record, **cell.provenance):
                 pass
-    (row,) = evidence.lost_rows(recipe, "undistilled", "teacher")
+    (row,) = lost_evidence.lost_rows(recipe, "undistilled", "teacher")
     assert (row["task"], row["agreement"], row["kl"]) == ("squad", pytest.approx(0.6), None)
     assert row["shares"] == pytest.approx(
         {"both": 0.4, "only_teacher": 0.2, "only_student": 0.2, "neither": 0.2}
     )
     assert row["calibration"] is None and row["teacher_agreement"] is None
-    assert {found["task"] for found in evidence.error_rows(recipe, "tokens")} == {"squad"}
+    assert {found["task"] for found in lost_evidence.error_rows(recipe, "tokens")} == {"squad"}
 
 
 def test_figures_are_equal_byte_by_byte(tiny):

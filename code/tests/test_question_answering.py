@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import evaluate_model
 import finetune
 from benchmarks.question_answering_speed import textbook_answers
-from distilbert_kit import data, evidence, experiment, recipes
+from distilbert_kit import data, evidence, experiment, lost_evidence, recipes
 from distilbert_kit.config import create_model_config
 from distilbert_kit.data import LengthBatchSampler, create_dataloader
 from distilbert_kit.errors import UserError
@@ -458,7 +458,7 @@ def test_commands_records_and_evidence(small_squad, monkeypatch, tmp_path):
     gap = np.subtract(*(rows[name, "exact_match"]["values"] for name in ("teacher", "second_step")))
     assert row["gap"]["difference"] == pytest.approx(gap.mean())
     assert all(test["b"] - test["c"] == round(DEV * g) for test, g in zip(row["mcnemar"], gap))
-    assert evidence.confusion_rows(recipe) == evidence.error_rows(recipe) == []
+    assert evidence.confusion_rows(recipe) == lost_evidence.error_rows(recipe) == []
     # the saved teacher, evaluated by itself with the same windows, gives the same answers
     arguments = ("--checkpoint", cells[0].folder, "--task", "squad", "--out", tmp_path / "e.json")
     limits = WindowSettings(max_length=16, stride=5, question_length=8, answer_length=1)
