@@ -17,7 +17,7 @@ from .experiment import evidence_cells, finetune_cell, model_cell
 from .metrics import score_function
 from .recipes import Recipe
 from .records import Record, read_record
-from .tasks import GLUE, Task, get_task
+from .tasks import Task, get_task
 
 
 def present_records(recipe: Recipe) -> dict[str, Record]:
@@ -225,13 +225,12 @@ def guessing(references: np.ndarray, task: Task) -> float:
 
 
 def macro_rows(recipe: Recipe) -> list[dict]:
-    """Mean score and retention over the recipe's GLUE tasks (or all, where it has none of GLUE).
+    """Mean score and retention over the recipe's `macro_tasks`.
 
     Retention is given as the paper means it, without WNLI, and with the score of guessing taken
     off both sides. Models that lack a task have no row: a mean over fewer is another number.
     """
-    tasks = [t for t in recipe.tasks if t in GLUE] or recipe.tasks
-    rows = []
+    tasks, rows = recipe.macro_tasks, []
     for model in recipe.models:
         names = (model, recipe.teacher)
         if not all(recorded_seeds(recipe, name, task) for task in tasks for name in names):

@@ -52,7 +52,7 @@ def use_style() -> None:
 
 def model_colours(recipe: Recipe) -> dict[str, str]:
     """A colour for each model of a recipe, the same in all figures; side rows share some."""
-    names = sorted(recipe.models, key=lambda name: recipe.models[name].tasks is not None)
+    names = dict.fromkeys([*recipe.main_models, *recipe.models])
     return dict(zip(names, itertools.cycle(CYCLE)))
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 from .errors import UserError
 from .paths import RECIPES, RESULTS
 from .records import Scale
-from .tasks import get_task
+from .tasks import GLUE, get_task
 
 
 class Strict(BaseModel):
@@ -388,6 +388,17 @@ class Recipe(Strict):
         return [
             name for name, spec in self.models.items() if spec.tasks is None or task in spec.tasks
         ]
+
+    @property
+    def macro_tasks(self) -> list[str]:
+        """What the mean score runs over: the recipe's tasks of GLUE, or all if it has none."""
+        return [task for task in self.tasks if task in GLUE] or list(self.tasks)
+
+    @property
+    def main_models(self) -> list[str]:
+        """The models fine-tuned on all `macro_tasks`; the others are controls on some."""
+        fine_tuned = [set(self.models_of(task)) for task in self.macro_tasks]
+        return [name for name in self.models if all(name in some for some in fine_tuned)]
 
     @property
     def argument(self) -> str:

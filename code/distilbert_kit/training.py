@@ -51,8 +51,8 @@ class Objective:
 
     `counts(batch)`: how many items each term's mean runs over in this batch, before the forward
     pass. `loss(model, batch, denominators)`: the weighted scalar to differentiate and the plain
-    sums by term. `prepare(batch, generator)`: randomness of the data (masks), seeded per
-    micro-batch, so that a resumed run draws the same.
+    sums by term. `prepare(batch, generator)`: randomness of the data (masks). It and dropout are
+    seeded per micro-batch, so that a resumed run and any number of processes draw the same.
     """
 
     counts: Callable[[Batch], Sums]
@@ -230,7 +230,6 @@ def train(
     NonFiniteLossError naming the update, and UserError for a checkpoint of other settings.
     """
     accelerator = create_accelerator(settings.precision)
-    torch.manual_seed(seed)
     total = updates_in_run(loader, settings, accelerator.num_processes)
     warmup = math.ceil(settings.warmup_fraction * total)
     step = accelerator.prepare(_Step(model, objective).train())
@@ -281,10 +280,11 @@ def _update(
     result: TrainingResult,
 ) -> dict[str, float]:
     """One optimiser step over the micro-batches of a window; returns the mean of each term."""
-    device, batches = accelerator.device, []
+    device, batches, dropout_seeds = accelerator.device, [], []
     for number, batch in window:
         generator = torch.Generator().manual_seed(seed * 2**32 + number)
         batches.append(objective.prepare(batch, generator))
+        dropout_seeds.append(int(torch.randint(2**63 - 1, (), generator=generator)))
     counted = [objective.counts(batch) for batch in batches]
     totals = {name: share * sum(c[name] for c in counted) for name in counted[0]}
     totals |= {
@@ -305,6 +305,7 @@ def _update(
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        torch.manual_seed(dropout_seeds[index])
         with _synchronised(accelerator, step, last):
             loss, parts = step(batch, denominators)
             accelerator.backward(loss * share)
@@ -351,9 +352,10 @@ def _save(
     result: TrainingResult,
     accelerator: Accelerator,
 ) -> None:
-    """Model, optimiser, scheduler, RNG and position, as one file that appears whole.
+    """Model, optimiser, scheduler and position, as one file that appears whole.
 
-    All processes gather sharded state; the main one writes.
+    The random state follows from the position. All processes gather sharded state; the main one
+    writes.
     """
     model_state, optimizer_state = get_state_dict(step, optimizer, options=_FULL)
     if not accelerator.is_main_process:
@@ -361,9 +363,6 @@ def _save(
     tensors = {f"model/{name}": value for name, value in model_state.items()}
     for parameter, state in optimizer_state["state"].items():
         tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}
-    tensors["rng/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
     position = {
         "identity": identity,
         "scheduler_epoch": scheduler.last_epoch,
@@ -415,9 +414,6 @@ def _resume(
         optim_state_dict=optimizer_state,
         options=_FULL,
     )
-    torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
     vars(result).update(position["result"])
     scheduler.last_epoch = position["scheduler_epoch"]
     scheduler._last_lr = [

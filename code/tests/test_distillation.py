@@ -31,7 +31,7 @@ from distilbert_kit.weights import extract_student, get_tokenizer
 CORPUS = CorpusSettings(source=["docs"])
 
 
-def tiny_teacher() -> DistilBERTForMaskedLM:
+def tiny_teacher(dropout: float = 0.0) -> DistilBERTForMaskedLM:
     torch.manual_seed(0)
     config = create_model_config(
         "bert-base-uncased",
@@ -39,8 +39,8 @@ def tiny_teacher() -> DistilBERTForMaskedLM:
         intermediate_size=32,
         num_layers=4,
         num_heads=2,
-        dropout=0.0,
-        attention_dropout=0.0,
+        dropout=dropout,
+        attention_dropout=dropout,
     )
     return DistilBERTForMaskedLM(config)
 
@@ -197,7 +197,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_distillation import *
 torch.set_num_threads(1)
-teacher = tiny_teacher()
+teacher = tiny_teacher(dropout=0.1)
 student = extract_student(teacher, [0, 2])
 train_on_corpus(student, Path({corpus!r}), CORPUS, settings(**{settings!r}), LossWeights(),
     seed=3, teacher=teacher, checkpoints=Path({checkpoints!r}))
@@ -220,7 +220,8 @@ def program(tmp_path, corpus, name, **changes):
 
 
 def test_two_processes_equal_one(tmp_path, corpus):
-    """Two gloo processes with one micro-batch each, one process with two: the same update."""
+    """Two gloo processes with one micro-batch each, one process with two: the same masks,
+    dropout and update."""
     from safetensors.torch import load_file
 
     # an odd number of micro-batches, so that the last window leaves one process without

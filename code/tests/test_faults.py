@@ -121,7 +121,7 @@ def write_recipes(folder: Path) -> None:
     rows = [row["sentence"] for row in build_sentiment("train", 660)]
     lines = [". ".join(rows[i : i + 3]) for i in range(0, len(rows), 3)]
     (folder / "dump.txt").write_text("\n".join(lines))
-    tiny_teacher().save_pretrained(folder / "source", get_tokenizer())
+    tiny_teacher(dropout=0.1).save_pretrained(folder / "source", get_tokenizer())
     training = {"learning_rate": 1e-3, "batch_size": 4, "precision": "fp32", "checkpoint_every": 2}
     training |= {"epochs": 1}
     content = yaml.safe_load((RECIPES / "quick.yaml").read_text()) | {
