@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import load_file
 
 from distilbert_kit.config import create_model_config
 from distilbert_kit.corpus import open_source, prepare_corpus
@@ -25,7 +28,7 @@ from distilbert_kit.grammar import build_sentiment
 from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.recipes import CorpusSettings, LossWeights, MaskedLMSettings
-from distilbert_kit.training import train
+from distilbert_kit.training import CHECKPOINT, train
 from distilbert_kit.weights import extract_student, get_tokenizer
 
 CORPUS = CorpusSettings(source=["docs"])
@@ -219,25 +222,25 @@ def program(tmp_path, corpus, name, **changes):
     return path
 
 
-def test_two_processes_equal_one(tmp_path, corpus):
-    """Two gloo processes with one micro-batch each, one process with two: the same masks,
-    dropout and update."""
-    from safetensors.torch import load_file
-
+def test_two_processes_killed_and_resumed_equal_one(tmp_path, corpus):
+    """Two gloo processes with one micro-batch each, killed after a checkpoint and started again,
+    and one process with two micro-batches: the same masks, dropout and updates."""
     # an odd number of micro-batches, so that the last window leaves one process without
     one = program(tmp_path, corpus, "one", accumulation=2, epochs=0.5)
     two = program(tmp_path, corpus, "two", accumulation=1, epochs=0.5)
     subprocess.run([sys.executable, one], check=True, capture_output=True)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "2", two]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*launch, two], capture_output=True, text=True, env=environment)
+    running = psutil.Popen(launch, stderr=subprocess.DEVNULL, env=environment)
+    while not (tmp_path / "two-checkpoint" / CHECKPOINT).exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    for process in (running, *running.children(recursive=True)):
+        process.kill()
+    running.wait()
+    assert not (tmp_path / "two").exists(), "it ended before it was killed"
+    result = subprocess.run(launch, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
     for name in first:
