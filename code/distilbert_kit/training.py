@@ -280,11 +280,11 @@ def _update(
     result: TrainingResult,
 ) -> dict[str, float]:
     """One optimiser step over the micro-batches of a window; returns the mean of each term."""
-    device, batches, dropout_seeds = accelerator.device, [], []
+    device, batches, seeds = accelerator.device, [], []
     for number, batch in window:
         generator = torch.Generator().manual_seed(seed * 2**32 + number)
         batches.append(objective.prepare(batch, generator))
-        dropout_seeds.append(int(torch.randint(2**63 - 1, (), generator=generator)))
+        seeds.append(int(torch.randint(2**63 - 1, (), generator=generator)))
     counted = [objective.counts(batch) for batch in batches]
     totals = {name: share * sum(c[name] for c in counted) for name in counted[0]}
     totals |= {
@@ -302,10 +302,10 @@ def _update(
         name: max(count, 1.0) / accelerator.num_processes for name, count in counts.items()
     }
     sums = dict.fromkeys(counts, torch.zeros((), device=device))
-    for index, batch in enumerate(batches):
+    for index, (batch, dropout_seed) in enumerate(zip(batches, seeds, strict=True)):
         last = index == len(batches) - 1
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        torch.manual_seed(dropout_seeds[index])
+        torch.manual_seed(dropout_seed)
         with _synchronised(accelerator, step, last):
             loss, parts = step(batch, denominators)
             accelerator.backward(loss * share)
