@@ -168,7 +168,7 @@ def _batches(
 class _Sequencer:
     """Cuts documents into sequences and decides which of them stay.
 
-    Repetitions are known by 8-byte BLAKE2b digests in a temporary SQLite database: 16 MiB of
+    Repetitions are known by 8-byte BLAKE2b digests in a temporary SQLite database: 4 MiB of
     memory at any size of the corpus (a Python set takes about 70 bytes a sequence) and about 20
     bytes of disk a sequence. Of n sequences one is lost to a chance collision with probability
     n^2 / 2^65, below 1e-4 for 40 million.
@@ -181,7 +181,7 @@ class _Sequencer:
         self.max_length = max_length
         self.seen = sqlite3.connect("", isolation_level=None)
         self.seen.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;"
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-4096;"
             "CREATE TABLE seen (digest INTEGER PRIMARY KEY); BEGIN;"
         )
 
