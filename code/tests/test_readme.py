@@ -12,39 +12,72 @@ UNITS = {"percent": (100, ".1f"), "ratio": (100, ".1f"), "times": (1, ".2f")}
 UNITS |= dict.fromkeys(("millions", "points"), (1, ".1f"))
 
 
+# row of the README -> benchmark, where its ratios are, and which of them stand there
+BF16 = ("textbook_fp32/ours_bf16", "textbook_bf16/ours_bf16")
+SPEEDS = {
+    "distillation step": ("distillation_speed", ("textbook_over_ours",), BF16),
+    "on Wikipedia": ("distillation_speed", ("corpus", "textbook_over_ours"), BF16),
+    "fine-tuning": ("training_speed", ("speedup_of_ours",), ("trainer_fp32", "trainer_bf16")),
+    "answering SQuAD": ("question_answering_speed", (), ("textbook_over_ours",)),
+    "corpus preparation": ("corpus_speed", (), ("slow_over_ours",)),
+}
+
+
 def committed(path):
-    """A table as git has it, not as a later run on this machine may have left it."""
-    command = ["git", "show", f"HEAD:results/study/tables/{path}"]
+    """A file of the study as git has it, not as a later run on this machine may have left it."""
+    command = ["git", "show", f"HEAD:results/study/{path}"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
         pytest.skip("no git history here")
     return json.loads(found.stdout)
 
 
-def table_rows(heading):
-    """First cell -> other cells, of the tables under a heading of the README."""
+def tables(heading):
+    """The tables under a heading of the README: for each, first cell -> {column: cell}."""
     text = (ROOT / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+    found = []
+    for block in text.split("\n\n"):
+        if block.startswith("| "):
+            lines = [[cell.strip() for cell in row[2:-2].split(" | ")] for row in block.splitlines()]
+            columns = lines[0][1:]
+            found.append({cells[0]: dict(zip(columns, cells[1:])) for cells in lines[2:]})
+    return found
 
 
-def test_findings_are_the_committed_ones():
-    rows = table_rows("What was found")
-    claims = {claim["title"]: claim for claim in committed("claims.json")["claims"]}
+def test_claims_are_the_committed_ones():
+    rows = tables("What was found")[0]
+    claims = {claim["title"]: claim for claim in committed("tables/claims.json")["claims"]}
     tested = {title for title, claim in claims.items() if claim["verdict"] != "not tested"}
     assert tested <= set(rows), "a claim that was tested is missing"
     for title in claims.keys() & rows.keys():
-        measured, verdict = rows[title]
-        claim = claims[title]
-        assert verdict == claim["verdict"]
+        row, claim = rows[title], claims[title]
+        assert row["verdict"] == claim["verdict"]
         if title in tested and claim["unit"] in UNITS:
             factor, digits = UNITS[claim["unit"]]
-            assert measured.startswith(format(factor * claim["value"], digits))
-    scores = {
+            assert row["measured"].startswith(format(factor * claim["value"], digits))
+
+
+def test_scores_are_the_committed_ones():
+    rows = tables("What was found")[1]
+    means = {
         (row["label"], row["task"]): row["over_seeds"]
-        for row in committed("scores.json")["rows"]
+        for row in committed("tables/scores.json")["rows"]
         if row["primary"]
     }
-    for label in {label for label, _ in scores} & rows.keys():
-        expected = f"{100 * scores[label, 'sst2']['mean']:.1f}"
-        assert rows[label][0].startswith(expected)
+    for label, row in rows.items():
+        for task, cell in row.items():
+            found = means.get((label, task))
+            assert cell == (f"{100 * found['mean']:.1f} ({found['n']})" if found else "–")
+
+
+def test_speeds_are_the_committed_ones():
+    rows = tables("What was found")[2]
+    assert len(rows) == len(SPEEDS)
+    for title, row in rows.items():
+        [name] = [start for start in SPEEDS if title.startswith(start)]
+        stage, path, names = SPEEDS[name]
+        found = committed(f"benchmark/{stage}.json")["measured"]["extra"]
+        for key in path:
+            found = found[key]
+        ratios = [found[name].get("ratio", found[name].get("estimate")) for name in names]
+        assert row["times as fast"] == " / ".join(f"{ratio:.2f}" for ratio in ratios)
