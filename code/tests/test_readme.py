@@ -38,7 +38,9 @@ def tables(heading):
     found = []
     for block in text.split("\n\n"):
         if block.startswith("| "):
-            lines = [[cell.strip() for cell in row[2:-2].split(" | ")] for row in block.splitlines()]
+            lines = [
+                [cell.strip() for cell in row[2:-2].split(" | ")] for row in block.splitlines()
+            ]
             columns = lines[0][1:]
             found.append({cells[0]: dict(zip(columns, cells[1:])) for cells in lines[2:]})
     return found
