@@ -11,7 +11,6 @@ from distilbert_kit.paths import ROOT
 UNITS = {"percent": (100, ".1f"), "ratio": (100, ".1f"), "times": (1, ".2f")}
 UNITS |= dict.fromkeys(("millions", "points"), (1, ".1f"))
 
-
 # row of the README -> benchmark, where its ratios are, and which of them stand there
 BF16 = ("textbook_fp32/ours_bf16", "textbook_bf16/ours_bf16")
 SPEEDS = {
@@ -70,6 +69,15 @@ def test_scores_are_the_committed_ones():
         for task, cell in row.items():
             found = means.get((label, task))
             assert cell == (f"{100 * found['mean']:.1f} ({found['n']})" if found else "–")
+
+
+def test_retention_is_the_committed_one():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    scores = committed("tables/scores.json")["macro"]
+    [student] = [row for row in scores if row["model"] == "distilled"]
+    for kind in ("retention", "without_wnli", "above_guessing"):
+        found = [100 * student[kind][part] for part in ("estimate", "low", "high")]
+        assert "{:.1f} % [{:.1f}, {:.1f}]".format(*found) in text
 
 
 def test_speeds_are_the_committed_ones():
