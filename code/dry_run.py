@@ -145,15 +145,13 @@ def run_cells(path: Path) -> None:
 
 def publish(path: Path) -> None:
     """Notebooks, report and poster of the small recipe; the two PDFs are taken away again."""
-    from distilbert_kit.experiment import publication_commands
-    from distilbert_kit.paths import ROOT
-    from distilbert_kit.recipes import load_recipe
+    from distilbert_kit.paths import CODE, ROOT
 
-    recipe = load_recipe(path)
-    for _, command in publication_commands(recipe).values():
-        subprocess.run(command, check=True, cwd=ROOT)
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", CODE / "Snakefile"]
+    snakemake += ["--config", f"recipe={path}", "--cores", "all", "--nolock", "--quiet", "rules"]
+    subprocess.run(snakemake, check=True, cwd=ROOT)
     for document in ("report", "poster"):
-        (ROOT / document / f"{document}-{recipe.name}.pdf").unlink()
+        (ROOT / document / f"{document}-{path.stem}.pdf").unlink()
 
 
 def main() -> None:

@@ -364,10 +364,8 @@ def publication_key(recipe: Recipe) -> str:
         *_notebooks(),
         *sorted((ROOT / "report").glob("*.[ty][ym]*")),
         *sorted((ROOT / "poster").glob("*.typ")),
-        *(
-            CODE / "distilbert_kit" / f"{name}.py"
-            for name in ("evidence", "speed_evidence", "figures", "statistics")
-        ),
+        *sorted((CODE / "distilbert_kit").glob("*evidence.py")),
+        *(CODE / "distilbert_kit" / f"{name}.py" for name in ("figures", "metrics", "statistics")),
         CODE / "claims.py",
         CODE / "build_report.py",
         RECIPES / "claims.yaml",
