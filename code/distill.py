@@ -18,14 +18,10 @@ from pathlib import Path
 from distilbert_kit.distillation import train_cell
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.experiment import Cell, checkpoint, corpus_cell, model_cell
+from distilbert_kit.initialisation import choose_layers, extract_student
 from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.recipes import load_recipe
-from distilbert_kit.weights import (
-    choose_layers,
-    extract_student,
-    model_sha256,
-    resolve_checkpoint,
-)
+from distilbert_kit.weights import model_sha256, resolve_checkpoint
 
 
 def parse_arguments() -> argparse.Namespace:

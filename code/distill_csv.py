@@ -29,6 +29,7 @@ from distilbert_kit.data import ClassificationDataset, LengthBatchSampler, creat
 from distilbert_kit.deploy import FILES, OnnxClassifier, count_onnx_parameters, save_onnx
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.evaluation import predict_logits, score
+from distilbert_kit.initialisation import choose_layers, extract_student
 from distilbert_kit.measure import alternate_over
 from distilbert_kit.metrics import agreement
 from distilbert_kit.model import (
@@ -43,7 +44,7 @@ from distilbert_kit.sources import rows_sha256
 from distilbert_kit.statistics import wilson_interval
 from distilbert_kit.tasks import Task
 from distilbert_kit.training import CLASSIFICATION, Objective, classification_objective, train
-from distilbert_kit.weights import choose_layers, extract_student, get_tokenizer
+from distilbert_kit.weights import get_tokenizer
 
 MODELS = {
     "teacher": "teacher",

@@ -32,12 +32,13 @@ from distilbert_kit.data import Batch, LengthBatchSampler, MLMDataset, create_da
 from distilbert_kit.distillation import cast_linear_layers, open_corpus, triple_objective
 from distilbert_kit.evaluation import autocast
 from distilbert_kit.experiment import corpus_cell
+from distilbert_kit.initialisation import extract_student
 from distilbert_kit.measure import peak_memory, rotated, training_flops
 from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.recipes import LossWeights, MaskedLMSettings, Recipe
 from distilbert_kit.records import Draft
 from distilbert_kit.training import train
-from distilbert_kit.weights import extract_student, get_tokenizer
+from distilbert_kit.weights import get_tokenizer
 
 from .shared import CONFIGS, machine_rates, ratio
 

@@ -25,11 +25,12 @@ from distilbert_kit.distillation import (
 )
 from distilbert_kit.errors import UserError
 from distilbert_kit.grammar import build_sentiment
+from distilbert_kit.initialisation import extract_student
 from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.recipes import CorpusSettings, LossWeights, MaskedLMSettings
 from distilbert_kit.training import CHECKPOINT, train
-from distilbert_kit.weights import extract_student, get_tokenizer
+from distilbert_kit.weights import get_tokenizer
 
 CORPUS = CorpusSettings(source=["docs"])
 

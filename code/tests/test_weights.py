@@ -10,14 +10,8 @@ import torch
 from distilbert_kit import model as kit
 from distilbert_kit.config import ModelConfig, create_model_config
 from distilbert_kit.errors import UserError
-from distilbert_kit.weights import (
-    MINILM_SHA256,
-    check_sha256,
-    choose_layers,
-    extract_student,
-    get_tokenizer,
-    resolve_checkpoint,
-)
+from distilbert_kit.initialisation import choose_layers, extract_student
+from distilbert_kit.weights import MINILM_SHA256, check_sha256, get_tokenizer, resolve_checkpoint
 
 
 def tiny_teacher() -> kit.DistilBERTForMaskedLM:
