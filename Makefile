@@ -5,10 +5,11 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
-SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile --config recipe=$(RECIPE) --cores $(CORES) \
+CONFIG = recipe=$(RECIPE)
+SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile --config $(CONFIG) --cores $(CORES) \
 	--rerun-triggers mtime --rerun-incomplete --nolock --quiet rules
 
-.PHONY: help setup data reproduce report notebooks poster dry-run test lint bench clean
+.PHONY: help setup data reproduce report notebooks poster dry-run demo test lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this help
@@ -40,6 +41,11 @@ poster: reproduce  ## the poster is built with the report
 
 dry-run: setup  ## walk every stage of RECIPE with tiny stand-ins, in a minute or two
 	$(BIN)/python code/dry_run.py --recipe $(RECIPE)
+
+demo: CONFIG += demo=True
+demo: setup  ## show teacher and student of RECIPE side by side in the browser
+	$(SNAKEMAKE)
+	$(BIN)/python code/demo.py --recipe $(RECIPE)
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal code/tests

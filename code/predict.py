@@ -18,23 +18,13 @@ of its start and end logit, its start and end are characters of the context.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-from scipy.special import softmax
-
 from distilbert_kit.csv_data import find_column, read_csv
-from distilbert_kit.data import ClassificationDataset
-from distilbert_kit.deploy import load_classifier
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.evaluation import predict_logits
-from distilbert_kit.model import DistilBERTForQuestionAnswering
-from distilbert_kit.question_answering import answer_questions
-from distilbert_kit.recipes import WindowSettings
-from distilbert_kit.weights import get_tokenizer, resolve_checkpoint
+from distilbert_kit.prediction import Answerer, Texts, load_predictor
 
-Texts = list[str] | list[tuple[str, str]]
 WIDTH = 80  # characters of a text in the table
 
 
@@ -119,34 +109,6 @@ def read_texts(arguments: argparse.Namespace) -> Texts:
     return as_pairs(lines, where)
 
 
-def classify(folder: Path, arguments: argparse.Namespace) -> list[dict]:
-    """For each text (or pair) its label and the probabilities of all; of a regression the score."""
-    if arguments.question is not None or arguments.n_best is not None:
-        raise UserError(f"{folder}: a classifier; give texts instead of --question and --n-best")
-    texts = read_texts(arguments)
-    model, tokenizer = load_classifier(folder), get_tokenizer(folder)
-    most = arguments.max_length or tokenizer.model_max_length
-    most = min(most, model.config.max_position_embeddings)
-    dataset = ClassificationDataset(texts, None, tokenizer, most)
-    if dataset.truncated:
-        print(f"{dataset.truncated} texts are cut to {most} tokens", file=sys.stderr)
-    logits = predict_logits(model, dataset)
-    if model.num_labels == 1:
-        return [{"text": t, "score": float(x)} for t, x in zip(texts, logits[:, 0], strict=True)]
-    rows = []
-    for text, probabilities in zip(texts, softmax(logits.astype(float), axis=1), strict=True):
-        best = int(probabilities.argmax())
-        rows.append(
-            {
-                "text": text,
-                "label": model.labels[best],
-                "probability": float(probabilities[best]),
-                "probabilities": dict(zip(model.labels, probabilities.tolist(), strict=True)),
-            }
-        )
-    return rows
-
-
 def parse_rows(text: str, where: str) -> list:
     """The objects of a JSON list, or of JSON lines."""
     try:
@@ -193,47 +155,18 @@ def read_questions(arguments: argparse.Namespace) -> tuple[list[str], list[str]]
     return questions, contexts
 
 
-def answer(folder: Path, arguments: argparse.Namespace) -> list[dict]:
-    """For each question its best answers, with where they are in the context."""
-    if arguments.texts:
-        raise UserError(f"{folder}: it answers questions; give --question and --context, or --file")
-    questions, contexts = read_questions(arguments)
-    model = DistilBERTForQuestionAnswering.from_pretrained(folder, require_head=True)
-    tokenizer = get_tokenizer(folder)
-    most = arguments.max_length or WindowSettings().max_length
-    most = min(most, tokenizer.model_max_length, model.config.max_position_embeddings)
-    try:
-        settings = WindowSettings(max_length=most)
-    except ValidationError as error:
-        raise UserError(f"--max-length: {error.errors()[0]['msg']}") from None
-    best = answer_questions(
-        model, tokenizer, questions, contexts, settings, n_best=arguments.n_best or 1
-    )
-    return [
-        {"question": question, "answers": [found._asdict() for found in answers]}
-        for question, answers in zip(questions, best, strict=True)
-    ]
-
-
-# By the ending of the architecture in config.json; another head adds its function here.
-HEADS: dict[str, Callable[[Path, argparse.Namespace], list[dict]]] = {
-    "ForSequenceClassification": classify,
-    "ForQuestionAnswering": answer,
-}
-
-
-def choose_head(folder: Path) -> Callable[[Path, argparse.Namespace], list[dict]]:
-    """What the model of a folder can do; UserError when that is nothing we know."""
-    try:
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or ["unknown"]
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{folder}: no readable config.json; give a saved model") from None
-    for ending, function in HEADS.items():
-        if names[0].endswith(ending):
-            return function
-    raise UserError(
-        f"{folder}: a {names[0]}, which predicts no labels or answers; give a fine-tuned model"
-    )
+def predict(arguments: argparse.Namespace) -> list[dict]:
+    """What the model says of what was given: a row for each text or question."""
+    name, predictor = arguments.model, load_predictor(arguments.model, arguments.max_length)
+    if isinstance(predictor, Answerer):
+        if arguments.texts:
+            raise UserError(
+                f"{name}: it answers questions; give --question and --context, or --file"
+            )
+        return predictor(*read_questions(arguments), n_best=arguments.n_best or 1)
+    if arguments.question is not None or arguments.n_best is not None:
+        raise UserError(f"{name}: a classifier; give texts instead of --question and --n-best")
+    return predictor(read_texts(arguments))
 
 
 def shorten(text: str) -> str:
@@ -267,8 +200,7 @@ def as_table(rows: list[dict]) -> str:
 @entry_point
 def main() -> None:
     arguments = parse_arguments()
-    folder = resolve_checkpoint(arguments.model)
-    rows = choose_head(folder)(folder, arguments)
+    rows = predict(arguments)
     if arguments.json:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))

@@ -321,8 +321,19 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
     ]
 
 
-def cells_to_run(recipe: Recipe) -> dict[str, Cell]:
-    """Cells without a current record, and the parents whose weights they need, by record path."""
+def demo_cells(recipe: Recipe) -> list[Cell]:
+    """The fine-tunings whose models demo.py shows; UserError when the recipe names none."""
+    if recipe.demo is None:
+        raise UserError(f"recipe {recipe.name} has no key demo: add it, or give folders to demo.py")
+    task, seed = recipe.demo.task, recipe.demo.seed
+    return [finetune_cell(recipe, model, task, seed) for model in recipe.demo.models]
+
+
+def cells_to_run(recipe: Recipe, demo: bool = False) -> dict[str, Cell]:
+    """Cells without a current record, and the parents whose weights they need, by key.
+
+    With `demo` those without the weights that the demo shows, instead.
+    """
     needed: dict[str, Cell] = {}
 
     def need(cell: Cell) -> None:
@@ -331,8 +342,8 @@ def cells_to_run(recipe: Recipe) -> dict[str, Cell]:
             if not parent.has_folder():
                 need(parent)
 
-    for cell in evidence_cells(recipe):
-        if not cell.is_recorded():
+    for cell in demo_cells(recipe) if demo else evidence_cells(recipe):
+        if not (cell.has_folder() if demo else cell.is_recorded()):
             need(cell)
     return needed
 

@@ -244,8 +244,8 @@ class QuestionAnsweringSpeedSettings(Strict):
     batch_size: int = Field(8, gt=0, description="of the usual loop")
 
 
-class Quantize(Strict):
-    """Fine-tuned models that are also exported, quantised and measured."""
+class KeptModels(Strict):
+    """Models whose weights, fine-tuned on a task, another stage reads."""
 
     models: list[str] = Field(min_length=1)
     task: str
@@ -295,7 +295,9 @@ class Recipe(Strict):
     distillation_speed: DistillationSpeedSettings | None = None
     corpus_speed: CorpusSpeedSettings | None = None
     question_answering_speed: QuestionAnsweringSpeedSettings | None = None
-    quantize: Quantize | None = None
+    # Exported, quantised and measured; shown in the browser by demo.py.
+    quantize: KeptModels | None = None
+    demo: KeptModels | None = None
     cross_evaluation: CrossEvaluation | None = None
     _file: Path = PrivateAttr(Path())
 
@@ -331,11 +333,12 @@ class Recipe(Strict):
         for task in (*self.tasks, *self.finetune_tasks):
             if self.train_split(task) in get_task(task).eval_splits:
                 raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
-        if self.quantize:
-            get_task(self.quantize.task)
-            for name in self.quantize.models:
-                if name not in self.models:
-                    raise ValueError(f"quantize: {name!r} is not among the models")
+        for stage in ("quantize", "demo"):
+            if asked := getattr(self, stage):
+                get_task(asked.task)
+                for name in asked.models:
+                    if name not in self.models:
+                        raise ValueError(f"{stage}: {name!r} is not among the models")
         if self.cross_evaluation:
             self._check_cross_evaluation(self.cross_evaluation)
         return self
@@ -365,7 +368,7 @@ class Recipe(Strict):
     @property
     def kept_names(self) -> set[str]:
         """The names of the fine-tuning cells whose weights another stage reads."""
-        asked = [stage for stage in (self.quantize, self.cross_evaluation) if stage]
+        asked = [stage for stage in (self.quantize, self.demo, self.cross_evaluation) if stage]
         return {name for stage in asked for name in stage.names}
 
     @property

@@ -240,7 +240,7 @@ def test_answers_for_people(folders, run):
         ("squad", ["--question", "who", "--context-file", "none.txt"], "", "no such file"),
         ("squad", ["--question", "who", "--context", ""], "", "empty context"),
         ("squad", ["--question", "who", "--n-best", "0"], "", "give at least 1"),
-        ("squad", ["--question", "who", "--max-length", "32"], "Bob", "--max-length: "),
+        ("squad", ["--question", "who", "--max-length", "32"], "Bob", "max_length 32: "),
     ],
 )
 def test_bad_questions_are_one_line(folders, run, capsys, name, arguments, stdin, message):
