@@ -133,6 +133,8 @@ def machine() -> dict[str, Any]:
             if ":" in line
         )
         model = fields.get("model name", model)
+        if "cpu family" in fields:  # clouds mask the name: one name for several generations
+            model += f" (family {fields['cpu family']}, model {fields.get('model', '?')})"
         flags = fields.get("flags", "")
     found: dict[str, Any] = {
         "cpu": model,
