@@ -47,7 +47,7 @@ def recipe_file(tmp_path) -> Path:
             "file_order_pairs": 2,
         },
     }
-    for key in ("corpus", "pretrain", "distill"):
+    for key in ("corpus", "pretrain", "distill", "demo"):
         content.pop(key, None)
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
