@@ -186,6 +186,7 @@ def write_recipe(tmp_path, monkeypatch):
         content |= {
             "name": "tiny",
             "seeds": [3, 4],
+            "demo": None,
             "models": {
                 "teacher": given,
                 "small": given | {"label": "s"},
