@@ -80,8 +80,21 @@ def test_retention_is_the_committed_one():
         assert "{:.1f} % [{:.1f}, {:.1f}]".format(*found) in text
 
 
-def test_speeds_are_the_committed_ones():
+def test_ablation_is_the_committed_one():
     rows = tables("What was found")[2]
+    found = committed("tables/ablation.json")["rows"]
+    assert set(rows) == {row["label"] for row in found}
+    for row in found:
+        change = [100 * row[part] for part in ("change", "low", "high")]
+        paper = "–" if row["paper"] is None else f"{row['paper']:.2f}"
+        assert list(rows[row["label"]].values()) == [
+            "{:.1f} [{:.1f}, {:.1f}]".format(*change),
+            paper,
+        ]
+
+
+def test_speeds_are_the_committed_ones():
+    rows = tables("What was found")[3]
     assert len(rows) == len(SPEEDS)
     for title, row in rows.items():
         [name] = [start for start in SPEEDS if title.startswith(start)]
