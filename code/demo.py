@@ -127,7 +127,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    chosen = {Path(model).name: model for model in arguments.models}
+    names = [Path(model).name for model in arguments.models]
+    if len(set(names)) < len(names):
+        names = arguments.models  # whole paths tell folders of one name apart
+    chosen = dict(zip(names, arguments.models, strict=True))
     loaded = {n: load_predictor(m) for n, m in (chosen or kept_models(arguments.recipe)).items()}
     try:
         server = waitress.create_server(

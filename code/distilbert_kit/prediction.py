@@ -1,8 +1,10 @@
 """A saved model, loaded once and ready to use: texts to labels, questions to answers.
 
-predict = load_predictor("my-model")
-predict(["a fine film", "a dull one"])
-predict(["Where is it?"], ["It is here."])      # of a question-answering model
+    predict = load_predictor("my-model")
+    predict(["a fine film", "a dull one"])
+    predict(["Where is it?"], ["It is here."], n_best=3)
+
+The last is for question-answering models; the head in the folder decides which it is.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -111,16 +112,19 @@ def test_models_of_two_kinds_are_refused(folders):
         client_of(folders / "squad", folders / "news")
 
 
-def test_a_real_server_answers(folders):
-    command = [sys.executable, CODE / "demo.py", folders / "news", "--port", "0"]
+def test_a_real_server_answers_for_folders_of_one_name(folders, tmp_path):
+    models = [folders / "news", tmp_path / "news"]
+    shutil.copytree(*models)
+    command = [sys.executable, CODE / "demo.py", *models, "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         address = server.stdout.readline().split()[0]
         assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*", address)
         assert "<form" in urllib.request.urlopen(address).read().decode()
         data = urllib.parse.urlencode({"text": "a fine film"}).encode()
-        (row,) = json.load(urllib.request.urlopen(f"{address}/predict", data))
-        assert row["model"] == "news" and sum(row["probabilities"].values()) == pytest.approx(1)
+        rows = json.load(urllib.request.urlopen(f"{address}/predict", data))
+        assert [row["model"] for row in rows] == [str(model) for model in models]
+        assert rows[0]["probabilities"] == pytest.approx(rows[1]["probabilities"])
     finally:
         server.kill()
         server.wait()
