@@ -38,7 +38,10 @@ class DataUsed(BaseModel):
 
 
 class Measured(BaseModel):
-    """What differs between two equal runs: time, memory, machine, versions, commit."""
+    """What differs between two equal runs: time, memory, machine, versions, commit.
+
+    `git_dirty`: code or data differ from the commit (records of earlier runs may).
+    """
 
     model_config = ConfigDict(extra="forbid")
     finished: str
@@ -246,7 +249,9 @@ def recording(
                 machine=machine(),
                 versions=_versions(),
                 git_commit=_git("rev-parse", "HEAD"),
-                git_dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
+                git_dirty=bool(
+                    _git("status", "--porcelain", "--untracked-files=no", "code", "data")
+                ),
                 extra=draft.extra,
             ),
         )

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from distilbert_kit import experiment
+from distilbert_kit import experiment, records
 from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.recipes import load_recipe
@@ -39,6 +39,24 @@ def test_round_trip_and_deterministic_part(tmp_path):
     assert is_current(tmp_path / "a.json", first.key)
     assert not is_current(tmp_path / "a.json", content_key("other"))
     assert not is_current(tmp_path / "missing.json", first.key)
+
+
+def test_changed_code_makes_a_record_dirty_and_changed_results_do_not(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    for folder in ("code", "data", "results"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("before")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "all")
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    (tmp_path / "results" / "file").write_text("after")  # another run's record
+    assert not write(tmp_path / "a.json").measured.git_dirty
+    (tmp_path / "code" / "file").write_text("after")
+    assert write(tmp_path / "b.json").measured.git_dirty
 
 
 @pytest.mark.parametrize(
