@@ -119,6 +119,8 @@ class OnnxClassifier(nn.Module):
         self.num_labels = len(self.labels)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # Idle threads that spin would take the cores from whatever runs between two calls.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(
                 self.path, options, providers=["CPUExecutionProvider"]
