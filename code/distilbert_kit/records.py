@@ -40,7 +40,7 @@ class DataUsed(BaseModel):
 class Measured(BaseModel):
     """What differs between two equal runs: time, memory, machine, versions, commit.
 
-    `git_dirty`: code or data differ from the commit (records of earlier runs may).
+    `git_dirty`: code or data differ from the commit; other records may.
     """
 
     model_config = ConfigDict(extra="forbid")
