@@ -38,8 +38,9 @@ from distilbert_kit.evidence import (
 )
 from distilbert_kit.figures import save_table
 from distilbert_kit.paths import RECIPES
-from distilbert_kit.recipes import Recipe, Strict, load_recipe
+from distilbert_kit.recipes import Recipe, load_recipe
 from distilbert_kit.records import content_key, recording
+from distilbert_kit.settings import Strict
 
 Verdict = Literal["supported", "partly", "not supported", "not tested"]
 LANGUAGE = ("retention", "gap")

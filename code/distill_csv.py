@@ -38,8 +38,8 @@ from distilbert_kit.model import (
     count_parameters,
 )
 from distilbert_kit.model_card import write_model_card
-from distilbert_kit.recipes import FinetuneSettings, SoftTargets
 from distilbert_kit.records import DataUsed, machine, read_record, recording, write_atomically
+from distilbert_kit.settings import FinetuneSettings, SoftTargets
 from distilbert_kit.sources import rows_sha256
 from distilbert_kit.statistics import wilson_interval
 from distilbert_kit.tasks import Task

@@ -21,8 +21,9 @@ from distilbert_kit.data import LengthBatchSampler, create_dataloader
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.experiment import Cell, checkpoint, finetune_cell, teacher_cell
 from distilbert_kit.finetuning import KINDS, evaluate, teacher_logits, with_new_head
-from distilbert_kit.recipes import Recipe, SoftTargets, load_recipe
+from distilbert_kit.recipes import Recipe, load_recipe
 from distilbert_kit.records import recording
+from distilbert_kit.settings import SoftTargets
 from distilbert_kit.tasks import get_task
 from distilbert_kit.training import train
 from distilbert_kit.weights import get_tokenizer, model_sha256, resolve_checkpoint

@@ -35,8 +35,9 @@ from distilbert_kit.experiment import corpus_cell
 from distilbert_kit.initialisation import extract_student
 from distilbert_kit.measure import peak_memory, rotated, training_flops
 from distilbert_kit.model import DistilBERTForMaskedLM
-from distilbert_kit.recipes import LossWeights, MaskedLMSettings, Recipe
+from distilbert_kit.recipes import Recipe
 from distilbert_kit.records import Draft
+from distilbert_kit.settings import LossWeights, MaskedLMSettings
 from distilbert_kit.training import train
 from distilbert_kit.weights import get_tokenizer
 

@@ -12,8 +12,9 @@ from distilbert_kit.data import ClassificationDataset
 from distilbert_kit.evaluation import predict_logits
 from distilbert_kit.measure import alternate, forward_flops, threads
 from distilbert_kit.model import DistilBERTForSequenceClassification
-from distilbert_kit.recipes import Recipe, SpeedSettings
+from distilbert_kit.recipes import Recipe
 from distilbert_kit.records import Draft
+from distilbert_kit.settings import SpeedSettings
 
 from .shared import (
     CONFIGS,

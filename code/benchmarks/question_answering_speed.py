@@ -21,8 +21,9 @@ from distilbert_kit.data import load_table
 from distilbert_kit.measure import alternate
 from distilbert_kit.model import DistilBERTForQuestionAnswering
 from distilbert_kit.question_answering import answer_questions
-from distilbert_kit.recipes import Recipe, WindowSettings
+from distilbert_kit.recipes import Recipe
 from distilbert_kit.records import Draft
+from distilbert_kit.settings import WindowSettings
 from distilbert_kit.statistics import bootstrap_ratio_interval
 from distilbert_kit.tasks import get_task
 from distilbert_kit.weights import get_tokenizer

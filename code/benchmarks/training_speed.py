@@ -25,8 +25,9 @@ from distilbert_kit.data import (
 from distilbert_kit.evaluation import predict_logits
 from distilbert_kit.measure import rotated, seconds
 from distilbert_kit.model import DistilBERTForSequenceClassification
-from distilbert_kit.recipes import Recipe, TrainSettings
+from distilbert_kit.recipes import Recipe
 from distilbert_kit.records import Draft
+from distilbert_kit.settings import TrainSettings
 from distilbert_kit.statistics import wilson_interval
 from distilbert_kit.tasks import get_task
 from distilbert_kit.training import CLASSIFICATION, train

@@ -21,8 +21,8 @@ from .losses import IGNORE, cosine_loss, fused_triple_loss
 from .measure import DTYPES, matrix_product_rate, training_flops
 from .memory import keeping_freed_memory
 from .model import count_parameters
-from .recipes import CorpusSettings, LossWeights, MaskedLMSettings
 from .records import recording
+from .settings import CorpusSettings, LossWeights, MaskedLMSettings
 from .shards import open_shards
 from .training import Objective, TrainingResult, create_accelerator, train
 from .weights import get_tokenizer

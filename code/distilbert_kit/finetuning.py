@@ -24,8 +24,8 @@ from .question_answering import (
     score_answers,
     span_objective,
 )
-from .recipes import TextSettings, WindowSettings
 from .records import Draft, content_key, write_atomically
+from .settings import TextSettings, WindowSettings
 from .tasks import Task
 from .training import classification_objective, create_accelerator
 from .weights import model_sha256, read_safetensors, resolve_checkpoint

@@ -23,7 +23,7 @@ from .errors import UserError
 from .evaluation import predict_logits
 from .model import DistilBERTForQuestionAnswering
 from .question_answering import answer_questions
-from .recipes import WindowSettings
+from .settings import WindowSettings
 from .weights import get_tokenizer, resolve_checkpoint
 
 Texts = list[str] | list[tuple[str, str]]

@@ -20,8 +20,8 @@ from .errors import UserError
 from .evaluation import run_in_buckets
 from .losses import PADDING_LOGIT, span_distillation, span_loss
 from .metrics import answer_scores
-from .recipes import SoftTargets, WindowSettings
 from .records import DataUsed
+from .settings import SoftTargets, WindowSettings
 from .tasks import Task
 from .training import Objective, fine_tuning
 

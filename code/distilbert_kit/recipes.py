@@ -3,119 +3,28 @@
 import difflib
 import graphlib
 from pathlib import Path
-from typing import Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from .errors import UserError
 from .paths import RECIPES, RESULTS
 from .records import Scale
+from .settings import (
+    FINETUNE_SETTINGS,
+    CorpusSettings,
+    CorpusSpeedSettings,
+    DistillationSpeedSettings,
+    FinetuneSettings,
+    LossWeights,
+    MaskedLMSettings,
+    QuestionAnsweringSpeedSettings,
+    SoftTargets,
+    SpeedSettings,
+    Strict,
+    TrainingSpeedSettings,
+)
 from .tasks import GLUE, get_task
-
-
-class Strict(BaseModel):
-    """A part of a recipe: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TrainSettings(Strict):
-    """Optimisation of one run. One update reads `batch_size` examples."""
-
-    epochs: float = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    batch_tokens: int | None = Field(None, gt=0, description="most padded tokens in a micro-batch")
-    accumulation: int = Field(1, gt=0, description="micro-batches in an update")
-    warmup_fraction: float = Field(0.0, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-
-
-class TextSettings(Strict):
-    """How texts become tokens; longer ones are cut to `max_length`."""
-
-    max_length: int = Field(512, ge=8, le=512)
-    # Left out of dumps while it is the default: the hashes of earlier records stay as they were.
-    truncation: Literal["head", "head_tail"] = Field("head", exclude_if=lambda cut: cut == "head")
-
-
-class WindowSettings(TextSettings):
-    """Question and context as windows of `max_length` tokens; values of BERT on SQuAD v1.1.
-
-    As in the original code `stride` is how far a window starts after the one before it, where
-    today's transformers calls what two windows share the stride.
-    """
-
-    max_length: int = Field(384, ge=8, le=512)
-    stride: int = Field(128, gt=0, description="tokens of the context")
-    question_length: int = Field(64, gt=0, description="tokens; longer questions are cut")
-    answer_length: int = Field(30, gt=0, description="most tokens in an answer")
-
-    @model_validator(mode="after")
-    def _no_gap(self) -> "WindowSettings":
-        room = self.max_length - self.question_length - 3  # [CLS] and two [SEP]
-        if self.stride > room:
-            raise ValueError(
-                f"stride {self.stride} skips text: a window of {self.max_length} tokens has room "
-                f"for {room} beside a question of {self.question_length}; raise max_length"
-            )
-        return self
-
-
-class FinetuneSettings(TrainSettings, TextSettings):
-    """Fine-tuning on a task; `train_split` takes the place of the task's official one."""
-
-    # Not dumped when unset: the keys of earlier records stay as they were.
-    train_split: str | None = Field(None, exclude_if=lambda split: split is None)
-
-
-class QuestionAnsweringSettings(WindowSettings, FinetuneSettings):
-    """Fine-tuning on extractive question answering."""
-
-
-FINETUNE_SETTINGS = {
-    "classification": FinetuneSettings,
-    "question_answering": QuestionAnsweringSettings,
-}
-
-
-class MaskedLMSettings(TrainSettings):
-    """Masked-LM training and distillation."""
-
-    checkpoint_every: int = Field(200, gt=0, description="updates")
-
-
-class CorpusSettings(Strict):
-    """Text for masked-LM training and distillation, and how it is masked."""
-
-    source: list[str] = Field(min_length=1, description="as prepare_corpus.py --source")
-    limit_tokens: int | None = Field(None, gt=0)
-    validation_fraction: float = Field(0.01, gt=0, lt=1)
-    mask_probability: float = Field(0.15, gt=0, lt=1)
-    mask_smoothing: float = Field(0.7, ge=0, description="0: all tokens alike")
-    seed: int = 56
-
-
-class LossWeights(Strict):
-    """The triple loss; the defaults are the paper's (transformers#2013)."""
-
-    ce: float = Field(5.0, ge=0)
-    mlm: float = Field(2.0, ge=0)
-    cos: float = Field(1.0, ge=0)
-    temperature: float = Field(2.0, gt=0)
-    ce_rows: Literal["all", "masked"] = "all"
 
 
 class Extract(Strict):
@@ -149,17 +58,7 @@ class Distill(Strict):
     teacher: str
     student: str
     loss: LossWeights = LossWeights()
-    training: dict = {}
-
-
-class SoftTargets(Strict):
-    """Fine-tuning under a teacher of the same task: soft_weight x soft + (1 - it) x hard loss.
-
-    The defaults are those of the original code's second step on SQuAD.
-    """
-
-    temperature: float = Field(2.0, gt=0)
-    soft_weight: float = Field(0.5, ge=0, le=1)
+    training: dict = Field(default_factory=dict)
 
 
 class TaskDistill(SoftTargets):
@@ -198,52 +97,6 @@ class ModelSpec(Strict):
         return [name for field in fields if (name := getattr(spec, field, None))]
 
 
-class SpeedSettings(Strict):
-    """Table 3 again: batch size 1, CPU, the STS-B dev pairs."""
-
-    pairs: int = Field(gt=0, le=1500, description="of the 1,500 dev pairs, evenly by length")
-    passes: int = Field(gt=0)
-    lengths: list[int] = [16, 32, 64, 128, 256, 512]
-    length_repeats: int = Field(gt=0)
-    file_order_pairs: int = Field(gt=0, le=1500)
-
-
-class TrainingSpeedSettings(Strict):
-    """Fine-tuning throughput beside transformers' Trainer."""
-
-    examples: int = Field(gt=0)
-    rounds: int = Field(gt=0)
-
-
-class DistillationSpeedSettings(Strict):
-    """A distillation step at paper size beside the textbook's, and both on the recipe's corpus."""
-
-    rounds: int = Field(ge=2)
-    updates: int = Field(1, gt=0, description="in a round")
-    batch_size: int = Field(16, gt=0)
-    length: int = Field(128, ge=8, le=512, description="tokens, all of them real")
-    sequences: int = Field(gt=0, description="of the corpus, evenly by length")
-    batch_tokens: int = Field(1024, ge=512, description="most padded tokens in a bucket")
-    corpus_rounds: int = Field(2, ge=2)
-
-
-class CorpusSpeedSettings(Strict):
-    """Corpus preparation: speed beside a slow tokenizer, memory at two sizes of the text."""
-
-    source: str = Field("docs", description="as prepare_corpus.py --source")
-    compared_mb: float = Field(gt=0, description="text for both, 10**6 bytes")
-    memory_mb: list[float] = Field(min_length=2, description="from small to large")
-    rounds: int = Field(2, ge=2)
-
-
-class QuestionAnsweringSpeedSettings(Strict):
-    """Answering SQuAD dev questions beside the usual loop of transformers' examples."""
-
-    questions: int = Field(ge=2, le=10570, description="of the dev set, evenly over the file")
-    rounds: int = Field(ge=2)
-    batch_size: int = Field(8, gt=0, description="of the usual loop")
-
-
 class KeptModels(Strict):
     """Models whose weights, fine-tuned on a task, another stage reads."""
 
@@ -265,7 +118,7 @@ class CrossEvaluation(Strict):
 
     models: list[str] = Field(min_length=1)
     tasks: list[str] = Field(min_length=1)
-    tested_on: list[str] = []
+    tested_on: list[str] = Field(default_factory=list)
     seed: int = 0
 
     @property
@@ -289,7 +142,7 @@ class Recipe(Strict):
     pretrain: MaskedLMSettings | None = None
     distill: MaskedLMSettings | None = None
     finetune: FinetuneSettings
-    finetune_tasks: dict[str, dict] = {}
+    finetune_tasks: dict[str, dict] = Field(default_factory=dict)
     speed: SpeedSettings
     training_speed: TrainingSpeedSettings | None = None
     distillation_speed: DistillationSpeedSettings | None = None

@@ -31,8 +31,8 @@ from .data import Batch, model_inputs
 from .errors import NonFiniteLossError, UserError
 from .losses import classification_loss_sum, response_distillation
 from .memory import keeping_freed_memory
-from .recipes import SoftTargets, TrainSettings
 from .records import Draft, content_key, replacing_file
+from .settings import SoftTargets, TrainSettings
 from .weights import read_safetensors, write_safetensors
 
 Sums = dict[str, Tensor]

@@ -9,7 +9,7 @@ from distilbert_kit.data import create_classification_dataloader
 from distilbert_kit.evaluation import evaluate_classification_metrics
 from distilbert_kit.grammar import build_sentiment
 from distilbert_kit.model import DistilBERTForSequenceClassification, count_parameters
-from distilbert_kit.recipes import TrainSettings
+from distilbert_kit.settings import TrainSettings
 from distilbert_kit.training import CLASSIFICATION, train
 from distilbert_kit.weights import get_tokenizer
 

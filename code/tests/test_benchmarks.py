@@ -13,7 +13,7 @@ from distilbert_kit.config import create_model_config
 from distilbert_kit.corpus import encode_documents, open_source
 from distilbert_kit.distillation import flops_per_token, triple_objective
 from distilbert_kit.measure import peak_memory, training_flops
-from distilbert_kit.recipes import LossWeights
+from distilbert_kit.settings import LossWeights
 from distilbert_kit.weights import get_tokenizer
 
 

@@ -17,7 +17,7 @@ from distilbert_kit.data import (
     load_task_split,
 )
 from distilbert_kit.errors import UserError
-from distilbert_kit.recipes import FinetuneSettings
+from distilbert_kit.settings import FinetuneSettings
 from distilbert_kit.sources import rows_sha256
 from distilbert_kit.tasks import TASKS, get_task
 from distilbert_kit.weights import get_tokenizer

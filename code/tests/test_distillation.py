@@ -28,7 +28,7 @@ from distilbert_kit.grammar import build_sentiment
 from distilbert_kit.initialisation import extract_student
 from distilbert_kit.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import CODE, RECIPES
-from distilbert_kit.recipes import CorpusSettings, LossWeights, MaskedLMSettings
+from distilbert_kit.settings import CorpusSettings, LossWeights, MaskedLMSettings
 from distilbert_kit.training import CHECKPOINT, train
 from distilbert_kit.weights import get_tokenizer
 

@@ -37,8 +37,9 @@ from distilbert_kit.question_answering import (
     predict_spans,
     span_objective,
 )
-from distilbert_kit.recipes import SoftTargets, TrainSettings, WindowSettings, load_recipe
+from distilbert_kit.recipes import load_recipe
 from distilbert_kit.records import read_record
+from distilbert_kit.settings import SoftTargets, TrainSettings, WindowSettings
 from distilbert_kit.sources import rows_sha256
 from distilbert_kit.tasks import get_task
 from distilbert_kit.training import train

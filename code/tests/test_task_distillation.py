@@ -20,8 +20,9 @@ from distilbert_kit.finetuning import fine_tuned, teacher_logits
 from distilbert_kit.grammar import build_sentiment
 from distilbert_kit.model import DistilBERTForMaskedLM, DistilBERTForSequenceClassification
 from distilbert_kit.paths import RECIPES
-from distilbert_kit.recipes import SoftTargets, TrainSettings, load_recipe
+from distilbert_kit.recipes import load_recipe
 from distilbert_kit.records import read_record
+from distilbert_kit.settings import SoftTargets, TrainSettings
 from distilbert_kit.tasks import get_task
 from distilbert_kit.training import classification_objective, train
 from distilbert_kit.weights import get_tokenizer, read_safetensors, write_safetensors

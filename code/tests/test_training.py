@@ -13,7 +13,7 @@ from distilbert_kit.errors import NonFiniteLossError, UserError
 from distilbert_kit.grammar import build_sentiment
 from distilbert_kit.memory import keeping_freed_memory
 from distilbert_kit.model import DistilBERTForSequenceClassification
-from distilbert_kit.recipes import TrainSettings
+from distilbert_kit.settings import TrainSettings
 from distilbert_kit.training import (
     CLASSIFICATION,
     create_optimizer,
