@@ -33,8 +33,8 @@ reproduce: setup  ## run what is missing of RECIPE (default: quick) and build it
 report: reproduce  ## the same as reproduce: the report is its last step
 
 notebooks: setup  ## run the notebooks of RECIPE again on its records, then the report
-	$(BIN)/python -c "from distilbert_kit import experiment, recipes; \
-	experiment.publication_record(recipes.load_recipe('$(RECIPE)')).unlink(missing_ok=True)"
+	$(BIN)/python -c "from distilbert_kit.study import publication, recipes; \
+	publication.publication_record(recipes.load_recipe('$(RECIPE)')).unlink(missing_ok=True)"
 	$(SNAKEMAKE)
 
 poster: reproduce  ## the poster is built with the report

@@ -24,9 +24,9 @@ os.environ["ACCELERATE_USE_CPU"] = "true"  # where the training loop asks
 import torch
 
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import BENCHMARK_STAGES, benchmark_cell, benchmark_stages
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import recording
+from distilbert_kit.study.cells import BENCHMARK_STAGES, benchmark_cell, benchmark_stages
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import recording
 
 
 def parse_arguments() -> argparse.Namespace:

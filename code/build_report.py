@@ -13,10 +13,11 @@ from pathlib import Path
 import typst
 
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import publication_key, publication_record
+from distilbert_kit.files import write_atomically
 from distilbert_kit.paths import ROOT
-from distilbert_kit.recipes import Recipe, load_recipe
-from distilbert_kit.records import recording, write_atomically
+from distilbert_kit.study.publication import publication_key, publication_record
+from distilbert_kit.study.recipes import Recipe, load_recipe
+from distilbert_kit.study.records import recording
 
 
 def typeset(document: str, recipe: Recipe) -> bytes:

@@ -28,7 +28,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.evidence import (
+from distilbert_kit.files import content_key
+from distilbert_kit.paths import RECIPES
+from distilbert_kit.settings import Strict
+from distilbert_kit.study.evidence.scores import (
     benchmark_record,
     compare,
     counterpart,
@@ -36,11 +39,9 @@ from distilbert_kit.evidence import (
     recorded_seeds,
     retention_interval,
 )
-from distilbert_kit.figures import save_table
-from distilbert_kit.paths import RECIPES
-from distilbert_kit.recipes import Recipe, load_recipe
-from distilbert_kit.records import content_key, recording
-from distilbert_kit.settings import Strict
+from distilbert_kit.study.figures import save_table
+from distilbert_kit.study.recipes import Recipe, load_recipe
+from distilbert_kit.study.records import recording
 
 Verdict = Literal["supported", "partly", "not supported", "not tested"]
 LANGUAGE = ("retention", "gap")

@@ -11,14 +11,14 @@ import argparse
 
 from tqdm.auto import tqdm
 
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import cross_evaluation_cell
-from distilbert_kit.finetuning import evaluate, fine_tuned
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import Draft, recording
-from distilbert_kit.tasks import get_task
-from distilbert_kit.training import create_accelerator
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.study.cells import cross_evaluation_cell
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import recording
+from distilbert_kit.training.fine_tuning import evaluate, fine_tuned
+from distilbert_kit.training.loop import create_accelerator
 
 
 @entry_point
@@ -52,12 +52,14 @@ def main() -> None:
     with recording(cell.record, **cell.provenance) as draft:
         used = {}
         for parent, task in tqdm(pairs, desc=f"{cell.name}, tested", unit="pair"):
-            texts, part = recipe.finetune_for(task.name), Draft()
+            texts = recipe.finetune_for(task.name)
             model = fine_tuned(parent.folder, task)
             model.to(create_accelerator(texts.precision).device)
-            evaluate(model, task, get_tokenizer(parent.folder), texts, texts.precision, part)
-            draft.metrics.setdefault(parent.identity["task"], {})[task.name] = part.metrics
-            used |= {each.name: each for each in part.data}
+            found = evaluate(model, task, get_tokenizer(parent.folder), texts, texts.precision)
+            draft.metrics.setdefault(parent.identity["task"], {})[task.name] = {
+                split: each.metrics for split, each in found.items()
+            }
+            used |= {each.used.name: each.used for each in found.values()}
         draft.data = list(used.values())
     print(f"{cell.name}: {len(pairs)} pairs of tasks; record {cell.record.name}")
 

@@ -17,11 +17,11 @@ import numpy as np
 import waitress
 
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import demo_cells
-from distilbert_kit.measure import alternate
-from distilbert_kit.model import count_parameters
-from distilbert_kit.prediction import Answerer, Classifier, load_predictor
-from distilbert_kit.recipes import load_recipe
+from distilbert_kit.models.model import count_parameters
+from distilbert_kit.serve.prediction import Answerer, Classifier, load_predictor
+from distilbert_kit.study.cells import demo_cells
+from distilbert_kit.study.measure import alternate
+from distilbert_kit.study.recipes import load_recipe
 
 LONGEST = 20_000  # characters of a field
 N_BEST = 3

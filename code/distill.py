@@ -15,13 +15,13 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from distilbert_kit.distillation import train_cell
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import Cell, checkpoint, corpus_cell, model_cell
-from distilbert_kit.initialisation import choose_layers, extract_student
-from distilbert_kit.model import DistilBERTForMaskedLM
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.weights import model_sha256, resolve_checkpoint
+from distilbert_kit.models.checkpoints import model_sha256, resolve_checkpoint
+from distilbert_kit.models.initialisation import choose_layers, extract_student
+from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.study.cells import Cell, checkpoint, corpus_cell, model_cell
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.runs import train_cell
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -24,27 +24,34 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from distilbert_kit.csv_data import load_labelled_texts, sorted_labels, split_texts
-from distilbert_kit.data import ClassificationDataset, LengthBatchSampler, create_dataloader
-from distilbert_kit.deploy import FILES, OnnxClassifier, count_onnx_parameters, save_onnx
+from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
+from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
+from distilbert_kit.data.listed import DataUsed, rows_sha256
+from distilbert_kit.data.tasks import Task
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.evaluation import predict_logits, score
-from distilbert_kit.initialisation import choose_layers, extract_student
-from distilbert_kit.measure import alternate_over
+from distilbert_kit.files import write_atomically
 from distilbert_kit.metrics import agreement
-from distilbert_kit.model import (
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.initialisation import choose_layers, extract_student
+from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
     count_parameters,
 )
-from distilbert_kit.model_card import write_model_card
-from distilbert_kit.records import DataUsed, machine, read_record, recording, write_atomically
+from distilbert_kit.serve.export import FILES, OnnxClassifier, count_onnx_parameters, save_onnx
 from distilbert_kit.settings import FinetuneSettings, SoftTargets
-from distilbert_kit.sources import rows_sha256
-from distilbert_kit.statistics import wilson_interval
-from distilbert_kit.tasks import Task
-from distilbert_kit.training import CLASSIFICATION, Objective, classification_objective, train
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study.measure import alternate_over
+from distilbert_kit.study.model_card import write_model_card
+from distilbert_kit.study.records import read_record, recording
+from distilbert_kit.study.statistics import wilson_interval
+from distilbert_kit.training.classification import (
+    CLASSIFICATION,
+    classification_objective,
+    predict_logits,
+    score,
+)
+from distilbert_kit.training.loop import train
+from distilbert_kit.training.objectives import Objective
 
 MODELS = {
     "teacher": "teacher",
@@ -79,8 +86,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, SoftTargets]:
-    """Settings of all trainings, in bf16 where the machine is made for it, and of the teaching."""
-    fast = torch.cuda.is_available() or machine()["bf16_instructions"]
+    """Settings of all trainings, and of the teaching."""
     names = ("epochs", "learning_rate", "batch_size", "max_length")
     try:
         targets = SoftTargets(temperature=arguments.temperature, soft_weight=arguments.soft_weight)
@@ -89,7 +95,6 @@ def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, 
             batch_tokens=4096,
             warmup_fraction=0.06,
             weight_decay=0.01,
-            precision="bf16" if fast else "fp32",
         )
         return settings, targets
     except ValidationError as error:

@@ -36,9 +36,9 @@ LEFT_OUT = ("distillation_speed", "corpus_speed")  # minutes even so; tests/test
 
 def stand_in(weights: str, folder: Path) -> str:
     """Write a random checkpoint of the depth and kind of `weights`; returns its folder."""
-    from distilbert_kit.config import create_model_config
-    from distilbert_kit.model import DistilBERTForMaskedLM
-    from distilbert_kit.weights import get_tokenizer
+    from distilbert_kit.models.checkpoints import get_tokenizer
+    from distilbert_kit.models.config import create_model_config
+    from distilbert_kit.models.model import DistilBERTForMaskedLM
 
     preset = "MiniLM-L6" if weights == "minilm" else weights.rsplit("/", 1)[-1]
     config = create_model_config(preset, hidden_size=16, intermediate_size=32, num_heads=2)
@@ -49,7 +49,7 @@ def stand_in(weights: str, folder: Path) -> str:
 
 def shrink(content: dict, folder: Path) -> dict:
     """The recipe with stand-ins for its models, one seed, and a few updates of every training."""
-    from distilbert_kit.tasks import get_task
+    from distilbert_kit.data.tasks import get_task
 
     small = content | {"name": f"{content['name']}-dry-run", "scale": "embedded"}
     small["seeds"] = content["seeds"][:1]
@@ -88,9 +88,10 @@ def make_up_data(recipe, folder: Path) -> None:
     """A few rows for every split that the recipe reads, and the list that says so."""
     import datasets
 
-    from distilbert_kit import grammar, sources
-    from distilbert_kit.experiment import evidence_cells
-    from distilbert_kit.tasks import TASKS
+    from distilbert_kit.data import grammar
+    from distilbert_kit.data import listed as sources
+    from distilbert_kit.data.tasks import TASKS
+    from distilbert_kit.study.cells import evidence_cells
 
     sentences = [row["sentence"] for row in grammar.build_sentiment("train", ROWS)]
     by_dataset = {task.dataset: task for task in TASKS.values()}
@@ -111,7 +112,7 @@ def make_up_data(recipe, folder: Path) -> None:
 
 def prepare(name_or_file: str, folder: Path) -> Path:
     """Write the small recipe with weights and data into `folder`; returns its file."""
-    from distilbert_kit.recipes import load_recipe, recipe_path
+    from distilbert_kit.study.recipes import load_recipe, recipe_path
 
     load_recipe(name_or_file)  # tells what is wrong with it
     small = shrink(yaml.safe_load(recipe_path(name_or_file).read_text()), folder)
@@ -125,8 +126,8 @@ def run_cells(path: Path) -> None:
     """Run every cell of the small recipe in this process: the libraries are loaded once."""
     from tqdm.auto import tqdm
 
-    from distilbert_kit.experiment import evidence_cells
-    from distilbert_kit.recipes import load_recipe
+    from distilbert_kit.study.cells import evidence_cells
+    from distilbert_kit.study.recipes import load_recipe
 
     ordered = {}
 

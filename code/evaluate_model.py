@@ -13,12 +13,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.finetuning import KINDS, evaluate, fine_tuned
-from distilbert_kit.records import recording
-from distilbert_kit.tasks import get_task
-from distilbert_kit.training import create_accelerator
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.study.records import recording
+from distilbert_kit.study.runs import record_evaluations
+from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
+from distilbert_kit.training.loop import create_accelerator
 
 
 @entry_point
@@ -28,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", required=True, help="folder or hub name")
     parser.add_argument("--task", required=True)
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--max-length", type=int, help="tokens (default: 512; windows: 384)")
     parser.add_argument("--out", type=Path, default=Path("evaluation.json"), help="record")
     arguments = parser.parse_args()
@@ -44,14 +45,15 @@ def main() -> None:
     provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
     with recording(arguments.out, **provenance, settings=settings) as draft:
         model = fine_tuned(arguments.checkpoint, task)
-        evaluate(
+        evaluations = evaluate(
             model.to(create_accelerator(arguments.precision).device),
             task,
             get_tokenizer(arguments.checkpoint),
             texts,
             arguments.precision,
-            draft,
-            lambda split: arguments.out.with_suffix(f".{split}.parquet"),
+        )
+        record_evaluations(
+            draft, evaluations, lambda split: arguments.out.with_suffix(f".{split}.parquet")
         )
     for split in task.eval_splits:
         shown = (f"{name} {100 * draft.metrics[split][name]:.1f}" for name in task.metrics)

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import checkpoint, model_cell
-from distilbert_kit.initialisation import choose_layers, extract_student
-from distilbert_kit.model import DistilBERTForMaskedLM, count_parameters
-from distilbert_kit.recipes import Extract, load_recipe
-from distilbert_kit.records import recording
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.initialisation import choose_layers, extract_student
+from distilbert_kit.models.model import DistilBERTForMaskedLM, count_parameters
+from distilbert_kit.study.cells import checkpoint, model_cell
+from distilbert_kit.study.recipes import Extract, load_recipe
+from distilbert_kit.study.records import recording
 
 
 def parse_arguments() -> argparse.Namespace:

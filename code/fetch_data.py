@@ -6,12 +6,12 @@ make data DATASET=glue/sst2         # one
 
 import argparse
 
-from distilbert_kit.data import load_table
+from distilbert_kit.data.listed import sources
+from distilbert_kit.data.tables import load_table
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import evidence_cells
 from distilbert_kit.paths import DATA
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.sources import sources
+from distilbert_kit.study.cells import evidence_cells
+from distilbert_kit.study.recipes import load_recipe
 
 
 def fetch(dataset: str, split: str) -> None:

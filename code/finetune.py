@@ -17,16 +17,17 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from distilbert_kit.data import LengthBatchSampler, create_dataloader
+from distilbert_kit.data.batches import LengthBatchSampler, create_dataloader
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import Cell, checkpoint, finetune_cell, teacher_cell
-from distilbert_kit.finetuning import KINDS, evaluate, teacher_logits, with_new_head
-from distilbert_kit.recipes import Recipe, load_recipe
-from distilbert_kit.records import recording
+from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
 from distilbert_kit.settings import SoftTargets
-from distilbert_kit.tasks import get_task
-from distilbert_kit.training import train
-from distilbert_kit.weights import get_tokenizer, model_sha256, resolve_checkpoint
+from distilbert_kit.study.cells import Cell, checkpoint, finetune_cell, teacher_cell
+from distilbert_kit.study.recipes import Recipe, load_recipe
+from distilbert_kit.study.records import recording
+from distilbert_kit.study.runs import record_evaluations
+from distilbert_kit.training.fine_tuning import KINDS, evaluate, teacher_logits, with_new_head
+from distilbert_kit.training.loop import train
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,9 +111,11 @@ def main() -> None:
             description=cell.name,
         )
         draft.data.append(used)
-        result.describe(draft)
+        draft.metrics |= result.metrics
+        draft.extra |= result.speed
         draft.metrics |= {f"train_{name}": count for name, count in dataset.counts.items()}
-        evaluate(model, task, tokenizer, settings, settings.precision, draft, cell.predictions)
+        evaluations = evaluate(model, task, tokenizer, settings, settings.precision)
+        record_evaluations(draft, evaluations, cell.predictions)
         if arguments.save:
             model.save_pretrained(cell.folder, tokenizer)
     if arguments.save:

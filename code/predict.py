@@ -21,9 +21,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distilbert_kit.csv_data import find_column, read_csv
+from distilbert_kit.data.csv import find_column, read_csv
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.prediction import Answerer, Texts, load_predictor
+from distilbert_kit.serve.prediction import Answerer, Texts, load_predictor
 
 WIDTH = 80  # characters of a text in the table
 

@@ -22,11 +22,12 @@ from pathlib import Path
 # One Rust thread a core; the tokenizer works before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-from distilbert_kit.corpus import open_source, prepare_corpus
+from distilbert_kit.corpus.prepare import prepare_corpus
+from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import corpus_cell
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import recording
+from distilbert_kit.study.cells import corpus_cell
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import recording
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -70,7 +71,7 @@ def prepare(arguments: argparse.Namespace) -> dict:
         for source in arguments.source
     ]
     # Imported late, because it loads torch: a mistyped source is reported at once.
-    from distilbert_kit.weights import get_tokenizer
+    from distilbert_kit.models.checkpoints import get_tokenizer
 
     tokenizer = get_tokenizer(arguments.tokenizer)
     tokenizer.name_or_path = tokenizer.name_or_path or arguments.tokenizer

@@ -9,12 +9,13 @@ import argparse
 
 import torch
 
-from distilbert_kit.config import create_model_config
-from distilbert_kit.distillation import MASKED_LM, train_cell
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import checkpoint, model_cell
-from distilbert_kit.model import DistilBERTForMaskedLM
-from distilbert_kit.recipes import load_recipe
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.study.cells import checkpoint, model_cell
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.runs import train_cell
+from distilbert_kit.training.objectives import MASKED_LM
 
 
 @entry_point

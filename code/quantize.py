@@ -13,23 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from distilbert_kit.data import load_task_split
-from distilbert_kit.deploy import (
-    FILES,
+from distilbert_kit.data.tasks import Task, get_task
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.serve.export import FILES, save_onnx
+from distilbert_kit.study.cells import quantize_cell
+from distilbert_kit.study.deployment import (
     latency_by_length,
     load_variants,
-    save_onnx,
     score_variants,
     size_of_variants,
 )
-from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.experiment import quantize_cell
-from distilbert_kit.finetuning import label_order
-from distilbert_kit.model import DistilBERTForSequenceClassification
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import Draft, recording
-from distilbert_kit.tasks import Task, get_task
-from distilbert_kit.weights import get_tokenizer, resolve_checkpoint
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import Draft, recording
+from distilbert_kit.training.classification import label_order, load_task_split
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,12 +13,13 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from distilbert_kit.corpus import open_source, prepare_corpus
+from distilbert_kit.corpus.prepare import prepare_corpus
+from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.errors import UserError
-from distilbert_kit.measure import peak_memory, rotated, seconds
-from distilbert_kit.recipes import Recipe
-from distilbert_kit.records import Draft
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.study.measure import peak_memory, rotated, seconds
+from distilbert_kit.study.recipes import Recipe
+from distilbert_kit.study.records import Draft
 
 from .shared import ratio
 

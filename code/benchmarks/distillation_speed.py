@@ -28,18 +28,19 @@ from torch.optim.optimizer import (
 from tqdm.auto import tqdm
 from transformers import BertForMaskedLM, DistilBertForMaskedLM
 
-from distilbert_kit.data import Batch, LengthBatchSampler, MLMDataset, create_dataloader
-from distilbert_kit.distillation import cast_linear_layers, open_corpus, triple_objective
-from distilbert_kit.evaluation import autocast
-from distilbert_kit.experiment import corpus_cell
-from distilbert_kit.initialisation import extract_student
-from distilbert_kit.measure import peak_memory, rotated, training_flops
-from distilbert_kit.model import DistilBERTForMaskedLM
-from distilbert_kit.recipes import Recipe
-from distilbert_kit.records import Draft
+from distilbert_kit.data.batches import Batch, LengthBatchSampler, MLMDataset, create_dataloader
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.initialisation import extract_student
+from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.settings import LossWeights, MaskedLMSettings
-from distilbert_kit.training import train
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study.cells import corpus_cell
+from distilbert_kit.study.measure import peak_memory, rotated, training_flops
+from distilbert_kit.study.recipes import Recipe
+from distilbert_kit.study.records import Draft
+from distilbert_kit.training.distillation import cast_linear_layers, open_corpus
+from distilbert_kit.training.inference import autocast, usable_precision
+from distilbert_kit.training.loop import train
+from distilbert_kit.training.objectives import triple_objective
 
 from .shared import CONFIGS, machine_rates, ratio
 
@@ -53,7 +54,10 @@ SETTINGS = MaskedLMSettings(  # the original code's
     eps=1e-6,
     max_grad_norm=5.0,
 )
-VARIANTS = ("textbook_fp32", "textbook_bf16", "ours_fp32", "ours_bf16")
+PRECISIONS = ("fp32", "bf16") if usable_precision("auto") == "bf16" else ("fp32",)
+VARIANTS = tuple(
+    f"{maker}_{precision}" for maker in ("textbook", "ours") for precision in PRECISIONS
+)
 PARTS = ("data", "teacher", "student", "head_and_loss", "backward_and_clipping", "optimiser")
 Pair = tuple[nn.Module, nn.Module]
 Plan = list[list[int]]
@@ -229,7 +233,7 @@ def loss_differences(pairs: dict[str, Pair], dataset: MLMDataset, size: int) -> 
     with torch.no_grad():
         textbook = (model.eval() for model in pairs["textbook_fp32"])
         expected, found = float(textbook_loss(*textbook, batch)), {}
-        for precision in ("fp32", "bf16"):
+        for precision in PRECISIONS:
             teacher, student = pairs[f"ours_{precision}"]
             objective = triple_objective(dataset, WEIGHTS, teacher)
             counts = {name: float(count) for name, count in objective.counts(batch).items()}
@@ -318,15 +322,20 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     dataset = random_corpus(shape[0] * settings.updates, shape[1])
     draft.extra["loss"] = loss_differences(pairs, dataset, shape[0])
     rates = machine_rates()
+    peak = rates["bf16_gflops"] or rates["fp32_gflops"]
     plan = np.arange(len(dataset)).reshape(-1, shape[0]).tolist()
     taken = alternate_updates(pairs, dataset, dict.fromkeys(RUNS, plan), VARIANTS, settings.rounds)
     configs = [model.config for model in pairs["ours_fp32"]]
     flops = training_flops(configs[1], [shape[1]] * shape[0], teacher=configs[0])
     draft.metrics["flops_an_update"] = flops
-    summary = summarise_updates(taken, shape[0] * shape[1], flops, rates["bf16_gflops"])
+    summary = summarise_updates(taken, shape[0] * shape[1], flops, peak)
     draft.extra |= summary | rates
     draft.metrics["corpus"], draft.extra["corpus"] = measure_corpus(
-        pairs, corpus, settings.batch_tokens, settings.corpus_rounds, rates["bf16_gflops"]
+        pairs,
+        corpus,
+        settings.batch_tokens,
+        settings.corpus_rounds,
+        peak,
     )
     return "textbook / ours " + ", ".join(
         f"{where} {name} {found['ratio']:.2f}"
@@ -351,7 +360,11 @@ def measure_corpus(
         "textbook": [part.tolist() for part in np.array_split(order, len(buckets))],
     }
     taken = alternate_updates(
-        pairs, corpus, plans, ("textbook_fp32", "textbook_bf16", "ours_bf16"), rounds
+        pairs,
+        corpus,
+        plans,
+        tuple(v for v in VARIANTS if v != "ours_fp32" or len(VARIANTS) == 2),
+        rounds,
     )
     configs = [model.config for model in pairs["ours_fp32"]]
     flops = training_flops(configs[1], corpus.lengths, teacher=configs[0]) // len(buckets)

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, DistilBertConfig
 
-from distilbert_kit.data import ClassificationDataset
-from distilbert_kit.evaluation import predict_logits
-from distilbert_kit.measure import alternate, forward_flops, threads
-from distilbert_kit.model import DistilBERTForSequenceClassification
-from distilbert_kit.recipes import Recipe
-from distilbert_kit.records import Draft
-from distilbert_kit.settings import SpeedSettings
+from distilbert_kit.data.batches import ClassificationDataset
+from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.study.measure import alternate, forward_flops, threads
+from distilbert_kit.study.recipes import Recipe
+from distilbert_kit.study.records import Draft
+from distilbert_kit.study.settings import SpeedSettings
+from distilbert_kit.training.classification import predict_logits
 
 from .shared import (
     CONFIGS,

@@ -17,16 +17,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from distilbert_kit.data import load_table
-from distilbert_kit.measure import alternate
-from distilbert_kit.model import DistilBERTForQuestionAnswering
-from distilbert_kit.question_answering import answer_questions
-from distilbert_kit.recipes import Recipe
-from distilbert_kit.records import Draft
+from distilbert_kit.data.tables import load_table
+from distilbert_kit.data.tasks import get_task
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.model import DistilBERTForQuestionAnswering
 from distilbert_kit.settings import WindowSettings
-from distilbert_kit.statistics import bootstrap_ratio_interval
-from distilbert_kit.tasks import get_task
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study.measure import alternate
+from distilbert_kit.study.recipes import Recipe
+from distilbert_kit.study.records import Draft
+from distilbert_kit.study.statistics import bootstrap_ratio_interval
+from distilbert_kit.training.question_answering import answer_questions
 
 SEARCHED = 20  # starts and ends looked at
 

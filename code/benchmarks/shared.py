@@ -5,14 +5,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from distilbert_kit.config import create_model_config
-from distilbert_kit.data import ClassificationDataset, load_task_split
-from distilbert_kit.measure import matrix_product_rate
+from distilbert_kit.data.batches import ClassificationDataset
+from distilbert_kit.data.listed import DataUsed
+from distilbert_kit.data.tasks import get_task
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
 from distilbert_kit.paths import DATA, ROOT
-from distilbert_kit.records import DataUsed
-from distilbert_kit.statistics import bootstrap_ratio_interval
-from distilbert_kit.tasks import get_task
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study.measure import matrix_product_rate
+from distilbert_kit.study.statistics import bootstrap_ratio_interval
+from distilbert_kit.training.classification import load_task_split
+from distilbert_kit.training.inference import usable_precision
 
 MODELS = ("bert", "distilbert")
 MAKERS = ("ours", "transformers")
@@ -76,5 +78,9 @@ def machine_rates() -> dict[str, float]:
     """The machine's own matrix products with the threads now set, GFLOP/s."""
     return {
         "fp32_gflops": round(matrix_product_rate(torch.float32), 1),
-        "bf16_gflops": round(matrix_product_rate(torch.bfloat16), 1),
+        "bf16_gflops": (
+            round(matrix_product_rate(torch.bfloat16), 1)
+            if usable_precision("auto") == "bf16"
+            else None  # a thousandth of a second a product in fp32 is seconds in emulated bf16
+        ),
     }

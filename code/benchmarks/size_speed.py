@@ -10,11 +10,11 @@ import numpy as np
 from torch import nn
 from transformers import AutoModel, BertConfig, DistilBertConfig
 
-from distilbert_kit.measure import alternate_over, forward_flops, model_size, threads
-from distilbert_kit.model import DistilBERTModel
-from distilbert_kit.recipes import Recipe
-from distilbert_kit.records import Draft
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.model import DistilBERTModel
+from distilbert_kit.study.measure import alternate_over, forward_flops, model_size, threads
+from distilbert_kit.study.recipes import Recipe
+from distilbert_kit.study.records import Draft
 
 from .shared import CONFIGS, MAKERS, MODELS, infer, machine_rates, ratio, stsb_pairs, thread_counts
 

@@ -16,22 +16,18 @@ from transformers import (
     TrainingArguments,
 )
 
-from distilbert_kit.data import (
-    ClassificationDataset,
-    LengthBatchSampler,
-    create_dataloader,
-    load_task_split,
-)
-from distilbert_kit.evaluation import predict_logits
-from distilbert_kit.measure import rotated, seconds
-from distilbert_kit.model import DistilBERTForSequenceClassification
-from distilbert_kit.recipes import Recipe
-from distilbert_kit.records import Draft
+from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
+from distilbert_kit.data.tasks import get_task
+from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.settings import TrainSettings
-from distilbert_kit.statistics import wilson_interval
-from distilbert_kit.tasks import get_task
-from distilbert_kit.training import CLASSIFICATION, train
-from distilbert_kit.weights import get_tokenizer, resolve_checkpoint
+from distilbert_kit.study.measure import rotated, seconds
+from distilbert_kit.study.recipes import Recipe
+from distilbert_kit.study.records import Draft
+from distilbert_kit.study.statistics import wilson_interval
+from distilbert_kit.training.classification import CLASSIFICATION, load_task_split, predict_logits
+from distilbert_kit.training.inference import usable_precision
+from distilbert_kit.training.loop import train
 
 from .shared import machine_rates, median_ratio
 
@@ -116,9 +112,12 @@ def measure(recipe: Recipe, draft: Draft) -> str:
         "ours": ours,
         "ours_batch_32": partial(ours, batch_size=32, batch_tokens=None),
         "trainer_fp32": trainer,
-        "trainer_bf16": partial(trainer, bf16=True),
-        "trainer_bf16_grouped": partial(trainer, **grouped),
     }
+    if usable_precision("auto") == "bf16":
+        candidates |= {
+            "trainer_bf16": partial(trainer, bf16=True),
+            "trainer_bf16_grouped": partial(trainer, **grouped),
+        }
     taken, correct = ({name: [] for name in candidates} for _ in range(2))
     references = np.asarray(dev_table["label"][:])
     for turn in range(settings.rounds):

@@ -14,12 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # the label of a position that is no target
+
+
 PADDING_LOGIT = -1e30  # no probability, and finite: 0 x -inf would be NaN in the KL
+
+
 CHUNK_SIZE = 512  # tokens per matrix product of the fused loss, see `fused_triple_loss`
+
+
 ROWS_PER_BLOCK = 1024  # rows of a weight gradient that are added at a time
+
+
 ROWS_PER_THREAD = (
     16  # of fp32 work: 4 buffers x 16 x 30,522 x 4 B = 8 MB, within a core's share of L3
 )
+
 
 CeRows = Literal["all", "masked"]
 

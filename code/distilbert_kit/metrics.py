@@ -25,6 +25,8 @@ from sklearn.metrics import (
 from .errors import UserError
 
 METRICS = ("accuracy", "f1", "precision", "recall", "matthews", "pearson", "spearman")
+
+
 _CORRELATIONS = ("pearson", "spearman")
 
 

@@ -4,13 +4,27 @@ import os
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parents[1]
+
+
 ROOT = CODE.parent
+
+
 RECIPES = CODE / "recipes"
+
+
 NOTEBOOKS = ROOT / "notebooks"
+
+
 PAPER = ROOT / "data" / "paper.yaml"
+
+
 DATA = Path(os.environ.get("DATA_DIR", ROOT / "data")).expanduser().resolve()
+
+
 # A folder of other data says itself what it should hold.
 SOURCES = next(
     path for folder in (DATA, ROOT / "data") if (path := folder / "sources.yaml").is_file()
 )
+
+
 RESULTS = Path(os.environ.get("RESULTS_DIR", ROOT / "results")).expanduser().resolve()

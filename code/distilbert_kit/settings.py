@@ -1,4 +1,4 @@
-"""The settings that recipes are made of: training, texts, losses, benchmarks; all keys checked."""
+"""The settings that training is made of: optimisation, texts, losses; all keys checked."""
 
 from typing import Literal
 
@@ -24,7 +24,9 @@ class TrainSettings(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the device multiplies it in hardware, else fp32"
+    )
 
 
 class TextSettings(Strict):
@@ -110,49 +112,3 @@ class SoftTargets(Strict):
 
     temperature: float = Field(2.0, gt=0)
     soft_weight: float = Field(0.5, ge=0, le=1)
-
-
-class SpeedSettings(Strict):
-    """Table 3 again: batch size 1, CPU, the STS-B dev pairs."""
-
-    pairs: int = Field(gt=0, le=1500, description="of the 1,500 dev pairs, evenly by length")
-    passes: int = Field(gt=0)
-    lengths: list[int] = [16, 32, 64, 128, 256, 512]
-    length_repeats: int = Field(gt=0)
-    file_order_pairs: int = Field(gt=0, le=1500)
-
-
-class TrainingSpeedSettings(Strict):
-    """Fine-tuning throughput beside transformers' Trainer."""
-
-    examples: int = Field(gt=0)
-    rounds: int = Field(gt=0)
-
-
-class DistillationSpeedSettings(Strict):
-    """A distillation step at paper size beside the textbook's, and both on the recipe's corpus."""
-
-    rounds: int = Field(ge=2)
-    updates: int = Field(1, gt=0, description="in a round")
-    batch_size: int = Field(16, gt=0)
-    length: int = Field(128, ge=8, le=512, description="tokens, all of them real")
-    sequences: int = Field(gt=0, description="of the corpus, evenly by length")
-    batch_tokens: int = Field(1024, ge=512, description="most padded tokens in a bucket")
-    corpus_rounds: int = Field(2, ge=2)
-
-
-class CorpusSpeedSettings(Strict):
-    """Corpus preparation: speed beside a slow tokenizer, memory at two sizes of the text."""
-
-    source: str = Field("docs", description="as prepare_corpus.py --source")
-    compared_mb: float = Field(gt=0, description="text for both, 10**6 bytes")
-    memory_mb: list[float] = Field(min_length=2, description="from small to large")
-    rounds: int = Field(2, ge=2)
-
-
-class QuestionAnsweringSpeedSettings(Strict):
-    """Answering SQuAD dev questions beside the usual loop of transformers' examples."""
-
-    questions: int = Field(ge=2, le=10570, description="of the dev set, evenly over the file")
-    rounds: int = Field(ge=2)
-    batch_size: int = Field(8, gt=0, description="of the usual loop")

@@ -5,13 +5,13 @@ python code/examples/train_distilbert.py
 
 import torch
 
-from distilbert_kit.data import create_classification_dataloader
-from distilbert_kit.evaluation import evaluate_classification_metrics
-from distilbert_kit.grammar import build_sentiment
-from distilbert_kit.model import DistilBERTForSequenceClassification, count_parameters
+from distilbert_kit.data.batches import create_classification_dataloader
+from distilbert_kit.data.grammar import build_sentiment
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.model import DistilBERTForSequenceClassification, count_parameters
 from distilbert_kit.settings import TrainSettings
-from distilbert_kit.training import CLASSIFICATION, train
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.training.classification import CLASSIFICATION, evaluate_classification_metrics
+from distilbert_kit.training.loop import train
 
 
 def main() -> None:

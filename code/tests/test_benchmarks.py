@@ -9,12 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import corpus_speed, distillation_speed
-from distilbert_kit.config import create_model_config
-from distilbert_kit.corpus import encode_documents, open_source
-from distilbert_kit.distillation import flops_per_token, triple_objective
-from distilbert_kit.measure import peak_memory, training_flops
+from distilbert_kit.corpus.prepare import encode_documents
+from distilbert_kit.corpus.text_sources import open_source
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
 from distilbert_kit.settings import LossWeights
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study.measure import peak_memory, training_flops
+from distilbert_kit.study.runs import flops_per_token
+from distilbert_kit.training.objectives import triple_objective
 
 
 @pytest.fixture(scope="module")

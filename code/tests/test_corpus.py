@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-import distilbert_kit.corpus as corpus
-from distilbert_kit.corpus import encode_documents, open_shards, open_source, prepare_corpus
+from distilbert_kit.corpus import prepare as corpus
+from distilbert_kit.corpus.prepare import encode_documents, prepare_corpus
+from distilbert_kit.corpus.shards import open_shards
+from distilbert_kit.corpus.text_sources import Source, open_source, read_docs
 from distilbert_kit.errors import UserError
-from distilbert_kit.text_sources import Source, read_docs
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer
 
 SCRIPT = Path(__file__).parents[1] / "prepare_corpus.py"
 WORDS = ["the", "history", "of", "language", "began", "when", "rivers", "met", "mountains", "and"]

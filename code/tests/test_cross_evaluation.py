@@ -7,17 +7,20 @@ import transformers
 import yaml
 
 import cross_evaluate
-from distilbert_kit import data, experiment, lost_evidence, recipes
-from distilbert_kit.config import create_model_config
+from distilbert_kit.data import tables as data
+from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.experiment import cross_evaluation_cell, evidence_cells, finetune_cell
-from distilbert_kit.model import DistilBERTForSequenceClassification
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import RECIPES
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import read_record, recording
-from distilbert_kit.sources import rows_sha256
-from distilbert_kit.tasks import get_task
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study import cells as experiment
+from distilbert_kit.study import recipes
+from distilbert_kit.study.cells import cross_evaluation_cell, evidence_cells, finetune_cell
+from distilbert_kit.study.evidence import lost as lost_evidence
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import read_record, recording
 
 WORDS = ["the", "film", "was", "good", "and", "a", "dull", "plot", "of", "no", "use", "fine"]
 CROSS = {"models": ["teacher"], "tasks": ["rte", "sst2"], "tested_on": ["wnli"]}

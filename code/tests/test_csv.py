@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 import distill_csv
-from distilbert_kit.config import create_model_config
-from distilbert_kit.csv_data import load_labelled_texts, sorted_labels, split_texts
+from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.errors import UserError
-from distilbert_kit.model import DistilBERTForMaskedLM
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import CODE
-from distilbert_kit.records import read_record
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study.records import read_record
 
 
 def write(tmp_path, content, encoding="utf-8"):

@@ -7,20 +7,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilbert_kit import data, sources
-from distilbert_kit.data import (
+from distilbert_kit.data import listed as sources
+from distilbert_kit.data import tables as data
+from distilbert_kit.data.batches import (
     ClassificationDataset,
     LengthBatchSampler,
     create_classification_dataloader,
     create_mlm_dataloader,
-    load_table,
-    load_task_split,
 )
+from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.tables import load_table
+from distilbert_kit.data.tasks import TASKS, get_task
 from distilbert_kit.errors import UserError
+from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.settings import FinetuneSettings
-from distilbert_kit.sources import rows_sha256
-from distilbert_kit.tasks import TASKS, get_task
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.training.classification import load_task_split
 
 ROWS = [{"sentence": f"sentence number {i} is fine", "label": i % 2} for i in range(20)]
 

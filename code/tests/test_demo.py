@@ -13,14 +13,17 @@ import pytest
 import torch
 
 import demo
-from distilbert_kit.config import create_model_config
 from distilbert_kit.errors import UserError
-from distilbert_kit.experiment import cells_to_run, demo_cells
-from distilbert_kit.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import (
+    DistilBERTForQuestionAnswering,
+    DistilBERTForSequenceClassification,
+)
 from distilbert_kit.paths import CODE
-from distilbert_kit.prediction import load_predictor
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.serve.prediction import load_predictor
+from distilbert_kit.study.cells import cells_to_run, demo_cells
+from distilbert_kit.study.recipes import load_recipe
 
 QUESTION = {
     "question": "Where is it?",

@@ -10,29 +10,32 @@ import yaml
 from huggingface_hub import ModelCard
 
 import quantize
-from distilbert_kit import experiment, recipes
-from distilbert_kit.config import create_model_config
-from distilbert_kit.data import ClassificationDataset, load_task_split
-from distilbert_kit.deploy import (
+from distilbert_kit.data.batches import ClassificationDataset
+from distilbert_kit.data.tasks import get_task
+from distilbert_kit.errors import UserError
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForSequenceClassification, count_parameters
+from distilbert_kit.paths import RECIPES
+from distilbert_kit.serve.export import (
     FILES,
     OnnxClassifier,
     count_onnx_parameters,
-    latency_by_length,
     load_classifier,
-    load_variants,
     save_onnx,
+)
+from distilbert_kit.study import cells as experiment
+from distilbert_kit.study import recipes
+from distilbert_kit.study.cells import quantize_cell
+from distilbert_kit.study.deployment import (
+    latency_by_length,
+    load_variants,
     score_variants,
     size_of_variants,
 )
-from distilbert_kit.errors import UserError
-from distilbert_kit.evaluation import predict_logits
-from distilbert_kit.experiment import quantize_cell
-from distilbert_kit.model import DistilBERTForSequenceClassification, count_parameters
-from distilbert_kit.paths import RECIPES
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import read_record, recording
-from distilbert_kit.tasks import get_task
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import read_record, recording
+from distilbert_kit.training.classification import load_task_split, predict_logits
 
 LABELS = ("negative", "positive")
 GRAPHS = ("onnx_fp32", "onnx_int8")

@@ -12,25 +12,26 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
-from distilbert_kit.config import create_model_config
-from distilbert_kit.corpus import open_source, prepare_corpus
-from distilbert_kit.data import LengthBatchSampler, create_dataloader
-from distilbert_kit.distillation import (
-    MASKED_LM,
+from distilbert_kit.corpus.prepare import prepare_corpus
+from distilbert_kit.corpus.text_sources import open_source
+from distilbert_kit.data.batches import LengthBatchSampler, create_dataloader
+from distilbert_kit.data.grammar import build_sentiment
+from distilbert_kit.errors import UserError
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.initialisation import extract_student
+from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.settings import CorpusSettings, LossWeights, MaskedLMSettings
+from distilbert_kit.training.checkpointing import CHECKPOINT
+from distilbert_kit.training.distillation import (
     cast_linear_layers,
     check_pair,
     open_corpus,
     train_on_corpus,
-    triple_objective,
 )
-from distilbert_kit.errors import UserError
-from distilbert_kit.grammar import build_sentiment
-from distilbert_kit.initialisation import extract_student
-from distilbert_kit.model import DistilBERTForMaskedLM
-from distilbert_kit.paths import CODE, RECIPES
-from distilbert_kit.settings import CorpusSettings, LossWeights, MaskedLMSettings
-from distilbert_kit.training import CHECKPOINT, train
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.training.loop import train
+from distilbert_kit.training.objectives import MASKED_LM, triple_objective
 
 CORPUS = CorpusSettings(source=["docs"])
 

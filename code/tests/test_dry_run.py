@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from distilbert_kit.experiment import evidence_cells
 from distilbert_kit.paths import CODE, RECIPES
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import read_record
+from distilbert_kit.study.cells import evidence_cells
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import read_record
 
 sys.path.insert(0, str(CODE))
 import dry_run

@@ -68,7 +68,7 @@ def run(script: str, *arguments: str, hook: Callable | None = None) -> int:
 
 def train_under_fire(script: str, recipe: Path, model: str, kills: int, seed: int) -> list[int]:
     """Kill a run `kills` times, resume it each time, let it end; updates done after each kill."""
-    from distilbert_kit.training import CHECKPOINT, read_position
+    from distilbert_kit.training.checkpointing import CHECKPOINT, read_position
 
     results = Path(os.environ["RESULTS_DIR"]) / recipe.stem
     checkpoints, arguments = results / "checkpoints" / model, ("--recipe", str(recipe))
@@ -115,8 +115,8 @@ def run_all(folder: Path) -> None:
 def write_recipes(folder: Path) -> None:
     from test_distillation import tiny_teacher
 
-    from distilbert_kit.grammar import build_sentiment
-    from distilbert_kit.weights import get_tokenizer
+    from distilbert_kit.data.grammar import build_sentiment
+    from distilbert_kit.models.checkpoints import get_tokenizer
 
     rows = [row["sentence"] for row in build_sentiment("train", 660)]
     lines = [". ".join(rows[i : i + 3]) for i in range(0, len(rows), 3)]

@@ -14,9 +14,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from distilbert_kit import grammar
+from distilbert_kit.data import grammar
+from distilbert_kit.data.grammar import LABELS, PHENOMENA, TEMPLATES, build_sentiment, opinion_words
 from distilbert_kit.errors import UserError
-from distilbert_kit.grammar import LABELS, PHENOMENA, TEMPLATES, build_sentiment, opinion_words
 
 SPLITS = ("train", "validation")
 TURNED = ("negation", "contrast", "comparison")
@@ -135,7 +135,7 @@ def test_seed_decides_everything(splits):
     assert build_sentiment("train", seed=0) == splits["train"]
     assert build_sentiment("train", seed=1) != splits["train"]
     code = (
-        "import hashlib; from distilbert_kit.grammar import build_sentiment as b;"
+        "import hashlib; from distilbert_kit.data.grammar import build_sentiment as b;"
         "print(hashlib.sha256(repr(b('validation')).encode()).hexdigest())"
     )
     for hash_seed in ("1", "2"):  # another process, another order of sets

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distilbert_kit.config import create_model_config
 from distilbert_kit.losses import (
     classification_loss_sum,
     compute_classification_loss,
@@ -20,7 +19,8 @@ from distilbert_kit.losses import (
     span_loss,
     triple_loss_plain,
 )
-from distilbert_kit.model import DistilBERTForMaskedLM
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForMaskedLM
 
 VOCABULARY, TEMPERATURE = 37, 2.0
 NAMES = ("transformed", "weight", "bias")

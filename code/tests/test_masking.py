@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from distilbert_kit.data.masking import mask_tokens, masking_probabilities
 from distilbert_kit.errors import UserError
-from distilbert_kit.masking import mask_tokens, masking_probabilities
 
 V, PAD, UNK, CLS, SEP, MASK = 50, 0, 1, 2, 3, 4
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)

@@ -10,18 +10,18 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilbert_kit import measure
-from distilbert_kit.config import ModelConfig, create_model_config
-from distilbert_kit.data import ClassificationDataset
-from distilbert_kit.evaluation import predict_logits
-from distilbert_kit.model import (
+from distilbert_kit.data.batches import ClassificationDataset
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import ModelConfig, create_model_config
+from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
     DistilBERTModel,
     Dropout,
 )
 from distilbert_kit.paths import CODE
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study import measure
+from distilbert_kit.training.classification import predict_logits
 
 sys.path.insert(0, str(CODE))
 from benchmarks import inference_speed, shared, size_speed

@@ -14,6 +14,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from distilbert_kit import metrics
+from distilbert_kit.data.tasks import TASKS
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import (
     METRICS,
@@ -28,7 +29,6 @@ from distilbert_kit.metrics import (
     normalize_answer,
     score_function,
 )
-from distilbert_kit.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("error")
 settings.register_profile("metrics", deadline=None, max_examples=50)
@@ -307,7 +307,7 @@ def test_squad_refuses_what_cannot_be_scored():
 
 def test_metric_module_loads_in_evaluate_without_network(tmp_path):
     """A separate process with an empty cache, hub access allowed, and every connection refused."""
-    script = Path(metrics.__file__).with_name("task_metric.py")
+    script = Path(metrics.__file__).with_name("study") / "task_metric.py"
     program = f"""
 import socket
 def refuse(*args, **kwargs):

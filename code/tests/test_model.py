@@ -4,11 +4,11 @@ import pytest
 import torch
 import transformers
 
-from distilbert_kit import model as kit
-from distilbert_kit.config import PRESETS, ModelConfig, create_model_config
 from distilbert_kit.errors import UserError
-from distilbert_kit.model import count_parameters
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.models import model as kit
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import PRESETS, ModelConfig, create_model_config
+from distilbert_kit.models.model import count_parameters
 
 HEADS = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"]
 SHAPES = [
@@ -74,7 +74,7 @@ def test_outputs_and_gradients_equal_transformers(tmp_path, model_type, head, sh
         sum((tensor * tensor.detach().cos()).sum() for tensor in tensors).backward()
     for mine, reference in zip(*sums, strict=True):
         torch.testing.assert_close(mine, reference, atol=1e-5, rtol=1e-5)
-    from distilbert_kit.weights import from_hub_layout
+    from distilbert_kit.models.hub_layout import from_hub_layout
 
     gradients = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     bare = head == "Model"

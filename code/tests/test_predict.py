@@ -10,14 +10,14 @@ import torch
 import transformers
 
 import predict
-from distilbert_kit.config import create_model_config
-from distilbert_kit.deploy import save_onnx
-from distilbert_kit.model import (
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForQuestionAnswering,
     DistilBERTForSequenceClassification,
 )
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.serve.export import save_onnx
 
 TEXTS = ["a fine film", "the plot is dull, long and dull again", "fine"]
 LABELS = ("bad", "good", "so-so")

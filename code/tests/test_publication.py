@@ -11,11 +11,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from distilbert_kit import evaluation, evidence, experiment, figures, lost_evidence, recipes
+from distilbert_kit.data.listed import DataUsed
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.paths import CODE, NOTEBOOKS, RECIPES
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import DataUsed, recording
-from distilbert_kit.tasks import get_task
+from distilbert_kit.study import cells as experiment
+from distilbert_kit.study import figures, recipes
+from distilbert_kit.study.evidence import lost as lost_evidence
+from distilbert_kit.study.evidence import scores as evidence
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import recording
+from distilbert_kit.training import classification as evaluation
 
 sys.path.insert(0, str(CODE))
 import build_report

@@ -19,16 +19,27 @@ from hypothesis import strategies as st
 import evaluate_model
 import finetune
 from benchmarks.question_answering_speed import textbook_answers
-from distilbert_kit import data, evidence, experiment, lost_evidence, recipes
-from distilbert_kit.config import create_model_config
-from distilbert_kit.data import LengthBatchSampler, create_dataloader
+from distilbert_kit.data import tables as data
+from distilbert_kit.data.batches import LengthBatchSampler, create_dataloader
+from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.experiment import finetune_cell
-from distilbert_kit.finetuning import teacher_logits
 from distilbert_kit.metrics import answer_scores, exact_match_and_f1
-from distilbert_kit.model import DistilBERTForMaskedLM, DistilBERTForQuestionAnswering
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTForQuestionAnswering
 from distilbert_kit.paths import DATA, RECIPES
-from distilbert_kit.question_answering import (
+from distilbert_kit.settings import SoftTargets, TrainSettings, WindowSettings
+from distilbert_kit.study import cells as experiment
+from distilbert_kit.study import recipes
+from distilbert_kit.study.cells import finetune_cell
+from distilbert_kit.study.evidence import lost as lost_evidence
+from distilbert_kit.study.evidence import scores as evidence
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import read_record
+from distilbert_kit.training.fine_tuning import teacher_logits
+from distilbert_kit.training.loop import train
+from distilbert_kit.training.question_answering import (
     QuestionAnsweringDataset,
     answer_questions,
     best_spans,
@@ -37,13 +48,6 @@ from distilbert_kit.question_answering import (
     predict_spans,
     span_objective,
 )
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import read_record
-from distilbert_kit.settings import SoftTargets, TrainSettings, WindowSettings
-from distilbert_kit.sources import rows_sha256
-from distilbert_kit.tasks import get_task
-from distilbert_kit.training import train
-from distilbert_kit.weights import get_tokenizer
 
 TOKENIZER = get_tokenizer()
 SQUAD = get_task("squad")

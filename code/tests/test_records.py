@@ -8,11 +8,13 @@ import sys
 import pytest
 import yaml
 
-from distilbert_kit import experiment, records
 from distilbert_kit.errors import UserError
+from distilbert_kit.files import content_key, write_atomically
 from distilbert_kit.paths import CODE, RECIPES
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import content_key, is_current, read_record, recording, write_atomically
+from distilbert_kit.study import cells as experiment
+from distilbert_kit.study import records
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import is_current, read_record, recording
 
 PROVENANCE = {
     "stage": "finetune",

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import transformers
 
-from distilbert_kit.config import create_model_config
-from distilbert_kit.data import load_task_split
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.finetuning import label_order
 from distilbert_kit.metrics import compute_metrics
-from distilbert_kit.model import DistilBERTForSequenceClassification
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import CODE
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import read_record
-from distilbert_kit.tasks import get_task
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import read_record
+from distilbert_kit.training.classification import label_order, load_task_split
 
 
 def run(script, *arguments, **environment):

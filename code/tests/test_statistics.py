@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from distilbert_kit import statistics
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import score_function
-from distilbert_kit.statistics import (
+from distilbert_kit.study import statistics
+from distilbert_kit.study.statistics import (
     bootstrap_interval,
     bootstrap_ratio_interval,
     holm,

@@ -11,21 +11,22 @@ import transformers
 import yaml
 
 import finetune
-from distilbert_kit import recipes
-from distilbert_kit.config import create_model_config
-from distilbert_kit.data import ClassificationDataset, LengthBatchSampler, create_dataloader
+from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
+from distilbert_kit.data.grammar import build_sentiment
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.experiment import cells_to_run, checkpoint, evidence_cells, finetune_cell
-from distilbert_kit.finetuning import fine_tuned, teacher_logits
-from distilbert_kit.grammar import build_sentiment
-from distilbert_kit.model import DistilBERTForMaskedLM, DistilBERTForSequenceClassification
+from distilbert_kit.models.checkpoints import get_tokenizer, read_safetensors, write_safetensors
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTForSequenceClassification
 from distilbert_kit.paths import RECIPES
-from distilbert_kit.recipes import load_recipe
-from distilbert_kit.records import read_record
 from distilbert_kit.settings import SoftTargets, TrainSettings
-from distilbert_kit.tasks import get_task
-from distilbert_kit.training import classification_objective, train
-from distilbert_kit.weights import get_tokenizer, read_safetensors, write_safetensors
+from distilbert_kit.study import recipes
+from distilbert_kit.study.cells import cells_to_run, checkpoint, evidence_cells, finetune_cell
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import read_record
+from distilbert_kit.training.classification import classification_objective
+from distilbert_kit.training.fine_tuning import fine_tuned, teacher_logits
+from distilbert_kit.training.loop import train
 
 TOKENIZER = get_tokenizer()
 BERT = create_model_config(

@@ -7,20 +7,16 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from distilbert_kit.config import create_model_config
-from distilbert_kit.data import create_classification_dataloader
+from distilbert_kit.data.batches import create_classification_dataloader
+from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.errors import NonFiniteLossError, UserError
-from distilbert_kit.grammar import build_sentiment
-from distilbert_kit.memory import keeping_freed_memory
-from distilbert_kit.model import DistilBERTForSequenceClassification
+from distilbert_kit.machine import keeping_freed_memory
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.settings import TrainSettings
-from distilbert_kit.training import (
-    CLASSIFICATION,
-    create_optimizer,
-    learning_rate_factor,
-    train,
-)
-from distilbert_kit.weights import get_tokenizer
+from distilbert_kit.training.classification import CLASSIFICATION
+from distilbert_kit.training.loop import create_optimizer, learning_rate_factor, train
 
 
 def classifier(dropout: float = 0.0) -> DistilBERTForSequenceClassification:

@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 
-from distilbert_kit import model as kit
-from distilbert_kit.config import ModelConfig, create_model_config
 from distilbert_kit.errors import UserError
-from distilbert_kit.initialisation import choose_layers, extract_student
-from distilbert_kit.weights import MINILM_SHA256, check_sha256, get_tokenizer, resolve_checkpoint
+from distilbert_kit.files import check_sha256
+from distilbert_kit.models import model as kit
+from distilbert_kit.models.checkpoints import MINILM_SHA256, get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.config import ModelConfig, create_model_config
+from distilbert_kit.models.initialisation import choose_layers, extract_student
 
 
 def tiny_teacher() -> kit.DistilBERTForMaskedLM:

@@ -1,0 +1,184 @@
+"""The shard format: 16-bit token ids on disk, memory-mapped for reading.
+
+A prepared folder holds
+
+- `<split>-<k>.bin`: token ids, little-endian uint16, one sequence after another, with CLS and SEP;
+- `<split>-<k>.idx`: little-endian uint32, where each sequence starts, then the number of tokens;
+- `counts.json`: how often each token occurs in the training split, and the vocabulary's hash;
+- `manifest.json`: settings, sources, counts, drops by reason, the SHA-256 of every shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import write_atomically
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase
+from ..files import file_sha256, read_json
+
+FORMAT = 1
+
+
+SPLITS = ("train", "validation")
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the vocabulary: one `id<TAB>token` line each, in the order of the ids."""
+    items = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    return hashlib.sha256("".join(f"{i}\t{t}\n" for i, t in items).encode()).hexdigest()
+
+
+class ShardWriter:
+    """Appends sequences to a temporary file; `commit` gives the shard its name."""
+
+    def __init__(self, stem: Path):
+        self.stem = stem
+        self.offsets = [0]
+        self.sha256 = hashlib.sha256()
+        self.temporary = stem.with_name(stem.name + ".bin.tmp")
+        self.file = self.temporary.open("wb")
+
+    def append(self, sequence: bytes) -> None:
+        """Write one sequence of little-endian uint16 ids."""
+        self.file.write(sequence)
+        self.sha256.update(sequence)
+        self.offsets.append(self.offsets[-1] + len(sequence) // 2)
+
+    def commit(self) -> dict:
+        """Sync and name the files; return the shard's entry in the manifest."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.temporary.replace(f"{self.stem}.bin")
+        index = np.array(self.offsets, dtype="<u4").tobytes()
+        write_atomically(Path(f"{self.stem}.idx"), index)
+        return {
+            "name": self.stem.name,
+            "sequences": len(self.offsets) - 1,
+            "tokens": self.offsets[-1],
+            "sha256": {"bin": self.sha256.hexdigest(), "idx": hashlib.sha256(index).hexdigest()},
+        }
+
+
+def count_tokens(folder: Path, shards: list[dict], vocab_size: int) -> np.ndarray:
+    """Occurrences [V] of each token, read in blocks: bincount widens 16 bits to 64."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for shard in shards:
+        with (folder / f"{shard['name']}.bin").open("rb") as file:
+            while block := file.read(1 << 20):
+                counts += np.bincount(np.frombuffer(block, "<u2"), minlength=vocab_size)
+    return counts
+
+
+def check_shards(folder: Path, state: dict, checksums: bool = False) -> None:
+    """Raise UserError unless every shard is there, whole, and (with checksums) unchanged."""
+    for shard in chain.from_iterable(state["splits"][split]["shards"] for split in SPLITS):
+        sizes = {"bin": 2 * shard["tokens"], "idx": 4 * (shard["sequences"] + 1)}
+        for suffix, size in sizes.items():
+            path = folder / f"{shard['name']}.{suffix}"
+            found = path.stat().st_size if path.exists() else 0
+            if found != size:
+                raise UserError(
+                    f"{path}: {found:,} bytes, the manifest says {size:,}; delete {folder} and "
+                    "prepare the corpus again"
+                )
+            if checksums and file_sha256(path) != shard["sha256"][suffix]:
+                raise UserError(
+                    f"{path}: SHA-256 differs from the manifest's; delete {folder} and prepare "
+                    "the corpus again"
+                )
+
+
+class Shard:
+    """One shard, memory-mapped; iterates over its sequences."""
+
+    def __init__(self, folder: Path, entry: dict):
+        self.tokens = np.memmap(folder / f"{entry['name']}.bin", "<u2", "r")
+        self.offsets = np.memmap(folder / f"{entry['name']}.idx", "<u4", "r")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+
+class TokenShards:
+    """The sequences of one split. `shards[i]` is a read-only uint16 view [length] on the disk.
+
+    `lengths` [N] uint16 has the tokens of each sequence, CLS and SEP included; `total_tokens`
+    their sum; `token_counts` [V] int64 the occurrences in the training split; `manifest` the rest.
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: dict, token_counts: np.ndarray):
+        self.folder, self.split, self.manifest = folder, split, manifest
+        self.token_counts = token_counts
+        self.total_tokens: int = manifest["splits"][split]["tokens"]
+        self._shards = [Shard(folder, entry) for entry in manifest["splits"][split]["shards"]]
+        self._ends = list(accumulate(map(len, self._shards)))
+        self.lengths = np.concatenate(
+            [np.diff(shard.offsets).astype(np.uint16) for shard in self._shards]
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        index %= len(self)
+        shard = bisect_right(self._ends, index)
+        return self._shards[shard][index - (self._ends[shard - 1] if shard else 0)]
+
+    def __reduce__(self):
+        # A pickled memory map would carry the corpus to every data-loader process.
+        return open_shards, (self.folder, self.split)
+
+
+def open_shards(
+    folder: Path,
+    split: str = "train",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    checksums: bool = False,
+) -> TokenShards:
+    """Open a split of a prepared corpus.
+
+    Raises UserError when the preparation is unfinished, a shard is missing, cut short or (looked
+    at with `checksums`) altered, the split is empty, or the token counts or `tokenizer` belong to
+    another vocabulary.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / "manifest.json")
+    if manifest.get("format") != FORMAT or not manifest["complete"]:
+        raise UserError(f"{folder}: preparation unfinished; run prepare_corpus.py again")
+    check_shards(folder, manifest, checksums)
+    counts = read_json(folder / "counts.json")
+    expected = manifest["settings"]["vocabulary_sha256"]
+    if counts["vocabulary_sha256"] != expected:
+        raise UserError(
+            f"{folder / 'counts.json'}: counts of another vocabulary; prepare the corpus again"
+        )
+    if tokenizer is not None and vocabulary_sha256(tokenizer) != expected:
+        raise UserError(
+            f"{folder}: made with the vocabulary of {manifest['settings']['tokenizer']}, not this "
+            "tokenizer's; prepare a corpus with the one in use"
+        )
+    if split not in SPLITS or not manifest["splits"][split]["sequences"]:
+        raise UserError(
+            f"{folder}: no {split} sequences; prepare it with a larger --validation-fraction"
+        )
+    return TokenShards(folder, split, manifest, np.array(counts["counts"], dtype=np.int64))

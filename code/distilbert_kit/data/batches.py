@@ -1,0 +1,284 @@
+"""From texts to batches: tokenisation, length buckets, loaders."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import UserError
+from .masking import mask_tokens, masking_probabilities
+
+Batch = dict[str, Tensor]
+
+
+MAX_LENGTH = 512
+
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+HEAD_PIECES = 128  # what "head_tail" keeps from the beginning, arXiv 1905.05583, section 5.3.1
+
+
+class ClassificationDataset(Dataset):
+    """Tokenised sentences or sentence pairs with labels.
+
+    `texts` are strings or pairs of strings; texts longer than `max_length` word pieces are cut
+    and counted in `truncated`. `truncation`: "head" keeps the beginning, "head_tail" the first
+    128 word pieces and the last of the rest (arXiv 1905.05583, section 5.3.1; single texts only).
+    Token types are kept for the models that read them.
+    """
+
+    teacher_logits: np.ndarray | None = None  # [N, C], delivered with each item when set
+
+    def __init__(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        labels: Sequence[int] | Sequence[float] | None,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = MAX_LENGTH,
+        truncation: str = "head",
+    ):
+        if not len(texts):
+            raise UserError("no texts: give at least one")
+        if labels is not None and len(labels) != len(texts):
+            raise UserError(f"{len(texts)} texts but {len(labels)} labels: give one for each")
+        self.pad_token_id = tokenizer.pad_token_id
+        paired = not isinstance(texts[0], str)
+        if truncation == "head_tail":
+            self._encode_head_tail(texts, paired, tokenizer, max_length)
+        else:
+            columns = [list(column) for column in zip(*texts, strict=True)] if paired else [texts]
+            encoded = tokenizer(
+                *map(list, columns), truncation=True, max_length=max_length, padding=False
+            )
+            self.input_ids = encoded["input_ids"]
+            self.token_type_ids = encoded["token_type_ids"]
+            # The fast tokenizer returns what it cut off as overflowing pieces.
+            self.truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        self.lengths = np.fromiter(map(len, self.input_ids), dtype=np.int64)
+        self.labels = labels
+
+    def _encode_head_tail(
+        self,
+        texts: Sequence[str],
+        paired: bool,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> None:
+        if paired:
+            raise UserError("truncation head_tail is for single texts; use head for pairs")
+        head = 1 + HEAD_PIECES  # after [CLS]; [SEP] is the last of the tail
+        tail = max_length - head
+        if tail < 2:
+            raise UserError(
+                f"truncation head_tail needs a max_length of at least {head + 2}, not {max_length}"
+            )
+        encoded = tokenizer(list(texts), padding=False, verbose=False)["input_ids"]
+        long = [len(ids) > max_length for ids in encoded]
+        self.input_ids = [
+            ids[:head] + ids[-tail:] if cut else ids for ids, cut in zip(encoded, long)
+        ]
+        self.token_type_ids = [[0] * len(ids) for ids in self.input_ids]
+        self.truncated = sum(long)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict:
+        item = {
+            "input_ids": self.input_ids[index],
+            "token_type_ids": self.token_type_ids[index],
+        }
+        if self.labels is not None:
+            item["labels"] = self.labels[index]
+        if self.teacher_logits is not None:
+            item["teacher_logits"] = self.teacher_logits[index]
+        return item
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a record says of the texts."""
+        return {"truncated": self.truncated}
+
+    def collate(self, items: list[dict]) -> Batch:
+        """Items -> tensors [B, L], padded to the longest; labels [B] (int64, or float32)."""
+        batch = pad_sequences([item["input_ids"] for item in items], self.pad_token_id)
+        batch["token_type_ids"] = pad_sequences([item["token_type_ids"] for item in items], 0)[
+            "input_ids"
+        ]
+        if "labels" in items[0]:
+            labels = torch.tensor([item["labels"] for item in items])
+            batch["labels"] = labels.float() if labels.is_floating_point() else labels
+        if "teacher_logits" in items[0]:
+            logits = np.stack([item["teacher_logits"] for item in items])
+            batch["teacher_logits"] = torch.from_numpy(logits)
+        return batch
+
+
+class MLMDataset(Dataset):
+    """Token sequences for masked language modelling; masks are drawn anew in every `collate`.
+
+    `sequences` is any indexable of token-id arrays with special tokens in place, for example
+    the memory-mapped shards of corpus.py.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        tokenizer: PreTrainedTokenizerBase,
+        token_counts: Tensor | None = None,
+        mask_probability: float = 0.15,
+        smoothing: float = 0.7,
+    ):
+        self.sequences, self.lengths = sequences, np.asarray(lengths)
+        self.mask_probability = mask_probability
+        self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
+        counts = torch.ones(len(tokenizer)) if token_counts is None else token_counts
+        self.token_weights = masking_probabilities(counts, smoothing, tokenizer.all_special_ids)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> Sequence[int]:
+        return self.sequences[index]
+
+    def mask(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """Draw masks for a padded batch: replaces input_ids [B, L] and adds labels [B, L]."""
+        input_ids, labels = mask_tokens(
+            batch["input_ids"],
+            batch["attention_mask"],
+            self.token_weights,
+            mask_probability=self.mask_probability,
+            vocab_size=len(self.token_weights),
+            mask_token_id=self.mask_token_id,
+            generator=generator,
+        )
+        return batch | {"input_ids": input_ids, "labels": labels}
+
+    def collate(self, items: list[Sequence[int]]) -> Batch:
+        """Padded ids and attention mask [B, L], not masked yet: the loop draws seeded masks."""
+        return pad_sequences(items, self.pad_token_id)
+
+    def masked_collate(self, items: list[Sequence[int]]) -> Batch:
+        """As `collate`, with masks from torch's global generator."""
+        return self.mask(self.collate(items))
+
+
+def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> Batch:
+    """Right-pad id sequences: input_ids and attention_mask, both int64 [B, L]."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = np.full((len(sequences), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """What a model's forward reads of a batch: no labels, no teacher's logits."""
+    return {name: batch[name] for name in _MODEL_INPUTS if name in batch}
+
+
+class LengthBatchSampler:
+    """Batches of similar length: at most `batch_size` examples and `batch_tokens` padded tokens.
+
+    With `shuffle`, examples are shuffled, sorted by length within pools of `pool` batches, cut
+    into batches, and the batches shuffled: all of it from (seed, epoch), so that the order is an
+    artefact of the seed. Without, batches go from long to short and `order` says which example is
+    where.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        batch_tokens: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        pool: int = 100,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens or 2**62
+        self.shuffle, self.seed, self.pool, self.epoch = shuffle, seed, pool, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        self.epoch = epoch
+
+    def _cut(self, indices: np.ndarray) -> Iterator[list[int]]:
+        """Cut indices, sorted from long to short, into batches."""
+        start = 0
+        while start < len(indices):
+            longest = int(self.lengths[indices[start]])
+            size = max(1, min(self.batch_size, self.batch_tokens // longest))
+            yield indices[start : start + size].tolist()
+            start += size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if not self.shuffle:
+            yield from self._cut(np.argsort(-self.lengths, kind="stable"))
+            return
+        random = np.random.default_rng([self.seed, self.epoch])
+        shuffled = random.permutation(len(self.lengths))
+        pools = range(0, len(shuffled), self.pool * self.batch_size)
+        batches = []
+        for start in pools:
+            part = shuffled[start : start + self.pool * self.batch_size]
+            batches += self._cut(part[np.argsort(-self.lengths[part], kind="stable")])
+        for index in random.permutation(len(batches)):
+            yield batches[index]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def create_dataloader(dataset: Dataset, sampler: LengthBatchSampler, collate=None) -> DataLoader:
+    """Loader over a data set that has `lengths` and `collate`, in the sampler's batches."""
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate or dataset.collate, num_workers=0
+    )
+
+
+def create_classification_dataloader(
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    labels: Sequence[int] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 16,
+    *,
+    max_length: int = MAX_LENGTH,
+    batch_tokens: int | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> DataLoader:
+    """Texts (or pairs) and labels -> length-bucketed batches."""
+    dataset = ClassificationDataset(texts, labels, tokenizer, max_length)
+    sampler = LengthBatchSampler(dataset.lengths, batch_size, batch_tokens, shuffle, seed)
+    return create_dataloader(dataset, sampler)
+
+
+def create_mlm_dataloader(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 16,
+    mask_probability: float = 0.15,
+    *,
+    max_length: int = MAX_LENGTH,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> DataLoader:
+    """Texts -> masked batches (input_ids, attention_mask, labels), masks smoothed by counts."""
+    sequences = ClassificationDataset(texts, None, tokenizer, max_length).input_ids
+    counts = Counter(token for sequence in sequences for token in sequence)
+    token_counts = torch.tensor([float(counts[i]) for i in range(len(tokenizer))])
+    dataset = MLMDataset(
+        sequences, list(map(len, sequences)), tokenizer, token_counts, mask_probability
+    )
+    sampler = LengthBatchSampler(dataset.lengths, batch_size, shuffle=shuffle, seed=seed)
+    return create_dataloader(dataset, sampler, dataset.masked_collate)

@@ -1,0 +1,161 @@
+"""A CSV with texts and labels: read with plain errors, split without a text on two sides."""
+
+import csv
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+
+SEPARATORS = ",;\t|"
+
+
+MOST_COLUMNS = 10_000
+
+
+TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "comment", "document")
+
+
+LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
+
+
+HELD_OUT = {"validation": 0.1, "test": 0.1}  # shares of the distinct texts of every class
+
+
+def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
+    """All columns as strings, NaN where empty; the separator is the header's most frequent one.
+
+    Raises UserError for a file that is missing, empty, of another encoding, of rows longer than
+    the header or of more than 10,000 columns.
+    """
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            first = file.readline()
+            separator = max(SEPARATORS, key=first.count)
+            file.seek(0)
+            header = next(csv.reader(file, delimiter=separator), [])
+        if not header:
+            raise UserError(f"{path}: empty; give a CSV whose first line names the columns")
+        if len(header) > MOST_COLUMNS:
+            raise UserError(
+                f"{path}: {len(header):,} columns, at most {MOST_COLUMNS:,} are read; "
+                "keep the text and the label column"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # fields beyond the header
+            return pd.read_csv(
+                path,
+                sep=separator,
+                encoding=encoding,
+                dtype=str,
+                keep_default_na=False,  # "None" and "NA" may be words
+                na_values=["", "NaN", "nan"],
+                index_col=False,
+            )
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(
+            f"{path}: no such file; give a CSV with a text and a label column"
+        ) from None
+    except (UnicodeError, LookupError) as error:
+        raise UserError(
+            f"{path}: not {encoding} ({error}); save it as UTF-8, or name its --encoding, "
+            "for example cp1252"
+        ) from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning, csv.Error) as error:
+        raise UserError(
+            f"{path}: not a regular CSV ({str(error).strip()}); put texts that hold "
+            f"{separator!r} or line breaks in double quotes"
+        ) from None
+
+
+def find_column(
+    columns: Sequence[str], given: str | None, usual: Sequence[str], option: str, where: str
+) -> str:
+    """The column called `given`, or else the only one with a usual name, in any letter case.
+
+    Raises UserError that lists the columns.
+    """
+    wanted = [given.lower()] if given is not None else usual
+    found = [given] if given in columns else [c for c in columns if c.strip().lower() in wanted]
+    if len(found) == 1:
+        return found[0]
+    shown = ", ".join(map(repr, columns[:10])) + (", …" if len(columns) > 10 else "")
+    what = f"no column {given!r}" if given else f"{option} cannot be guessed"
+    if len(found) > 1:
+        what = f"{option} may be {' or '.join(map(repr, found[:3]))}"
+    raise UserError(f"{where}: {what}; name one of its {len(columns)} columns: {shown}")
+
+
+def load_labelled_texts(
+    path: Path,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    drop_missing: bool = False,
+    encoding: str = "utf-8-sig",
+) -> pd.DataFrame:
+    """Columns text and label (strings) of a CSV, in file order, indexed by data row from 1.
+
+    Raises UserError as `read_csv` and `find_column`, for the first row without a text or label
+    unless `drop_missing`, and when nothing is left.
+    """
+    table, where = read_csv(path, encoding), str(path)
+    columns = list(table.columns)
+    text = find_column(columns, text_column, TEXT_NAMES, "--text-column", where)
+    others = [column for column in columns if column != text]
+    if label_column is None and len(others) == 1:
+        label_column = others[0]
+    label = find_column(others, label_column, LABEL_NAMES, "--label-column", where)
+    table = table[[text, label]].set_axis(["text", "label"], axis=1)
+    table.index = pd.RangeIndex(1, len(table) + 1, name="row")
+    table = table.apply(lambda column: column.str.strip().replace("", np.nan))
+    missing = table.isna()
+    if missing.any(axis=None) and not drop_missing:
+        row = missing.any(axis=1).idxmax()
+        column = {"text": text, "label": label}[missing.loc[row].idxmax()]
+        raise UserError(
+            f"{path}: data row {row} has no {column!r} ({missing.any(axis=1).sum():,} such rows); "
+            "mend them or add --drop-missing"
+        )
+    table = table.dropna()
+    if table.empty:
+        raise UserError(f"{path}: no row with a text and a label; give some")
+    return table
+
+
+def sorted_labels(labels: pd.Series) -> tuple[str, ...]:
+    """The distinct labels in order: by value if all are numbers, or else by name."""
+    names = sorted(labels.unique())
+    values = pd.to_numeric(pd.Series(names), errors="coerce")
+    return tuple(names if values.isna().any() else sorted(names, key=float))
+
+
+def split_texts(table: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
+    """Train, validation and test, 80, 10 and 10 % of every class, drawn from `seed`.
+
+    Rows whose texts are equal but for white space go to one side, whatever their labels: by the
+    label that comes first. Every class has at least one text in every split; UserError when a class
+    has fewer than three different texts, or there is only one class.
+    """
+    key = table["text"].str.split().str.join(" ")
+    distinct = table.loc[~key.duplicated(), "label"]
+    counts = distinct.value_counts()
+    if len(counts) < 2:
+        raise UserError(f"only one label, {counts.index[0]!r}; give texts of at least two classes")
+    # A class may be left with no text of its own: all are counted under another label.
+    counts = counts.reindex(sorted_labels(table["label"]), fill_value=0)
+    if counts.min() < 3:
+        raise UserError(
+            f"label {counts.idxmin()!r} has {counts.min()} different texts, three splits need 3 "
+            f"({(counts < 3).sum()} labels are too rare); add texts, or drop or merge the label"
+        )
+    random, side = np.random.default_rng(seed), pd.Series("train", index=distinct.index)
+    for label in counts.index:
+        rows = random.permutation(distinct.index[distinct == label])
+        for split, share in HELD_OUT.items():
+            held, rows = np.split(rows, [max(1, round(share * counts[label]))])
+            side[held] = split
+    side = key.map(dict(zip(key[distinct.index], side, strict=True)))
+    return {split: table[side == split] for split in ("train", *HELD_OUT)}

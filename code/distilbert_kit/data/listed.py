@@ -1,0 +1,47 @@
+"""What data is expected: `data/sources.yaml`, rows and content hash of every split."""
+
+import hashlib
+import json
+from functools import cache
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from ..data import grammar
+from ..errors import UserError
+from ..paths import SOURCES
+
+
+@cache
+def sources() -> dict:
+    """The whole list: for each data set its origin, licence, columns and splits."""
+    return yaml.safe_load(SOURCES.read_text())
+
+
+def rows_sha256(rows: list[dict]) -> str:
+    """SHA-256 over rows: the same for any parquet writer or compression."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+@cache
+def expected_split(dataset: str, split: str) -> dict:
+    """`rows` and `sha256` that a split must have; embedded data are generated to tell."""
+    if dataset.startswith("embedded/"):
+        generated = grammar.build_sentiment(split)
+        return {"rows": len(generated), "sha256": rows_sha256(generated)}
+    try:
+        return sources()[dataset]["splits"][split]
+    except KeyError:
+        raise UserError(f"{dataset}/{split}: not listed in data/sources.yaml; add it") from None
+
+
+class DataUsed(BaseModel):
+    """One data set as it was read: rows and the SHA-256 of its file (or generated content)."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    rows: int
+    sha256: str

@@ -1,0 +1,80 @@
+"""Data sets as tables: read, and checked against `data/sources.yaml`."""
+
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, load_dataset
+
+from ..data import grammar
+from ..errors import UserError
+from ..paths import DATA
+from .listed import DataUsed, expected_split, rows_sha256
+from .tasks import Task
+
+
+def load_table(
+    dataset: str, split: str, columns: Sequence[str]
+) -> tuple[datasets.Dataset, DataUsed]:
+    """Read `DATA_DIR/<dataset>/<split>.parquet`, checked against `data/sources.yaml`.
+
+    Raises UserError when the file is missing, cut short, lacks a column, or differs in rows or
+    content hash from what `data/sources.yaml` lists.
+    """
+    name = f"{dataset}/{split}"
+    expected = expected_split(dataset, split)
+    if dataset.startswith("embedded/"):
+        table = datasets.Dataset.from_list(grammar.build_sentiment(split))
+        return table, DataUsed(name=name, **expected)
+    path = DATA / f"{name}.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing; run `make data DATASET={dataset}`, or set DATA_DIR to a folder that "
+            "holds it, or use the recipe quick, which needs no data"
+        )
+    try:
+        table = load_dataset("parquet", data_files=str(path), split="train")
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a readable parquet file ({type(error).__name__}); fetch it again"
+        ) from None
+    if absent := [column for column in columns if column not in table.column_names]:
+        raise UserError(
+            f"{path}: no column {absent[0]!r} (it has {', '.join(table.column_names)}); "
+            "fetch it again"
+        )
+    if len(table) != expected["rows"]:
+        raise UserError(
+            f"{path}: {len(table)} rows, expected {expected['rows']} of the official split; "
+            "fetch it again"
+        )
+    found = rows_sha256(table.select_columns(list(columns)).to_list())
+    if expected["sha256"] not in (found, None):  # None: never computed, see data/sources.yaml
+        raise UserError(
+            f"{path}: content SHA-256 is {found[:12]}…, expected {expected['sha256'][:12]}…; "
+            "fetch it again"
+        )
+    return table, DataUsed(name=name, rows=len(table), sha256=found)
+
+
+def check_task_rows(table: datasets.Dataset, task: Task, where: str) -> None:
+    """Refuse unknown labels, another label order, and empty texts, naming the first row."""
+    feature = table.features[task.label_column]
+    # Label numbers differ between checkpoints and copies (MNLI above all): names decide.
+    if isinstance(feature, ClassLabel) and tuple(feature.names) != task.labels:
+        raise UserError(f"{where}: labels are {feature.names}, expected {list(task.labels)}")
+    labels = np.asarray(table[task.label_column], dtype=float)
+    if task.labels:
+        bad = np.flatnonzero(~np.isin(labels, np.arange(task.num_labels)))
+    else:
+        bad = np.flatnonzero(~np.isfinite(labels))
+    if len(bad):
+        expected = f"0 to {task.num_labels - 1}" if task.labels else "a number"
+        raise UserError(
+            f"{where}: row {bad[0]} has label {labels[bad[0]]:g}, expected {expected}; "
+            "mend or drop the row"
+        )
+    for column in task.text_columns:
+        for row, text in enumerate(table[column]):
+            if text is None or not text.strip():
+                raise UserError(f"{where}: row {row} has an empty {column}; mend or drop the row")

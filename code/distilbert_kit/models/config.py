@@ -1,0 +1,76 @@
+"""Model shapes: one configuration class for DistilBERT and for its BERT teacher."""
+
+from dataclasses import dataclass, replace
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of an encoder. `model_type` "bert" adds token types and a pooler to "distilbert".
+
+    The defaults are DistilBERT-base (arXiv 1910.01108, section 3). Dropouts are probabilities;
+    `classifier_dropout` stands before the classification head, `qa_dropout` before the span head.
+    """
+
+    model_type: str = "distilbert"
+    vocab_size: int = 30522
+    max_position_embeddings: int = 512
+    hidden_size: int = 768
+    num_layers: int = 6
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float = 0.2
+    qa_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    type_vocab_size: int = 0
+    pad_token_id: int = 0
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ("bert", "distilbert"):
+            raise UserError(f"model_type {self.model_type!r}: use 'bert' or 'distilbert'")
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "
+                "change one of them"
+            )
+
+
+_BERT = ModelConfig(
+    model_type="bert", num_layers=12, classifier_dropout=0.1, qa_dropout=0.0, type_vocab_size=2
+)
+
+
+_MINILM = replace(_BERT, hidden_size=384, intermediate_size=1536, num_layers=6)
+
+
+PRESETS = {
+    "distilbert-base-uncased (66M)": ModelConfig(),
+    "bert-base-uncased (110M)": _BERT,
+    "MiniLM-L6 (23M)": _MINILM,
+    "DistilMiniLM-L3 (17M)": replace(
+        ModelConfig(), hidden_size=384, intermediate_size=1536, num_layers=3
+    ),
+    # The depths of the paper's pair, for dry runs.
+    "bert-tiny (1M)": replace(_BERT, hidden_size=16, intermediate_size=32, num_heads=2),
+    "tiny (1M)": replace(
+        ModelConfig(), hidden_size=32, intermediate_size=128, num_layers=2, num_heads=4
+    ),
+}
+
+
+def create_model_config(name: str, **changes) -> ModelConfig:
+    """Return the preset `name`, with or without its size in brackets, with `changes` applied.
+
+    Raises UserError when there is no such preset or field.
+    """
+    matches = [config for key, config in PRESETS.items() if name in (key, key.split(" (")[0])]
+    if not matches:
+        raise UserError(f"no model preset {name!r}: choose from {', '.join(PRESETS)}")
+    try:
+        return replace(matches[0], **changes)
+    except TypeError as error:
+        raise UserError(f"preset {name!r}: {error}") from None

@@ -1,0 +1,208 @@
+"""Hugging Face names and configurations of BERT and DistilBERT, in and out."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+)
+
+from ..errors import UserError
+from .config import ModelConfig
+
+# Our parameter names -> the names in Hugging Face checkpoints (without the model's prefix).
+_ENCODER = {
+    "distilbert": {
+        "embeddings.norm": "embeddings.LayerNorm",
+        r"blocks.(\d+).attention.output": r"transformer.layer.\1.attention.out_lin",
+        r"blocks.(\d+).attention_norm": r"transformer.layer.\1.sa_layer_norm",
+        r"blocks.(\d+).feed_forward.inner": r"transformer.layer.\1.ffn.lin1",
+        r"blocks.(\d+).feed_forward.outer": r"transformer.layer.\1.ffn.lin2",
+        r"blocks.(\d+).output_norm": r"transformer.layer.\1.output_layer_norm",
+    },
+    "bert": {
+        "embeddings.norm": "embeddings.LayerNorm",
+        r"blocks.(\d+).attention.output": r"encoder.layer.\1.attention.output.dense",
+        r"blocks.(\d+).attention_norm": r"encoder.layer.\1.attention.output.LayerNorm",
+        r"blocks.(\d+).feed_forward.inner": r"encoder.layer.\1.intermediate.dense",
+        r"blocks.(\d+).feed_forward.outer": r"encoder.layer.\1.output.dense",
+        r"blocks.(\d+).output_norm": r"encoder.layer.\1.output.LayerNorm",
+        "pooler": "pooler.dense",
+    },
+}
+
+
+_QKV = {
+    "distilbert": [f"transformer.layer.{{}}.attention.{x}_lin" for x in "qkv"],
+    "bert": [f"encoder.layer.{{}}.attention.self.{x}" for x in ("query", "key", "value")],
+}
+
+
+_HEADS = {
+    "distilbert": {
+        "transform": "vocab_transform",
+        "transform_norm": "vocab_layer_norm",
+        "decoder_bias": "vocab_projector.bias",
+    },
+    "bert": {
+        "transform": "cls.predictions.transform.dense",
+        "transform_norm": "cls.predictions.transform.LayerNorm",
+        "decoder_bias": "cls.predictions.bias",
+    },
+}
+
+
+_ARCHITECTURES = {
+    "DistilBERTModel": "Model",
+    "DistilBERTForMaskedLM": "ForMaskedLM",
+    "DistilBERTForSequenceClassification": "ForSequenceClassification",
+    "DistilBERTForQuestionAnswering": "ForQuestionAnswering",
+}
+
+
+def _hub_names(name: str, model_type: str) -> list[str]:
+    """The checkpoint name of our parameter `name`; three for the joint query-key-value one."""
+    if not name.startswith("encoder."):
+        for ours, theirs in _HEADS[model_type].items():
+            if name == ours or name.startswith(ours + "."):
+                return [theirs + name[len(ours) :]]
+        return [name]
+    name = name.removeprefix("encoder.")
+    if joint := re.fullmatch(r"blocks\.(\d+)\.attention\.qkv\.(\w+)", name):
+        layer, kind = joint.groups()
+        return [f"{model_type}.{pattern.format(layer)}.{kind}" for pattern in _QKV[model_type]]
+    for ours, theirs in _ENCODER[model_type].items():
+        name, found = re.subn(rf"^{ours}(?=\.)", theirs, name)
+        if found:
+            break
+    return [f"{model_type}.{name}"]
+
+
+def to_hub_layout(state: dict[str, Tensor], model_type: str) -> dict[str, Tensor]:
+    """Our state dict -> a Hugging Face one; a bare encoder carries no prefix, as there."""
+    bare = not any(name.startswith("encoder.") for name in state)
+    converted = {}
+    for name, tensor in state.items():
+        names = _hub_names(f"encoder.{name}" if bare else name, model_type)
+        for target, part in zip(names, tensor.chunk(len(names)), strict=True):
+            converted[target.removeprefix(f"{model_type}.") if bare else target] = part.contiguous()
+    return converted
+
+
+def from_hub_layout(
+    tensors: dict[str, Tensor], names: Iterable[str], model_type: str
+) -> dict[str, Tensor]:
+    """Pick our parameters `names` out of a Hugging Face checkpoint; absent ones are left out."""
+    # Older BERT files call LayerNorm's weight and bias gamma and beta.
+    tensors = {
+        name.replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
+        for name, tensor in tensors.items()
+    }
+    bare_encoder = not any(name.startswith(f"{model_type}.") for name in tensors)
+    state = {}
+    for name in names:
+        parts = _hub_names(name, model_type)
+        if bare_encoder:
+            parts = [part.removeprefix(f"{model_type}.") for part in parts]
+        if all(part in tensors for part in parts):
+            state[name] = torch.cat([tensors[part] for part in parts])
+    return state
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Model shape and label names of a Hugging Face `config.json`."""
+    path = folder / "config.json"
+    try:
+        hub = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; give a checkpoint folder") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); write or fetch it again") from None
+    model_type = hub.get("model_type")
+    if model_type == "distilbert":
+        parsed = DistilBertConfig(**hub)
+        extra = {
+            "dropout": parsed.dropout,
+            "attention_dropout": parsed.attention_dropout,
+            "classifier_dropout": parsed.seq_classif_dropout,
+            "qa_dropout": parsed.qa_dropout,
+            "intermediate_size": parsed.hidden_dim,
+            "type_vocab_size": 0,
+            "layer_norm_eps": 1e-12,
+        }
+    elif model_type == "bert":
+        parsed = BertConfig(**hub)
+        classifier_dropout = parsed.classifier_dropout
+        extra = {
+            "dropout": parsed.hidden_dropout_prob,
+            "attention_dropout": parsed.attention_probs_dropout_prob,
+            "classifier_dropout": (
+                parsed.hidden_dropout_prob if classifier_dropout is None else classifier_dropout
+            ),
+            "qa_dropout": 0.0,
+            "intermediate_size": parsed.intermediate_size,
+            "type_vocab_size": parsed.type_vocab_size,
+            "layer_norm_eps": parsed.layer_norm_eps,
+        }
+    else:
+        raise UserError(f"{path}: model_type {model_type!r} is neither bert nor distilbert")
+    config = ModelConfig(
+        model_type=model_type,
+        vocab_size=parsed.vocab_size,
+        max_position_embeddings=parsed.max_position_embeddings,
+        hidden_size=parsed.hidden_size,
+        num_layers=parsed.num_hidden_layers,
+        num_heads=parsed.num_attention_heads,
+        pad_token_id=parsed.pad_token_id or 0,
+        initializer_range=parsed.initializer_range,
+        **extra,
+    )
+    labels = tuple(parsed.id2label[i] for i in sorted(parsed.id2label))
+    return config, labels
+
+
+def hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
+    """transformers' configuration of one of our models, with its label names."""
+    config, kind = model.config, _ARCHITECTURES[type(model).__name__]
+    labels = dict(enumerate(getattr(model, "labels", ("LABEL_0", "LABEL_1"))))
+    common = {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "pad_token_id": config.pad_token_id,
+        "initializer_range": config.initializer_range,
+        "id2label": labels,
+        "label2id": {label: i for i, label in labels.items()},
+    }
+    if getattr(model, "num_labels", 0) == 1:
+        common["problem_type"] = "regression"
+    if config.model_type == "distilbert":
+        return DistilBertConfig(
+            dim=config.hidden_size,
+            hidden_dim=config.intermediate_size,
+            n_layers=config.num_layers,
+            n_heads=config.num_heads,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            seq_classif_dropout=config.classifier_dropout,
+            qa_dropout=config.qa_dropout,
+            architectures=[f"DistilBert{kind}"],
+            **common,
+        )
+    return BertConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.attention_dropout,
+        classifier_dropout=config.classifier_dropout,
+        type_vocab_size=config.type_vocab_size,
+        layer_norm_eps=config.layer_norm_eps,
+        architectures=[f"Bert{kind}"],
+        **common,
+    )

@@ -1,0 +1,166 @@
+"""Classifiers as ONNX graphs, in fp32 and with dynamic int8, run by ONNX Runtime.
+
+Dynamic int8: weights are stored in 8 bits (linear layers with a scale per output channel,
+embeddings with one), activations are rounded as they come, with one scale per tensor. PyTorch's
+own quantisation is deprecated and its saved models are tied to the version that wrote them
+(torch.ao.quantization, see pytorch/ao#2259); an ONNX graph is one file that reloads anywhere.
+"""
+
+import logging
+import math
+import warnings
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ..errors import UserError
+from ..files import replacing_folder
+from ..models.hub_layout import hub_config, read_config
+from ..models.model import DistilBERTForSequenceClassification
+
+FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}  # the names that Optimum reads
+
+
+OPSET = 20  # the first with GELU as one node; 23's Attention node refuses a mask of keys only
+
+
+QUANTISED = ("MatMul", "Gemm", "Gather")  # linear layers and embeddings
+
+
+class _Logits(nn.Module):
+    """A classifier as a graph sees it: tensors by position in, logits [B, C] out."""
+
+    def __init__(self, model: nn.Module, names: list[str]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def export_onnx(model: DistilBERTForSequenceClassification, path: Path) -> None:
+    """Write a classifier as an fp32 graph that takes any batch size and length."""
+    names = ["input_ids", "attention_mask"]
+    if model.config.type_vocab_size:
+        names.append("token_type_ids")
+    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)
+    free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+    logger = logging.getLogger("torch.onnx")  # warns of optional packages that we do not use
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside of the exporter
+            program = torch.onnx.export(
+                _Logits(model, names).eval(),
+                example,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=[tuple(free for _ in names)],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    ClearMetadataAndDocStringPass()(program.model)  # stack traces with paths of this machine
+    program.save(path)
+
+
+def quantize_onnx(source: Path, target: Path) -> None:
+    """Write the fp32 graph `source` with int8 weights and dynamic int8 activations."""
+    graph = onnx.load(source)
+    graph.graph.ClearField("value_info")  # shapes that the quantiser would contradict
+    add_pre_process_metadata(graph)  # folded and simplified already, by the exporter
+    quantize_dynamic(
+        graph,
+        target,
+        op_types_to_quantize=QUANTISED,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def save_onnx(
+    model: DistilBERTForSequenceClassification, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write both graphs, `config.json` and the tokenizer's files to `folder`, atomically."""
+    with replacing_folder(Path(folder)) as temporary:
+        hub_config(model).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        export_onnx(model, temporary / FILES["fp32"])
+        quantize_onnx(temporary / FILES["fp32"], temporary / FILES["int8"])
+
+
+class OnnxClassifier(nn.Module):
+    """A graph saved by `save_onnx`, called like our classifiers; uses torch's number of threads.
+
+    With "int8", activations share one scale per tensor, padding and neighbours included: logits
+    depend a little on what else is in the batch.
+    """
+
+    def __init__(self, folder: str | Path, precision: str = "int8"):
+        super().__init__()
+        self.path = Path(folder) / FILES[precision]
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: missing; write it with quantize.py")
+        self.config, self.labels = read_config(Path(folder))
+        self.num_labels = len(self.labels)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Idle threads that spin would take the cores from whatever runs between two calls.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = onnxruntime.InferenceSession(
+                self.path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise UserError(
+                f"{self.path}: not a readable ONNX graph ({type(error).__name__}); write it again"
+            ) from None
+        self.inputs = [given.name for given in self.session.get_inputs()]
+
+    def forward(self, **batch: Tensor) -> SequenceClassifierOutput:
+        """Logits [B, C] of input_ids, attention_mask (and token_type_ids) [B, L]."""
+        length, most = batch["input_ids"].shape[1], self.config.max_position_embeddings
+        if length > most:
+            raise UserError(f"a sequence of {length} tokens: this model takes {most}; cut it")
+        (logits,) = self.session.run(None, {name: batch[name].numpy() for name in self.inputs})
+        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+
+
+def load_classifier(folder: Path) -> nn.Module:
+    """The classifier of a folder: our weights if they are there, or else its int8 graph."""
+    if (folder / "model.safetensors").is_file() or not (folder / FILES["int8"]).is_file():
+        return DistilBERTForSequenceClassification.from_pretrained(folder, require_head=True)
+    return OnnxClassifier(folder)
+
+
+def count_onnx_parameters(path: Path) -> dict[str, int]:
+    """Weights that a graph stores, counted one by one in the file.
+
+    Returns {"parameters", "parameters_int8", "scales"}: all weights, those of them in 8 bits, and
+    the scales and zero points beside them, which are not weights. Constants of the graph (shapes,
+    factors) are integers or single numbers and count for nothing.
+    """
+    counts = {"parameters": 0, "parameters_int8": 0, "scales": 0}
+    for tensor in onnx.load(path).graph.initializer:
+        size = math.prod(tensor.dims)
+        if tensor.name.endswith(("_scale", "_zero_point")):
+            counts["scales"] += size
+        elif tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+            counts["parameters"] += size
+            counts["parameters_int8"] += size
+        elif tensor.data_type == onnx.TensorProto.FLOAT and (
+            size > 1 or tensor.name.endswith("bias")
+        ):
+            counts["parameters"] += size
+    return counts

@@ -1,0 +1,117 @@
+"""A saved model, loaded once and ready to use: texts to labels, questions to answers.
+
+    predict = load_predictor("my-model")
+    predict(["a fine film", "a dull one"])
+    predict(["Where is it?"], ["It is here."], n_best=3)
+
+The last is for question-answering models; the head in the folder decides which it is.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from scipy.special import softmax
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..data.batches import ClassificationDataset
+from ..errors import UserError
+from ..models.checkpoints import get_tokenizer, resolve_checkpoint
+from ..models.model import DistilBERTForQuestionAnswering
+from ..settings import WindowSettings
+from ..training.classification import predict_logits
+from ..training.question_answering import answer_questions
+from .export import load_classifier
+
+Texts = list[str] | list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Labels of texts, or of pairs of texts; longer ones are cut to `max_length` tokens."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def __call__(self, texts: Texts) -> list[dict]:
+        """For each text its label and the probabilities of all; of a regression its score."""
+        dataset = ClassificationDataset(texts, None, self.tokenizer, self.max_length)
+        if dataset.truncated:
+            print(f"{dataset.truncated} texts are cut to {self.max_length} tokens", file=sys.stderr)
+        logits = predict_logits(self.model, dataset).astype(float)
+        if self.model.num_labels == 1:
+            scores = logits[:, 0].tolist()
+            return [{"text": text, "score": x} for text, x in zip(texts, scores, strict=True)]
+        rows = []
+        for text, values in zip(texts, softmax(logits, axis=1).tolist(), strict=True):
+            probabilities = dict(zip(self.model.labels, values, strict=True))
+            label = max(probabilities, key=probabilities.get)
+            best = {"label": label, "probability": probabilities[label]}
+            rows.append({"text": text, **best, "probabilities": probabilities})
+        return rows
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Answers to questions, each cut from its context, which may be long."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    settings: WindowSettings
+
+    def __call__(self, questions: list[str], contexts: list[str], n_best: int = 1) -> list[dict]:
+        """For each question its best answers, with where they are in the context."""
+        found = answer_questions(
+            self.model, self.tokenizer, questions, contexts, self.settings, n_best
+        )
+        return [
+            {"question": question, "answers": [answer._asdict() for answer in answers]}
+            for question, answers in zip(questions, found, strict=True)
+        ]
+
+
+def _load_classifier(folder: Path, max_length: int | None) -> Classifier:
+    model, tokenizer = load_classifier(folder), get_tokenizer(folder)
+    most = min(max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
+    return Classifier(model, tokenizer, most)
+
+
+def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
+    model = DistilBERTForQuestionAnswering.from_pretrained(folder, require_head=True)
+    tokenizer = get_tokenizer(folder)
+    most = max_length or WindowSettings().max_length
+    most = min(most, tokenizer.model_max_length, model.config.max_position_embeddings)
+    try:
+        return Answerer(model, tokenizer, WindowSettings(max_length=most))
+    except ValidationError as error:
+        raise UserError(f"max_length {most}: {error.errors()[0]['msg']}") from None
+
+
+# By the ending of the architecture in config.json; another head adds its function here.
+_HEADS = {
+    "ForSequenceClassification": _load_classifier,
+    "ForQuestionAnswering": _load_answerer,
+}
+
+
+def load_predictor(model: str | Path, max_length: int | None = None) -> Classifier | Answerer:
+    """What a fine-tuned model, a folder or a hub name, can do; ours and transformers' are read.
+
+    `max_length` (tokens of a text, or of a window) is the model's own by default. Raises UserError
+    for a model without a head for labels or answers.
+    """
+    folder = resolve_checkpoint(model)
+    try:
+        names = json.loads((folder / "config.json").read_text()).get("architectures") or ["unknown"]
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{folder}: no readable config.json; give a saved model") from None
+    for ending, load in _HEADS.items():
+        if names[0].endswith(ending):
+            return load(folder, max_length)
+    raise UserError(
+        f"{folder}: a {names[0]}, which predicts no labels or answers; give a fine-tuned model"
+    )

@@ -1,0 +1,94 @@
+"""A classifier in PyTorch, ONNX and int8, measured side by side."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from ..data.batches import Batch, ClassificationDataset
+from ..data.tasks import Task
+from ..metrics import agreement
+from ..models.model import DistilBERTForSequenceClassification
+from ..serve.export import FILES, OnnxClassifier, count_onnx_parameters
+from ..training.classification import predict_logits, score
+from .measure import alternate
+
+
+def random_batch(model: nn.Module, length: int) -> Batch:
+    """One sequence of `length` random tokens: time does not depend on which."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | (
+        {"token_type_ids": torch.zeros_like(ids)} if model.config.type_vocab_size else {}
+    )
+
+
+def latency_by_length(
+    models: dict[str, nn.Module], lengths: list[int], repeats: int
+) -> list[dict[str, float]]:
+    """Median milliseconds of each model at batch size 1, called in turn; a row for each length.
+
+    `<first>_over_<name>` is the median ratio of neighbouring calls: above 1, `name` is faster.
+    """
+    (first, *others), rows = models, []
+    for length in lengths:
+        batch = random_batch(models[first], length)
+        with torch.inference_mode():
+            taken = alternate(
+                {name: partial(model, **batch) for name, model in models.items()}, repeats, warmup=3
+            )
+        row: dict[str, float] = {"length": length}
+        row |= {f"{n}_milliseconds": round(1e3 * float(np.median(t)), 3) for n, t in taken.items()}
+        for name in others:
+            ratio = float(np.median(taken[first] / taken[name]))
+            row[f"{first}_over_{name}"] = round(ratio, 3)
+        rows.append(row)
+    return rows
+
+
+def load_variants(checkpoint: Path, folder: Path) -> dict[str, nn.Module]:
+    """Everything reloaded from disk: PyTorch's fp32 from `checkpoint`, both graphs of `folder`."""
+    torch_model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
+    graphs = {f"onnx_{name}": OnnxClassifier(folder, name) for name in FILES}
+    return {"torch_fp32": torch_model, **graphs}
+
+
+def size_of_variants(checkpoint: Path, folder: Path) -> dict[str, dict[str, int]]:
+    """Bytes on disk and parameters of the same three, counted in the files."""
+    weights = checkpoint / "model.safetensors"
+    with safe_open(weights, "pt") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    parameters = sum(map(math.prod, shapes))
+    sizes = {"torch_fp32": {"bytes": weights.stat().st_size, "parameters": parameters}}
+    for name, file in FILES.items():
+        path = folder / file
+        sizes[f"onnx_{name}"] = {"bytes": path.stat().st_size} | count_onnx_parameters(path)
+    return sizes
+
+
+def score_variants(
+    variants: dict[str, nn.Module],
+    dataset: ClassificationDataset,
+    references: np.ndarray,
+    task: Task,
+    order: list[int] | slice = slice(None),
+) -> dict[str, dict]:
+    """The task's metrics of each variant, and how far it is from the first (PyTorch's fp32).
+
+    `order`: the models' labels in the task's order. int8 graphs read the examples one by one, as
+    latency is measured: in a batch, the scale of activations would depend on the neighbours.
+    """
+    scores, reference = {}, None
+    for name, model in variants.items():
+        one_by_one = 1 if name.endswith("int8") else None
+        logits = predict_logits(model, dataset, batch_tokens=one_by_one, description=name)[:, order]
+        reference = logits if reference is None else reference
+        scores[name] = score(logits, references, task)
+        scores[name]["largest_logit_difference"] = float(np.abs(logits - reference).max())
+        if not task.is_regression:
+            scores[name] |= agreement(reference, logits)
+    return scores

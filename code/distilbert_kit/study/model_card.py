@@ -1,0 +1,159 @@
+"""The README.md of saved weights: what they are, what they scored, what they are for."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..files import write_atomically
+from .records import Record
+
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+SCALES = {
+    "paper": "paper scale: models, data and training as large as the paper's",
+    "reduced": "reduced scale: smaller models or less data than the paper's; not its results",
+    "embedded": "embedded scale: small models, generated sentences; a demonstration",
+}
+
+
+_MADE = {
+    "extract": "cut from a teacher's layers, not trained",
+    "pretrain": "trained as a masked language model",
+    "distill": "distilled from a teacher as a masked language model (arXiv 1910.01108)",
+    "finetune": "fine-tuned on a task",
+    "quantize": "fine-tuned on a task, then exported to ONNX in fp32 and dynamic int8",
+    "csv": "fine-tuned, distilled or quantised on the rows of a CSV",
+}
+
+
+_PIPELINES = {
+    "ForSequenceClassification": "text-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+}
+
+
+_USE = {
+    "text-classification": "Classifies English texts like those of the data below, cut to the "
+    "length in its settings.",
+    "question-answering": "Finds the answer to an English question in a text that holds it.",
+}
+
+
+_START = "A starting point for fine-tuning on English texts. It answers nothing by itself."
+
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A model {{ made }}, by the stage `{{ record.stage }}` of recipe `{{ record.recipe }}`
+({{ scale }}). `record.json` beside this file has everything: settings, metrics, machine, versions.
+
+## Intended use and limits
+
+{{ use }} On other texts its scores say little: evaluate it on your own first. It carries the
+biases of the text its base model was trained on, and must not decide about people.
+
+## Evaluation
+{% if results %}
+| data | metric | value |
+|---|---|---|
+{%- for result in results %}
+| {{ result.dataset_name }} | {{ result.metric_type }} | {{ "%.4f"|format(result.metric_value) }} |
+{%- endfor %}
+
+One run: other seeds score otherwise.
+{% else %}
+Not evaluated on a task.
+{% endif %}
+## Data
+{% if record.data %}
+| data | rows | SHA-256 |
+|---|---|---|
+{%- for used in record.data %}
+| {{ used.name }} | {{ used.rows }} | `{{ used.sha256 }}` |
+{%- endfor %}
+{% else %}
+None of its own.
+{% endif %}
+## How it was made
+
+- cell: {% for key, value in record.cell.items() %}{{ key }} `{{ value }}`{{ ", " if not loop.last }}{% endfor %}
+- command: `{{ record.measured.command }}`
+- commit: `{{ record.measured.git_commit or "unknown" }}`{{ ", with local changes" if record.measured.git_dirty }}
+- finished {{ record.measured.finished }}, {{ "%.0f"|format(record.measured.wall_seconds) }} s
+"""  # noqa: E501
+
+
+def _public_name(weights: str) -> str:
+    """The hub's name of given weights; of a folder only its own name."""
+    path = Path(weights)
+    local = path.is_absolute() or path.is_dir()
+    return MINILM_HUB if weights == "minilm" else path.name if local else weights
+
+
+def _pipeline(folder: Path) -> str:
+    """What the head is for, in the hub's words, by the architecture in `config.json`."""
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    return next((tag for head, tag in _PIPELINES.items() if architecture.endswith(head)), "")
+
+
+def evaluation_results(record: Record, pipeline: str) -> list[EvalResult]:
+    """The numbers in the record's metrics of each split, those of int8 where there are several."""
+    results = []
+    for used in record.data:
+        dataset, _, split = used.name.rpartition("/")
+        scores = record.metrics.get(split)
+        if not isinstance(scores, dict):
+            continue
+        for name, value in scores.get("onnx_int8", scores).items():
+            if isinstance(value, float):
+                results.append(
+                    EvalResult(
+                        task_type=pipeline,
+                        dataset_type=dataset,
+                        dataset_name=used.name,
+                        dataset_split=split,
+                        metric_type=name,
+                        metric_value=value,
+                    )
+                )
+    return results
+
+
+def write_model_card(folder: Path, record: Record, weights: Iterable[str]) -> None:
+    """Write `README.md` to a folder of saved weights.
+
+    `record` is that of the run that made them, `weights` are the given ones they descend from: a
+    hub name, "minilm" or a folder.
+    """
+    pipeline = _pipeline(folder)
+    results = evaluation_results(record, pipeline)
+    data = ModelCardData(
+        model_name=folder.name,
+        base_model=[_public_name(name) for name in weights] or None,
+        datasets=sorted({result.dataset_type for result in results}) or None,
+        eval_results=results or None,
+        language="en",
+        library_name="onnx" if (folder / "model.onnx").exists() else "transformers",
+        metrics=sorted({result.metric_type for result in results}) or None,
+        pipeline_tag=pipeline or None,
+        tags=["distilbert", record.scale],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        name=folder.name,
+        made=_MADE.get(record.stage, "of this study"),
+        record=record,
+        results=results,
+        scale=SCALES[record.scale],
+        use=_USE.get(pipeline, _START),
+    )
+    write_atomically(folder / "README.md", str(card))

@@ -1,0 +1,309 @@
+"""Recipes: one YAML file each, every key checked; an unknown or mistyped key is an error."""
+
+import difflib
+import graphlib
+from pathlib import Path
+
+import yaml
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from ..data.tasks import GLUE, get_task
+from ..errors import UserError
+from ..paths import RECIPES, RESULTS
+from ..settings import (
+    FINETUNE_SETTINGS,
+    CorpusSettings,
+    FinetuneSettings,
+    LossWeights,
+    MaskedLMSettings,
+    SoftTargets,
+    Strict,
+)
+from .records import Scale
+from .settings import (
+    CorpusSpeedSettings,
+    DistillationSpeedSettings,
+    QuestionAnsweringSpeedSettings,
+    SpeedSettings,
+    TrainingSpeedSettings,
+)
+
+
+class Extract(Strict):
+    """A student cut from the layers of a teacher, not trained; or of that shape, drawn anew."""
+
+    teacher: str
+    layers: list[int] = Field(min_length=1)
+    vocabulary_transform: bool = True
+    random: bool = False
+
+
+class Pretrain(Strict):
+    """Masked-LM training from another model (`start`) or from scratch (`shape`, a preset)."""
+
+    start: str | None = None
+    shape: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Pretrain":
+        if (self.start is None) == (self.shape is None):
+            raise ValueError("give exactly one of start, shape")
+        return self
+
+
+class Distill(Strict):
+    """Distillation of a student, itself a model of the recipe, from a teacher.
+
+    `training` overrides keys of the recipe's `distill` for this model alone.
+    """
+
+    teacher: str
+    student: str
+    loss: LossWeights = LossWeights()
+    training: dict = Field(default_factory=dict)
+
+
+class TaskDistill(SoftTargets):
+    """The weights of `student`, taught on every task by `teacher`, fine-tuned on it before."""
+
+    student: str
+    teacher: str
+
+
+class ModelSpec(Strict):
+    """Where a model comes from: given weights, or other models of the recipe.
+
+    `tasks` are those of the recipe's tasks that it is fine-tuned on; all of them by default.
+    """
+
+    label: str
+    tasks: list[str] | None = None
+    weights: str | None = None
+    extract: Extract | None = None
+    pretrain: Pretrain | None = None
+    distill: Distill | None = None
+    task_distill: TaskDistill | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSpec":
+        origins = ("weights", "extract", "pretrain", "distill", "task_distill")
+        if sum(getattr(self, origin) is not None for origin in origins) != 1:
+            raise ValueError(f"give exactly one of {', '.join(origins)}")
+        return self
+
+    @property
+    def parents(self) -> list[str]:
+        """The models of the recipe that this one is made from."""
+        spec = self.extract or self.pretrain or self.distill or self.task_distill
+        fields = ("teacher", "student", "start")
+        return [name for field in fields if (name := getattr(spec, field, None))]
+
+
+class KeptModels(Strict):
+    """Models whose weights, fine-tuned on a task, another stage reads."""
+
+    models: list[str] = Field(min_length=1)
+    task: str
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the fine-tuning cells whose weights are needed."""
+        return [f"{model}-{self.task}-{self.seed}" for model in self.models]
+
+
+class CrossEvaluation(Strict):
+    """Fine-tuned models that are also tested on other tasks with the same labels.
+
+    `tested_on` adds tasks to `tasks`, those that they were fine-tuned on.
+    """
+
+    models: list[str] = Field(min_length=1)
+    tasks: list[str] = Field(min_length=1)
+    tested_on: list[str] = Field(default_factory=list)
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the fine-tuning cells whose weights are needed."""
+        return [f"{model}-{task}-{self.seed}" for model in self.models for task in self.tasks]
+
+
+class Recipe(Strict):
+    """A whole experiment: models, tasks, seeds, settings."""
+
+    name: str
+    title: str
+    scale: Scale
+    seeds: list[int] = Field(min_length=1)
+    models: dict[str, ModelSpec]
+    teacher: str
+    student: str
+    tasks: list[str]
+    corpus: CorpusSettings | None = None
+    pretrain: MaskedLMSettings | None = None
+    distill: MaskedLMSettings | None = None
+    finetune: FinetuneSettings
+    finetune_tasks: dict[str, dict] = Field(default_factory=dict)
+    speed: SpeedSettings
+    training_speed: TrainingSpeedSettings | None = None
+    distillation_speed: DistillationSpeedSettings | None = None
+    corpus_speed: CorpusSpeedSettings | None = None
+    question_answering_speed: QuestionAnsweringSpeedSettings | None = None
+    # Exported, quantised and measured; shown in the browser by demo.py.
+    quantize: KeptModels | None = None
+    demo: KeptModels | None = None
+    cross_evaluation: CrossEvaluation | None = None
+    _file: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Recipe":
+        for name in (*self.tasks, *self.finetune_tasks):
+            get_task(name)
+        for name in (self.teacher, self.student):
+            if name not in self.models:
+                raise ValueError(f"{name!r} is not among the models")
+        for name, spec in self.models.items():
+            for parent in spec.parents:
+                if parent not in self.models:
+                    raise ValueError(f"models.{name}: {parent!r} is not among the models")
+                teaches = spec.task_distill and parent == spec.task_distill.teacher
+                if self.models[parent].task_distill and not teaches:
+                    raise ValueError(
+                        f"models.{name}: {parent!r} exists for a task only; name its student"
+                    )
+            for stage in ("pretrain", "distill"):
+                if getattr(spec, stage) and not (self.corpus and getattr(self, stage)):
+                    raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
+            if spec.distill:
+                self.distill_for(name)
+            if unknown := set(spec.tasks or ()) - set(self.tasks):
+                raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
+        if self.distillation_speed and not self.corpus:
+            raise ValueError("distillation_speed needs the key corpus")
+        try:
+            graphlib.TopologicalSorter({n: s.parents for n, s in self.models.items()}).prepare()
+        except graphlib.CycleError as error:
+            raise ValueError(f"models: a circle of {' <- '.join(error.args[1])}") from None
+        for task in (*self.tasks, *self.finetune_tasks):
+            if self.train_split(task) in get_task(task).eval_splits:
+                raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
+        for stage in ("quantize", "demo"):
+            if asked := getattr(self, stage):
+                get_task(asked.task)
+                for name in asked.models:
+                    if name not in self.models:
+                        raise ValueError(f"{stage}: {name!r} is not among the models")
+        if self.cross_evaluation:
+            self._check_cross_evaluation(self.cross_evaluation)
+        return self
+
+    def _check_cross_evaluation(self, asked: CrossEvaluation) -> None:
+        for name in asked.models:
+            if name not in self.models:
+                raise ValueError(f"cross_evaluation: {name!r} is not among the models")
+            for task in asked.tasks:
+                if task not in self.tasks or name not in self.models_of(task):
+                    raise ValueError(f"cross_evaluation: {name!r} is not fine-tuned on {task!r}")
+        trained = [get_task(task) for task in asked.tasks]
+        for name in asked.tested_on:
+            if not any(get_task(name).shares_labels(task) for task in trained):
+                raise ValueError(f"cross_evaluation: no task has the labels of {name!r}")
+
+    def finetune_for(self, task: str) -> FinetuneSettings:
+        """Fine-tuning settings of a task: the common ones with the task's own on top."""
+        settings = FINETUNE_SETTINGS[get_task(task).kind]
+        common = self.finetune.model_dump(exclude_unset=True)
+        return settings(**common | self.finetune_tasks.get(task, {}))
+
+    def train_split(self, task: str) -> str:
+        """The split to train on: the recipe's choice, or the task's official one."""
+        return self.finetune_for(task).train_split or get_task(task).train_split
+
+    @property
+    def kept_names(self) -> set[str]:
+        """The names of the fine-tuning cells whose weights another stage reads."""
+        asked = [stage for stage in (self.quantize, self.demo, self.cross_evaluation) if stage]
+        return {name for stage in asked for name in stage.names}
+
+    @property
+    def task_teachers(self) -> set[str]:
+        """The models that teach another on a task."""
+        return {spec.task_distill.teacher for spec in self.models.values() if spec.task_distill}
+
+    def body(self, model: str) -> str:
+        """The model whose weights `model` starts from on a task: itself, or its student."""
+        spec = self.models[model].task_distill
+        return spec.student if spec else model
+
+    def distill_for(self, model: str) -> MaskedLMSettings:
+        """Distillation settings of a model: the common ones with its own on top."""
+        own = self.models[model].distill.training
+        return MaskedLMSettings(**self.distill.model_dump() | own)
+
+    def models_of(self, task: str) -> list[str]:
+        """The models that are fine-tuned on a task."""
+        return [
+            name for name, spec in self.models.items() if spec.tasks is None or task in spec.tasks
+        ]
+
+    @property
+    def macro_tasks(self) -> list[str]:
+        """What the mean score runs over: the recipe's tasks of GLUE, or all if it has none."""
+        return [task for task in self.tasks if task in GLUE] or list(self.tasks)
+
+    @property
+    def main_models(self) -> list[str]:
+        """The models fine-tuned on all `macro_tasks`; the others are controls on some."""
+        fine_tuned = [set(self.models_of(task)) for task in self.macro_tasks]
+        return [name for name in self.models if all(name in some for some in fine_tuned)]
+
+    @property
+    def argument(self) -> str:
+        """What a script is given as --recipe: the name, or the file of a recipe from elsewhere."""
+        return self.name if self._file.parent == RECIPES else str(self._file.resolve())
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this recipe is written."""
+        return RESULTS / self.name
+
+
+def _explain(error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return UserError(f"{where}: {key or 'recipe'}: {first['msg']}")
+    models = [Recipe, *Strict.__subclasses__()]
+    known = {name for model in models for name in model.model_fields}
+    unknown = str(first["loc"][-1])  # it may be known in another place
+    close = difflib.get_close_matches(unknown, sorted(known - {unknown}), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "remove it"
+    return UserError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def recipe_path(name_or_file: str | Path) -> Path:
+    """`recipes/<name>.yaml`, or the file itself; UserError when there is none."""
+    path = Path(name_or_file)
+    if path.suffix != ".yaml":
+        path = RECIPES / f"{name_or_file}.yaml"
+    if not path.is_file():
+        names = sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != "claims")
+        raise UserError(f"{path.name}: no such recipe; choose from {', '.join(names)}")
+    return path
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """Read `recipes/<name>.yaml` or a file; UserError names a missing, unknown or wrong key."""
+    path = recipe_path(name_or_file)
+    try:
+        content = yaml.safe_load(path.read_text())
+        recipe = Recipe.model_validate(content)
+        recipe._file = path
+        return recipe
+    except yaml.YAMLError as error:
+        raise UserError(f"{path.name}: not YAML ({error})") from None
+    except ValidationError as error:
+        raise _explain(error, path.name) from None
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from None

@@ -1,0 +1,196 @@
+"""The result record: one flat schema for every stage, with provenance, written atomically."""
+
+import importlib.metadata
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..data.listed import DataUsed
+from ..errors import UserError
+from ..files import content_key, write_atomically
+from ..machine import machine, peak_memory_bytes
+from ..paths import ROOT
+
+SCHEMA_VERSION = 1
+
+
+Scale = Literal["paper", "reduced", "embedded"]
+
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+
+
+class Measured(BaseModel):
+    """What differs between two equal runs: time, memory, machine, versions, commit.
+
+    `git_dirty`: code or data differ from the commit; other records may.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    finished: str
+    wall_seconds: float
+    peak_memory_bytes: int
+    command: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    git_commit: str
+    git_dirty: bool
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+class Record(BaseModel):
+    """The result of one stage on one cell. All but `measured` is equal in equal runs."""
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Literal[1] = SCHEMA_VERSION
+    stage: str
+    cell: dict[str, Any]
+    status: Literal["ok", "failed"] = "ok"
+    error: str | None = None
+    scale: Scale
+    recipe: str
+    key: str
+    settings: dict[str, Any]
+    data: list[DataUsed]
+    metrics: dict[str, Any]
+    measured: Measured
+
+
+def read_record(path: Path) -> Record:
+    """Read and check a record; UserError when it is cut short or of another schema."""
+    try:
+        return Record.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such record; run its stage first") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UserError(
+            f"{path}: not a valid record ({where}: {first['msg']}); delete it and run its stage"
+        ) from None
+
+
+def is_current(path: Path, key: str) -> bool:
+    """Whether `path` holds a good record of exactly these settings, parents and data."""
+    try:
+        record = read_record(path)
+    except UserError:
+        return False
+    return record.status == "ok" and record.key == key
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _command() -> str:
+    """The command line, with paths inside the project relative and others by name only."""
+    words = []
+    for word in (Path(sys.argv[0]).name, *sys.argv[1:]):
+        path = Path(word)
+        if path.is_absolute():
+            word = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        words.append(word)
+    return shlex.join(["python", f"code/{words[0]}", *words[1:]])
+
+
+class Draft(BaseModel):
+    """What a stage fills in while it runs; `recording` adds the rest."""
+
+    data: list[DataUsed] = []
+    metrics: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+
+
+@contextmanager
+def recording(
+    path: Path,
+    *,
+    stage: str,
+    cell: dict[str, Any],
+    scale: Scale,
+    recipe: str,
+    settings: dict[str, Any],
+    key: str | None = None,
+) -> Iterator[Draft]:
+    """Run a stage and write its record to `path`; a failed run is recorded under `failed/`.
+
+    Yields a draft whose `data`, `metrics` and `extra` (measured figures) the stage fills in.
+    Without `key`, the key is the hash of stage, cell and settings.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        raise UserError(
+            f"{path.parent}: cannot be written ({refused.strerror}); "
+            "point RESULTS_DIR at a folder that can"
+        ) from None
+    draft, started = Draft(), time.perf_counter()
+    error: BaseException | None = None
+    try:
+        yield draft
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        record = Record(
+            stage=stage,
+            cell=cell,
+            status="ok" if error is None else "failed",
+            error=None if error is None else f"{type(error).__name__}: {error}",
+            scale=scale,
+            recipe=recipe,
+            key=key or content_key([stage, cell, settings]),
+            settings=settings,
+            data=draft.data,
+            metrics=draft.metrics,
+            measured=Measured(
+                finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                wall_seconds=round(time.perf_counter() - started, 3),
+                peak_memory_bytes=peak_memory_bytes(),
+                command=_command(),
+                machine=machine(),
+                versions=_versions(),
+                git_commit=_git("rev-parse", "HEAD"),
+                git_dirty=bool(
+                    _git("status", "--porcelain", "--untracked-files=no", "code", "data")
+                ),
+                extra=draft.extra,
+            ),
+        )
+        # One writer among data-parallel processes (torchrun numbers them in RANK).
+        if int(os.environ.get("RANK", 0)) > 0:
+            pass
+        # Bad input is the user's to mend and no run; a stopped or crashed run counts.
+        elif error is None:
+            write_record(path, record)
+        elif not isinstance(error, (UserError, SystemExit)):
+            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+            with suppress(OSError):  # the first error is the one to show
+                write_record(path.parent / "failed" / f"{path.stem}-{stamp}.json", record)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record; what is on disk afterwards is the old file or the whole new one."""
+    write_atomically(Path(path), record.model_dump_json(indent=1) + "\n")

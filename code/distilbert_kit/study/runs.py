@@ -1,0 +1,93 @@
+"""What a stage did, written into its record; the cells of masked-LM training, run."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import PartialState
+from torch import nn
+
+from ..data.batches import MLMDataset
+from ..models.checkpoints import get_tokenizer
+from ..models.model import count_parameters
+from ..settings import LossWeights, MaskedLMSettings
+from ..training.distillation import open_corpus, train_on_corpus
+from ..training.fine_tuning import Evaluation
+from ..training.inference import DTYPES, save_predictions, usable_precision
+from ..training.loop import create_accelerator
+from .cells import Cell, corpus_cell
+from .measure import matrix_product_rate, training_flops
+from .records import Draft, recording
+
+
+def record_evaluations(
+    draft: Draft,
+    evaluations: dict[str, Evaluation],
+    predictions: Callable[[str], Path] | None = None,
+) -> None:
+    """Metrics of every split into the draft of a record, rows to the file predictions(split)."""
+    for split, found in evaluations.items():
+        draft.data.append(found.used)
+        draft.metrics[split] = found.metrics
+        draft.extra[f"{split}_examples_per_second"] = found.examples_per_second
+        if predictions:
+            save_predictions(predictions(split), found.frame)
+
+
+def flops_per_token(
+    model: nn.Module, dataset: MLMDataset, weights: LossWeights, teacher: nn.Module | None = None
+) -> float:
+    """Matrix-product FLOPs that the objective asks for, per real token: the mean of a data set."""
+    lengths = dataset.lengths.astype(int)
+    tokens = int(lengths.sum())
+    masked = math.ceil(dataset.mask_probability * tokens)
+    rows = tokens if weights.ce and weights.ce_rows == "all" else masked
+    taught = teacher.config if teacher is not None else None
+    return training_flops(model.config, lengths, rows, taught, rows if weights.ce else 0) / tokens
+
+
+def train_cell(
+    cell: Cell,
+    model: nn.Module,
+    settings: MaskedLMSettings,
+    weights: LossWeights,
+    teacher: nn.Module | None = None,
+) -> None:
+    """Train a model of a recipe on the recipe's corpus; leave its weights and its record."""
+    masking, corpus = cell.recipe.corpus, corpus_cell(cell.recipe).folder
+    with recording(cell.record, **cell.provenance) as draft:
+        device = create_accelerator(settings.precision).device
+        size = 1024 if device.type == "cpu" else 8192  # a fraction of a second
+        rate = matrix_product_rate(
+            DTYPES[usable_precision(settings.precision)], size, device=device
+        )
+        result, losses = train_on_corpus(
+            model,
+            corpus,
+            masking,
+            settings,
+            weights,
+            seed=masking.seed,
+            teacher=teacher,
+            checkpoints=cell.checkpoints,
+            description=cell.name,
+        )
+        draft.metrics |= result.metrics
+        draft.extra |= result.speed
+        dataset = open_corpus(corpus, "train", masking)
+        flops = round(result.tokens * flops_per_token(model, dataset, weights, teacher))
+        draft.metrics |= {
+            "validation": losses,
+            "parameters": count_parameters(model),
+            "train_flops": flops,
+        }
+        peak = 1e9 * rate * PartialState().num_processes
+        draft.extra |= {
+            "matrix_product_gflops": round(rate, 1),
+            "share_of_matrix_products": round(flops / result.seconds / peak, 4),
+        }
+        if PartialState().is_main_process:
+            model.save_pretrained(cell.folder, get_tokenizer())
+    if PartialState().is_main_process:
+        cell.stamp_folder()
+        print(f"{cell.name}: validation {losses['before']} -> {losses['after']}")

@@ -1,0 +1,139 @@
+"""What a run did so far, and its state on disk: one file that appears whole."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..errors import UserError
+from ..files import replacing_file
+from ..models.checkpoints import read_safetensors, write_safetensors
+
+CHECKPOINT = "state.safetensors"  # one file: two could be of different updates
+
+
+@dataclass
+class TrainingResult:
+    """What a run did. `history` has a row every 10 updates: update, learning rate, mean of each
+    term since the last row; `recent` the terms of the updates since then."""
+
+    precision: str
+    updates: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    recent: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict:
+        """What was done: equal in equal runs."""
+        return {
+            "train_examples": self.examples,
+            "train_tokens": self.tokens,
+            "updates": self.updates,
+            "history": self.history,
+        }
+
+    @property
+    def speed(self) -> dict[str, float | str]:
+        """How fast it was, and in which precision."""
+        return {
+            "precision": self.precision,
+            "train_seconds": round(self.seconds, 2),
+            "train_examples_per_second": round(self.examples / self.seconds, 1),
+            "train_tokens_per_second": round(self.tokens / self.seconds, 1),
+        }
+
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathers sharded state too
+
+
+def _save(
+    folder: Path,
+    identity: str,
+    step: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    result: TrainingResult,
+    accelerator: Accelerator,
+) -> None:
+    """Model, optimiser, scheduler and position, as one file that appears whole.
+
+    The random state follows from the position. All processes gather sharded state; the main one
+    writes.
+    """
+    model_state, optimizer_state = get_state_dict(step, optimizer, options=_FULL)
+    if not accelerator.is_main_process:
+        return
+    tensors = {f"model/{name}": value for name, value in model_state.items()}
+    for parameter, state in optimizer_state["state"].items():
+        tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}
+    position = {
+        "identity": identity,
+        "scheduler_epoch": scheduler.last_epoch,
+        "result": vars(result),
+        "param_groups": optimizer_state["param_groups"],
+    }
+    with replacing_file(folder / CHECKPOINT) as temporary:
+        write_safetensors(tensors, temporary, position=json.dumps(position))
+
+
+def read_position(folder: Path) -> dict:
+    """Where the checkpoint in `folder` stands: identity, scheduler, result, parameter groups."""
+    try:
+        with safe_open(folder / CHECKPOINT, "pt") as file:
+            return json.loads(file.metadata()["position"])
+    except SafetensorError as error:
+        raise UserError(f"{folder}: not a readable checkpoint ({error}); delete it") from None
+
+
+def _resume(
+    folder: Path,
+    identity: str,
+    step: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    result: TrainingResult,
+) -> None:
+    """Load the checkpoint in `folder`, if there is one, into everything given."""
+    if not (folder / CHECKPOINT).exists():
+        return
+    position = read_position(folder)
+    if position["identity"] != identity:
+        raise UserError(
+            f"{folder}: the checkpoint is of other settings; delete it or restore the recipe"
+        )
+    tensors = read_safetensors(folder / CHECKPOINT)
+    model_state, optimizer_state = {}, {"state": {}, "param_groups": position["param_groups"]}
+    for key, tensor in tensors.items():
+        kind, name = key.split("/", 1)
+        if kind == "model":
+            model_state[name] = tensor
+        elif kind == "optimizer":
+            parameter, quantity = name.rsplit("/", 1)
+            optimizer_state["state"].setdefault(parameter, {})[quantity] = tensor
+    set_state_dict(
+        step,
+        optimizer,
+        model_state_dict=model_state,
+        optim_state_dict=optimizer_state,
+        options=_FULL,
+    )
+    vars(result).update(position["result"])
+    scheduler.last_epoch = position["scheduler_epoch"]
+    scheduler._last_lr = [
+        base * scheduler.lr_lambdas[0](scheduler.last_epoch) for base in scheduler.base_lrs
+    ]
+    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate

@@ -1,0 +1,141 @@
+"""Masked-LM training and distillation on a prepared corpus: validation and the run."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..corpus.shards import open_shards
+from ..data.batches import (
+    LengthBatchSampler,
+    MLMDataset,
+    create_dataloader,
+)
+from ..errors import UserError
+from ..losses import masked_lm_loss
+from ..machine import keeping_freed_memory
+from ..models.checkpoints import get_tokenizer
+from ..settings import CorpusSettings, LossWeights, MaskedLMSettings
+from .checkpointing import TrainingResult
+from .inference import DTYPES, autocast, usable_precision
+from .loop import create_accelerator, train
+from .objectives import Objective, triple_objective
+
+
+def cast_linear_layers(teacher: nn.Module, precision: str) -> nn.Module:
+    """Keep the linear layers of a teacher, in place, in the dtype of their products.
+
+    Autocast rounds them to it anyway: the same outputs from half of the memory.
+    """
+    for module in teacher.modules():
+        if isinstance(module, nn.Linear):
+            module.to(DTYPES[usable_precision(precision)])
+    return teacher
+
+
+@keeping_freed_memory()
+def validation_losses(
+    model: nn.Module, dataset: MLMDataset, objective: Objective, precision: str, batch_tokens: int
+) -> dict[str, float]:
+    """Mean of each term over a held-out split, masks drawn from a fixed seed."""
+    device = next(model.parameters()).device
+    sampler = LengthBatchSampler(dataset.lengths, len(dataset), batch_tokens, shuffle=False)
+    totals: dict[str, float] = {}
+    items: dict[str, float] = {}
+    model.eval()
+    bar = tqdm(create_dataloader(dataset, sampler), desc="validating", leave=False, mininterval=1)
+    with torch.no_grad(), autocast(device, precision):
+        for number, batch in enumerate(bar):
+            batch = objective.prepare(batch, torch.Generator().manual_seed(number))
+            batch = {name: value.to(device) for name, value in batch.items()}
+            counts = objective.counts(batch)
+            _, sums = objective.loss(model, batch, dict.fromkeys(counts, 1.0))
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+                items[name] = items.get(name, 0.0) + float(counts[name])
+    return {name: totals[name] / max(items[name], 1.0) for name in totals}
+
+
+def open_corpus(folder: Path, split: str, settings: CorpusSettings) -> MLMDataset:
+    """A split of a prepared corpus with the masking that the recipe asks for."""
+    tokenizer = get_tokenizer()
+    shards = open_shards(folder, split, tokenizer)
+    return MLMDataset(
+        shards,
+        shards.lengths,
+        tokenizer,
+        torch.from_numpy(shards.token_counts),
+        settings.mask_probability,
+        settings.mask_smoothing,
+    )
+
+
+def train_on_corpus(
+    model: nn.Module,
+    corpus: Path,
+    masking: CorpusSettings,
+    settings: MaskedLMSettings,
+    weights: LossWeights,
+    *,
+    seed: int,
+    teacher: nn.Module | None = None,
+    checkpoints: Path | None = None,
+    description: str = "training",
+) -> tuple[TrainingResult, dict[str, dict[str, float]]]:
+    """Train a masked LM (under a teacher) on a corpus; returns the run and validation losses.
+
+    Validation losses are those before and after, on the held-out split.
+    """
+    device = create_accelerator(settings.precision).device  # where the loop will train
+    model.to(device)
+    if teacher is not None:
+        check_pair(teacher, model, weights)
+        cast_linear_layers(teacher, settings.precision).to(device)
+    held_out, dataset = (open_corpus(corpus, split, masking) for split in ("validation", "train"))
+    objective = triple_objective(dataset, weights, teacher)
+    sampler = LengthBatchSampler(
+        dataset.lengths, settings.batch_size, settings.batch_tokens, seed=seed
+    )
+    validate = (model, held_out, objective, settings.precision, 8192)
+    losses = {"before": validation_losses(*validate)}
+    result = train(
+        model,
+        create_dataloader(dataset, sampler),
+        objective,
+        settings,
+        seed=seed,
+        description=description,
+        checkpoint_folder=checkpoints,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    losses["after"] = validation_losses(*validate)
+    return result, losses
+
+
+def check_pair(teacher: nn.Module, student: nn.Module, weights: LossWeights) -> None:
+    """Refuse a pair whose vocabularies differ, or whose widths do when L_cos is asked for."""
+    ours, theirs = student.config, teacher.config
+    if ours.vocab_size != theirs.vocab_size:
+        raise UserError(
+            f"the teacher has {theirs.vocab_size:,} tokens and the student {ours.vocab_size:,}: "
+            "use models of one vocabulary"
+        )
+    if weights.cos and ours.hidden_size != theirs.hidden_size:
+        raise UserError(
+            f"the teacher is {theirs.hidden_size} wide and the student {ours.hidden_size}: "
+            "L_cos needs equal widths; set its weight to 0"
+        )
+
+
+def compute_mlm_loader_loss(model: nn.Module, loader: DataLoader) -> float:
+    """Mean masked-LM loss over all masked tokens of a loader (not the mean of batch means)."""
+    total, count = 0.0, 0
+    model.eval()
+    with torch.inference_mode():
+        for batch in loader:
+            labels = batch.pop("labels")
+            total += float(masked_lm_loss(model(**batch).logits.flatten(0, 1), labels.flatten()))
+            count += int((labels != -100).sum())
+    return total / max(count, 1)

@@ -1,0 +1,166 @@
+"""What fine-tuning and evaluation need of each kind of task, and the teacher of a task."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..data.listed import DataUsed
+from ..data.tasks import Task
+from ..errors import UserError
+from ..files import content_key, write_atomically
+from ..models.checkpoints import model_sha256, read_safetensors, resolve_checkpoint
+from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
+from ..settings import TextSettings, WindowSettings
+from .classification import (
+    classification_objective,
+    label_order,
+    load_task_split,
+    predict_logits,
+    prediction_frame,
+    score,
+)
+from .inference import usable_precision
+from .loop import create_accelerator
+from .question_answering import load_question_split, predict_spans, score_answers, span_objective
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """The parts of fine-tuning that differ between kinds of tasks.
+
+    `load(task, split, tokenizer, settings)` gives a data set, its table and what was read;
+    `objective(targets)` what is minimised, under a teacher if `targets` (SoftTargets);
+    `predict(model, dataset, precision=…)` logits as an array; `score(logits, dataset, table, task)`
+    the metrics and a frame with a row for each example.
+    """
+
+    model: type[nn.Module]
+    texts: type[TextSettings]
+    load: Callable
+    objective: Callable
+    predict: Callable
+    score: Callable
+
+
+KINDS = {
+    "classification": TaskKind(
+        model=DistilBERTForSequenceClassification,
+        texts=TextSettings,
+        load=lambda task, split, tokenizer, settings: load_task_split(
+            task, split, tokenizer, settings.max_length, settings.truncation
+        ),
+        objective=classification_objective,
+        predict=predict_logits,
+        score=lambda logits, dataset, table, task: (
+            score(logits, np.asarray(table[task.label_column]), task),
+            prediction_frame(logits, table, task).assign(tokens=dataset.lengths),
+        ),
+    ),
+    "question_answering": TaskKind(
+        model=DistilBERTForQuestionAnswering,
+        texts=WindowSettings,
+        load=load_question_split,
+        objective=span_objective,
+        predict=predict_spans,
+        score=score_answers,
+    ),
+}
+
+
+def with_new_head(checkpoint: str | Path, task: Task) -> nn.Module:
+    """A model for fine-tuning on a task; a head that the checkpoint lacks is drawn at random."""
+    classes = {"num_labels": task.num_labels, "labels": task.labels}
+    arguments = classes if task.kind == "classification" else {}
+    return KINDS[task.kind].model.from_pretrained(checkpoint, **arguments)
+
+
+def fine_tuned(checkpoint: str | Path, task: Task) -> nn.Module:
+    """A model that was fine-tuned on a task, its classes in the task's order.
+
+    Raises UserError for a checkpoint without a trained head or with other labels.
+    """
+    model = KINDS[task.kind].model.from_pretrained(checkpoint, require_head=True)
+    if task.kind == "classification":
+        order = label_order(model.labels, task, str(checkpoint))
+        for parameter in model.classifier.parameters():
+            parameter.data = parameter.data[order]
+    return model
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on one split of a task: metrics, a row for each example, what was read, speed."""
+
+    metrics: dict
+    frame: pd.DataFrame
+    used: DataUsed
+    examples_per_second: float
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TextSettings,
+    precision: str,
+) -> dict[str, Evaluation]:
+    """Score a model on every evaluation split of a task, by split."""
+    kind, evaluations = KINDS[task.kind], {}
+    for split in task.eval_splits:
+        dataset, table, used = kind.load(task, split, tokenizer, settings)
+        started = time.perf_counter()
+        logits = kind.predict(model, dataset, precision=precision)
+        metrics, frame = kind.score(logits, dataset, table, task)
+        seconds = time.perf_counter() - started
+        evaluations[split] = Evaluation(
+            metrics | dataset.counts, frame, used, round(len(table) / seconds, 1)
+        )
+    return evaluations
+
+
+def teacher_logits(
+    checkpoint: str | Path, task: Task, dataset: Dataset, vocabulary: int, precision: str
+) -> np.ndarray:
+    """What a teacher fine-tuned on the task says of a data set, in evaluation mode.
+
+    Computed once and kept beside the teacher's weights, under a hash of these weights, the tokens
+    and the precision: all students and seeds share it. Raises UserError as `fine_tuned`, and for
+    a teacher of another vocabulary.
+    """
+    folder = resolve_checkpoint(checkpoint)
+    teacher = fine_tuned(folder, task)  # also refuses what cannot teach, cached or not
+    if teacher.config.vocab_size != vocabulary:
+        raise UserError(
+            f"{checkpoint}: the teacher has {teacher.config.vocab_size:,} tokens and the student "
+            f"{vocabulary:,}; use models of one vocabulary"
+        )
+    precision = usable_precision(precision)
+    key = content_key([model_sha256(folder), _tokens_sha256(dataset), precision])
+    path = folder / f"logits-{key}.safetensors"
+    if path.is_file():
+        return read_safetensors(path)["logits"].numpy()
+    device = create_accelerator(precision).device
+    logits = KINDS[task.kind].predict(
+        teacher.to(device), dataset, precision=precision, description="teaching"
+    )
+    if os.access(folder, os.W_OK):  # a shared teacher may be read-only
+        write_atomically(path, safetensors.torch.save({"logits": torch.from_numpy(logits)}))
+    return logits
+
+
+def _tokens_sha256(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        digest.update(np.asarray(dataset[index]["input_ids"], dtype=np.int32).tobytes())
+    return digest.hexdigest()
