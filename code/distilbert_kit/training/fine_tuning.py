@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.listed import DataUsed
 from ..data.tasks import Task
 from ..errors import UserError
-from ..files import content_key, write_atomically
+from ..files import content_key, write_once
 from ..models.checkpoints import model_sha256, read_safetensors, resolve_checkpoint
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..settings import TextSettings, WindowSettings
@@ -155,7 +155,8 @@ def teacher_logits(
         teacher.to(device), dataset, precision=precision, description="teaching"
     )
     if os.access(folder, os.W_OK):  # a shared teacher may be read-only
-        write_atomically(path, safetensors.torch.save({"logits": torch.from_numpy(logits)}))
+        write_once(path, safetensors.torch.save({"logits": torch.from_numpy(logits)}))
+        return read_safetensors(path)["logits"].numpy()  # the first of several seeds wrote them
     return logits
 
 
