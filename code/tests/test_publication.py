@@ -15,7 +15,7 @@ from distilbert_kit.data.listed import DataUsed
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.paths import CODE, NOTEBOOKS, RECIPES
 from distilbert_kit.study import cells as experiment
-from distilbert_kit.study import figures, recipes
+from distilbert_kit.study import claims, figures, publication, recipes
 from distilbert_kit.study.evidence import lost as lost_evidence
 from distilbert_kit.study.evidence import scores as evidence
 from distilbert_kit.study.recipes import load_recipe
@@ -24,7 +24,6 @@ from distilbert_kit.training import classification as evaluation
 
 sys.path.insert(0, str(CODE))
 import build_report
-import claims
 from benchmarks import shared, size_speed, training_speed
 
 RECIPE = yaml.safe_load((RECIPES / "quick.yaml").read_text()) | {
@@ -514,7 +513,7 @@ def test_report_without_tables_says_what_to_do(results, tmp_path):
 def test_from_records_to_report_and_poster(results):
     recipe = load_recipe("quick")
     write_evidence(recipe)
-    commands = experiment.publication_commands(recipe)
+    commands = publication.publication_commands(recipe)
     commands.pop("report")  # would write the PDFs of the project
     subprocess.run(commands.pop("claims")[1], check=True, capture_output=True)
     running = [
