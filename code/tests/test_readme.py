@@ -1,10 +1,12 @@
-"""The README's figures are those of the committed records."""
+"""The README's figures are those of the committed records, and its Python runs as it stands."""
 
 import json
+import re
 import subprocess
 
 import pytest
 
+from distilbert_kit import DistilBERTForQuestionAnswering, create_model_config, get_tokenizer
 from distilbert_kit.paths import ROOT
 
 # factor and format of the report
@@ -105,3 +107,19 @@ def test_speeds_are_the_committed_ones():
             found = found[key]
         ratios = [found[name].get("ratio", found[name].get("estimate")) for name in names]
         assert row["times as fast"] == " / ".join(f"{ratio:.2f}" for ratio in ratios)
+
+
+def test_python_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    """Every block, one after the other, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    squad = create_model_config("MiniLM-L6", num_layers=1)
+    DistilBERTForQuestionAnswering(squad).save_pretrained("my-squad-model", get_tokenizer())
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) > 1
+    metrics, label, *_ = capsys.readouterr().out.splitlines()
+    assert eval(metrics)["accuracy"] == 1.0 and label == "positive"
+    answer = names["rows"][0]["answers"][0]
+    assert "The tower is in Paris."[answer["start"] :].startswith(answer["text"])

@@ -98,7 +98,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("distilbert_kit.records.os.fsync", full)
+    monkeypatch.setattr("distilbert_kit.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from ..data.batches import ClassificationDataset
+from ..data.batches import ClassificationDataset, model_inputs
 from ..data.listed import DataUsed
 from ..data.tables import check_task_rows, load_table
 from ..data.tasks import Task
@@ -81,13 +81,18 @@ def score(logits: np.ndarray, references: np.ndarray, task: Task) -> dict:
 
 
 def evaluate_classification_metrics(model: nn.Module, loader: DataLoader) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of a classifier on a loader with labels."""
+    """Accuracy, precision, recall and F1 of a classifier on a loader with labels.
+
+    Batches go to the device where the model is: on a GPU after training there.
+    """
     predictions, references = [], []
+    device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         for batch in loader:
-            references.append(batch.pop("labels"))
-            predictions.append(model(**batch).logits.argmax(-1))
+            references.append(batch["labels"])
+            inputs = {name: value.to(device) for name, value in model_inputs(batch).items()}
+            predictions.append(model(**inputs).logits.argmax(-1).cpu())
     return compute_metrics(
         ("accuracy", "precision", "recall", "f1"),
         torch.cat(predictions).numpy(),

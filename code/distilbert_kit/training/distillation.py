@@ -14,7 +14,7 @@ from ..data.batches import (
     create_dataloader,
 )
 from ..errors import UserError
-from ..losses import masked_lm_loss
+from ..losses import IGNORE, masked_lm_loss
 from ..machine import keeping_freed_memory
 from ..models.checkpoints import get_tokenizer
 from ..settings import CorpusSettings, LossWeights, MaskedLMSettings
@@ -130,12 +130,17 @@ def check_pair(teacher: nn.Module, student: nn.Module, weights: LossWeights) -> 
 
 
 def compute_mlm_loader_loss(model: nn.Module, loader: DataLoader) -> float:
-    """Mean masked-LM loss over all masked tokens of a loader (not the mean of batch means)."""
+    """Mean masked-LM loss over all masked tokens of a loader (not the mean of batch means).
+
+    Batches go to the device where the model is.
+    """
     total, count = 0.0, 0
+    device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         for batch in loader:
-            labels = batch.pop("labels")
-            total += float(masked_lm_loss(model(**batch).logits.flatten(0, 1), labels.flatten()))
-            count += int((labels != -100).sum())
+            batch = {name: value.to(device) for name, value in batch.items()}
+            logits = model(**model_inputs(batch)).logits
+            total += float(masked_lm_loss(logits.flatten(0, 1), batch["labels"].flatten()))
+            count += int((batch["labels"] != IGNORE).sum())
     return total / max(count, 1)
