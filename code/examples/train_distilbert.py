@@ -5,13 +5,17 @@ python code/examples/train_distilbert.py
 
 import torch
 
-from distilbert_kit.data.batches import create_classification_dataloader
-from distilbert_kit.data.grammar import build_sentiment
-from distilbert_kit.models.checkpoints import get_tokenizer
-from distilbert_kit.models.model import DistilBERTForSequenceClassification, count_parameters
-from distilbert_kit.settings import TrainSettings
-from distilbert_kit.training.classification import CLASSIFICATION, evaluate_classification_metrics
-from distilbert_kit.training.loop import train
+from distilbert_kit import (
+    CLASSIFICATION,
+    DistilBERTForSequenceClassification,
+    TrainSettings,
+    build_sentiment,
+    count_parameters,
+    create_classification_dataloader,
+    evaluate_classification_metrics,
+    get_tokenizer,
+    train,
+)
 
 
 def main() -> None:

@@ -7,15 +7,22 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from distilbert_kit.data.batches import create_classification_dataloader
+from distilbert_kit.data.batches import create_classification_dataloader, create_mlm_dataloader
 from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.errors import NonFiniteLossError, UserError
 from distilbert_kit.machine import keeping_freed_memory
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
-from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.models.model import (
+    DistilBERTForMaskedLM,
+    DistilBERTForSequenceClassification,
+)
 from distilbert_kit.settings import TrainSettings
-from distilbert_kit.training.classification import CLASSIFICATION
+from distilbert_kit.training.classification import (
+    CLASSIFICATION,
+    evaluate_classification_metrics,
+)
+from distilbert_kit.training.distillation import compute_mlm_loader_loss
 from distilbert_kit.training.loop import create_optimizer, learning_rate_factor, train
 
 
@@ -164,3 +171,32 @@ def test_kept_memory_does_not_fault_again():
     with keeping_freed_memory():
         faults()  # the heap grows to what it needs
         assert faults() < returned / 5
+
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_loader_metrics_follow_the_model_to_its_device(device):
+    """The accuracy of one whole batch; the masked-LM loss as a mean over tokens, not batches."""
+    torch.manual_seed(0)
+    tokenizer, texts = get_tokenizer(), [row["sentence"] for row in build_sentiment("train")[:12]]
+    labels = [row["label"] for row in build_sentiment("train")[:12]]
+    model = classifier().to(device)
+    data = create_classification_dataloader(texts, labels, tokenizer, batch_size=5)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt").to(device)
+    guesses = model.eval()(**inputs).logits.argmax(-1).tolist()
+    right = sum(guess == label for guess, label in zip(guesses, labels, strict=True))
+    found = evaluate_classification_metrics(model, data)
+    assert found["accuracy"] == pytest.approx(right / 12)
+    masked = list(create_mlm_dataloader(texts, tokenizer, batch_size=5))  # masks drawn once
+    lm = DistilBERTForMaskedLM(create_model_config("tiny")).to(device).eval()
+    losses = []
+    for batch in masked:
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        logits = lm(**inputs).logits
+        losses += torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch["labels"].flatten().to(device), reduction="none"
+        )[batch["labels"].flatten().to(device) != -100].tolist()
+    expected = sum(losses) / len(losses)
+    assert compute_mlm_loader_loss(lm, masked) == pytest.approx(expected, rel=1e-5)

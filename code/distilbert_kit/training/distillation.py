@@ -12,6 +12,7 @@ from ..data.batches import (
     LengthBatchSampler,
     MLMDataset,
     create_dataloader,
+    model_inputs,
 )
 from ..errors import UserError
 from ..losses import IGNORE, masked_lm_loss
