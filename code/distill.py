@@ -16,9 +16,10 @@ import dataclasses
 from pathlib import Path
 
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.models.checkpoints import model_sha256, resolve_checkpoint
+from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.vocabulary import check_same_vocabulary
 from distilbert_kit.study.cells import Cell, checkpoint, corpus_cell, model_cell
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.runs import train_cell
@@ -60,15 +61,19 @@ def main() -> None:
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to distil")
     read = DistilBERTForMaskedLM.from_pretrained
+    source = arguments.teacher or checkpoint(recipe, spec.teacher)
     # A teacher without a trained head would teach noise.
-    teacher = read(arguments.teacher or checkpoint(recipe, spec.teacher), require_head=True)
+    teacher, tokenizer = read(source, require_head=True), get_tokenizer(source)
     if arguments.teacher:
         layers = choose_layers(arguments.layers or "even", teacher.config.num_layers)
         student = extract_student(teacher, layers)
         cell = with_teacher(cell, arguments.teacher, layers)
     else:
-        student = read(checkpoint(recipe, spec.student))
-    train_cell(cell, student, recipe.distill_for(arguments.model), spec.loss, teacher)
+        start = checkpoint(recipe, spec.student)
+        check_same_vocabulary(tokenizer, get_tokenizer(start), arguments.model)
+        student = read(start)
+    settings = recipe.distill_for(arguments.model)
+    train_cell(cell, student, tokenizer, settings, spec.loss, teacher)
 
 
 if __name__ == "__main__":

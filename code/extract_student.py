@@ -78,12 +78,13 @@ def main() -> None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to extract")
     with recording(cell.record, **cell.provenance) as draft:
         torch.manual_seed(arguments.seed)
-        teacher = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.teacher))
+        source = checkpoint(recipe, spec.teacher)
+        teacher = DistilBERTForMaskedLM.from_pretrained(source)
         student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
         if spec.random:
             student = DistilBERTForMaskedLM(student.config)
         draft.metrics = _describe(student, spec)
-        student.save_pretrained(cell.folder, get_tokenizer())
+        student.save_pretrained(cell.folder, get_tokenizer(source))
     cell.stamp_folder()
 
 

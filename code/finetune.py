@@ -89,16 +89,17 @@ def main() -> None:
     settings, kind = recipe.finetune_for(task.name), KINDS[task.kind]
     cell = finetune_cell(recipe, arguments.model, task.name, arguments.seed)
     cell, targets, teacher = find_teacher(recipe, cell, arguments)
-    tokenizer = get_tokenizer()
+    start = checkpoint(recipe, arguments.model)
+    tokenizer = get_tokenizer(start)
     with recording(cell.record, **cell.provenance) as draft:
         split = recipe.train_split(task.name)
         dataset, _, used = kind.load(task, split, tokenizer, settings)
         if targets:
             dataset.teacher_logits = teacher_logits(
-                teacher, task, dataset, len(tokenizer), settings.precision
+                teacher, task, dataset, tokenizer, settings.precision
             )
         torch.manual_seed(arguments.seed)  # the new head
-        model = with_new_head(checkpoint(recipe, arguments.model), task)
+        model = with_new_head(start, task)
         sampler = LengthBatchSampler(
             dataset.lengths, settings.batch_size, settings.batch_tokens, seed=arguments.seed
         )

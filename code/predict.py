@@ -193,7 +193,10 @@ def as_table(rows: list[dict]) -> str:
     for row in rows:
         text = row["text"] if isinstance(row["text"], str) else " | ".join(row["text"])
         number = row["probability"] if "label" in row else row["score"]
-        lines.append(f"{row.get('label', ''):{width}}  {number:7.4f}  {shorten(text)}".lstrip())
+        # Of a multi-label model the most probable label is shown, and how many hold besides.
+        more = len(row.get("labels", ())) - 1
+        shown = f"{number:7.4f}" + (f" +{more}" if more > 0 else "")
+        lines.append(f"{row.get('label', ''):{width}}  {shown}  {shorten(text)}".lstrip())
     return "\n".join(lines)
 
 

@@ -108,6 +108,7 @@ def main() -> None:
         raise UserError(f"recipe {recipe.name} has no corpus")
     cell = corpus_cell(recipe)
     arguments.output, arguments.source = cell.folder, recipe.corpus.source
+    arguments.tokenizer = recipe.tokenizer_of(recipe.teacher)
     arguments.limit_tokens = recipe.corpus.limit_tokens
     arguments.validation_fraction = recipe.corpus.validation_fraction
     with recording(cell.record, **cell.provenance) as draft:

@@ -10,6 +10,7 @@ import argparse
 import torch
 
 from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.study.cells import checkpoint, model_cell
@@ -36,7 +37,8 @@ def main() -> None:
         model = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.start))
     else:
         model = DistilBERTForMaskedLM(create_model_config(spec.shape))
-    train_cell(cell, model, recipe.pretrain, MASKED_LM)
+    tokenizer = get_tokenizer(recipe.tokenizer_of(arguments.model))
+    train_cell(cell, model, tokenizer, recipe.pretrain, MASKED_LM)
 
 
 if __name__ == "__main__":

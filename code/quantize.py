@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: Draft) -> None:
     """Write the graphs to `folder`; fill the draft with what the reloaded ones are worth."""
     model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
-    order = label_order(model.labels, task, str(checkpoint))
+    order = label_order(model.labels, task, str(checkpoint), model.multi_label)
     tokenizer = get_tokenizer(checkpoint)
     save_onnx(model, folder, tokenizer)
     variants = load_variants(checkpoint, folder)

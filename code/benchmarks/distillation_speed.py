@@ -304,8 +304,10 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     """The step at one length, its memory, and updates on the recipe's corpus at real lengths."""
     settings = recipe.distillation_speed
     shape = (settings.batch_size, settings.length)
+    tokenizer = get_tokenizer(recipe.tokenizer_of(recipe.teacher))
     corpus = sample_by_length(
-        open_corpus(corpus_cell(recipe).folder, "train", recipe.corpus), settings.sequences
+        open_corpus(corpus_cell(recipe).folder, "train", recipe.corpus, tokenizer),
+        settings.sequences,
     )
     draft.metrics = {
         "weights": "random, the same on both sides",

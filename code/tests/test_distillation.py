@@ -33,6 +33,7 @@ from distilbert_kit.training.distillation import (
 from distilbert_kit.training.loop import train
 from distilbert_kit.training.objectives import MASKED_LM, triple_objective
 
+TOKENIZER = get_tokenizer()
 CORPUS = CorpusSettings(source=["docs"])
 
 
@@ -72,7 +73,7 @@ def settings(**changes) -> MaskedLMSettings:
 
 
 def batch_of(corpus):
-    dataset = open_corpus(corpus, "train", CORPUS)
+    dataset = open_corpus(corpus, "train", CORPUS, TOKENIZER)
     loader = create_dataloader(dataset, LengthBatchSampler(dataset.lengths, 8, pool=1))
     return dataset, dataset.mask(next(iter(loader)), torch.Generator().manual_seed(0))
 
@@ -156,16 +157,25 @@ def test_distillation_improves_every_term_on_held_out_text(corpus):
     teacher = tiny_teacher()
     student = extract_student(teacher, [0, 2])
     result, losses = train_on_corpus(
-        student, corpus, CORPUS, settings(epochs=1), LossWeights(), seed=0, teacher=teacher
+        student,
+        TOKENIZER,
+        corpus,
+        CORPUS,
+        settings(epochs=1),
+        LossWeights(),
+        seed=0,
+        teacher=teacher,
     )
     assert set(losses["after"]) == {"ce", "mlm", "cos"}
     assert losses["after"]["mlm"] < losses["before"]["mlm"]
-    assert result.tokens == int(open_corpus(corpus, "train", CORPUS).lengths.sum(dtype=int))
+    assert result.tokens == int(
+        open_corpus(corpus, "train", CORPUS, TOKENIZER).lengths.sum(dtype=int)
+    )
 
 
 def test_masked_lm_needs_no_teacher_and_the_others_do(corpus):
     student = extract_student(tiny_teacher(), [0])
-    _, losses = train_on_corpus(student, corpus, CORPUS, settings(), MASKED_LM, seed=0)
+    _, losses = train_on_corpus(student, TOKENIZER, corpus, CORPUS, settings(), MASKED_LM, seed=0)
     assert list(losses["after"]) == ["mlm"]
     with pytest.raises(UserError, match="need a teacher"):
         triple_objective(batch_of(corpus)[0], LossWeights())
@@ -204,7 +214,8 @@ from test_distillation import *
 torch.set_num_threads(1)
 teacher = tiny_teacher(dropout=0.1)
 student = extract_student(teacher, [0, 2])
-train_on_corpus(student, Path({corpus!r}), CORPUS, settings(**{settings!r}), LossWeights(),
+train_on_corpus(
+    student, TOKENIZER, Path({corpus!r}), CORPUS, settings(**{settings!r}), LossWeights(),
     seed=3, teacher=teacher, checkpoints=Path({checkpoints!r}))
 if int(__import__("os").environ.get("RANK", 0)) == 0:
     student.save_pretrained({out!r})

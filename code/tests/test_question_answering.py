@@ -234,7 +234,7 @@ def test_objective_equals_the_mean_over_windows_without_padding(tmp_path):
     assert dataset.counts["dropped"] == 1 and 2 not in dataset.question
     teacher = model("bert", initializer_range=0.05)
     teacher.save_pretrained(tmp_path / "t", TOKENIZER)
-    dataset.teacher_logits = teacher_logits(tmp_path / "t", SQUAD, dataset, len(TOKENIZER), "fp32")
+    dataset.teacher_logits = teacher_logits(tmp_path / "t", SQUAD, dataset, TOKENIZER, "fp32")
     targets = SoftTargets(temperature=3.0, soft_weight=0.4)
     objective = span_objective(targets)
     items = [dataset[i] for i in range(len(dataset))]

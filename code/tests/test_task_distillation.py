@@ -46,7 +46,7 @@ def save_teacher(folder, labels=MRPC.labels, config=BERT):
 
 
 def teach(folder, dataset, task=MRPC, precision="fp32"):
-    return teacher_logits(folder, task, dataset, len(TOKENIZER), precision)
+    return teacher_logits(folder, task, dataset, TOKENIZER, precision)
 
 
 def student(num_labels=2):
@@ -159,13 +159,15 @@ def test_what_cannot_teach_is_refused(tmp_path):
     DistilBERTForMaskedLM(BERT).save_pretrained(tmp_path / "lm")
     save_teacher(tmp_path / "three", ("a", "b", "c"))
     save_teacher(tmp_path / "names", ("negative", "positive"))
-    small = create_model_config("tiny", vocab_size=40_000)
-    save_teacher(tmp_path / "words", config=small)
+    save_teacher(tmp_path / "words", config=create_model_config("tiny", vocab_size=40_000))
+    other = get_tokenizer()
+    other.add_tokens(["goalkeepership"])
+    other.save_pretrained(tmp_path / "words")
     for name, words in {
         "lm": "not a trained DistilBERTForSequenceClassification",
         "three": "its head has 3 labels, mrpc has 2",
         "names": "its labels are negative, positive",
-        "words": "the teacher has 40,000 tokens and the student 30,522",
+        "words": r"vocabulary \(30,523 tokens\) is not the student's",
         "nowhere": "no such checkpoint folder",
     }.items():
         with pytest.raises(UserError, match=words):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import read_json, write_json
+from ..models.vocabulary import vocabulary_sha256
 from .shards import (
     FORMAT,
     SPLITS,
@@ -32,7 +33,6 @@ from .shards import (
     check_shards,
     count_tokens,
     open_shards,
-    vocabulary_sha256,
 )
 from .text_sources import Source, open_source
 

@@ -26,17 +26,12 @@ from ..files import write_atomically
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 from ..files import file_sha256, read_json
+from ..models.vocabulary import vocabulary_sha256
 
 FORMAT = 1
 
 
 SPLITS = ("train", "validation")
-
-
-def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the vocabulary: one `id<TAB>token` line each, in the order of the ids."""
-    items = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    return hashlib.sha256("".join(f"{i}\t{t}\n" for i, t in items).encode()).hexdigest()
 
 
 class ShardWriter:

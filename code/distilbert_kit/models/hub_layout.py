@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,25 @@ _HEADS = {
         "transform_norm": "cls.predictions.transform.LayerNorm",
         "decoder_bias": "cls.predictions.bias",
     },
+}
+
+
+# The decoder's weight, where a checkpoint has one apart from the word embeddings.
+_DECODERS = {
+    "distilbert": "vocab_projector.weight",
+    "bert": "cls.predictions.decoder.weight",
+}
+
+
+# Keys of a `config.json` that ask for what these encoders do not do, and what they may say.
+_REFUSED = {
+    "position_embedding_type": (None, "absolute"),
+    "is_decoder": (None, False),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None, {}),
+    "auto_map": (None, {}),
 }
 
 
@@ -114,19 +134,76 @@ def from_hub_layout(
     return state
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Model shape and label names of a Hugging Face `config.json`."""
-    path = folder / "config.json"
+def has_own_decoder(tensors: dict[str, Tensor], model_type: str) -> bool:
+    """Whether a checkpoint has a masked-LM decoder that is not its word embeddings."""
+    decoder = tensors.get(_DECODERS[model_type])
+    words = tensors.get(f"{model_type}.embeddings.word_embeddings.weight")
+    return decoder is not None and not (words is not None and torch.equal(decoder, words))
+
+
+def plain_label(label: str) -> str:
+    """A class name as they are compared: POSITIVE, so-so and so_so are spelled in many ways."""
+    return label.lower().replace("-", "_").replace(" ", "_")
+
+
+class HubConfig(NamedTuple):
+    """What a `config.json` says: the shape, the class names and their kind, a tied decoder."""
+
+    shape: ModelConfig
+    labels: tuple[str, ...]
+    multi_label: bool
+    tied: bool
+
+
+def _load_json(path: Path) -> dict:
     try:
-        hub = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; give a checkpoint folder") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); write or fetch it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; write or fetch it again")
+    return content
+
+
+def read_config(folder: Path) -> HubConfig:
+    """Shape and labels of a Hugging Face `config.json`.
+
+    Raises UserError when it is missing or damaged, and when it asks for what the models of this
+    kit do not do: nothing in it is ignored that would change a number.
+    """
+    path = folder / "config.json"
+    hub = _load_json(path)
+    if wrong := [key for key, allowed in _REFUSED.items() if hub.get(key) not in allowed]:
+        raise UserError(
+            f"{path}: {wrong[0]} {json.dumps(hub[wrong[0]])} is not done here; "
+            "give a plain BERT or DistilBERT"
+        )
+    try:
+        shape, parsed = _read_shape(hub)
+        labels = tuple(parsed.id2label[i] for i in sorted(parsed.id2label))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # transformers' checks have no common class
+        raise UserError(
+            f"{path}: not a configuration ({' '.join(str(error).split())}); write it again"
+        ) from None
+    if len(set(labels)) < len(labels):
+        raise UserError(f"{path}: id2label names a class twice; give every class its own name")
+    if hub.get("problem_type") == "regression" and len(labels) > 1:
+        raise UserError(f"{path}: a regression with {len(labels)} outputs is not done here; use 1")
+    multi_label = hub.get("problem_type") == "multi_label_classification"
+    return HubConfig(shape, labels, multi_label, hub.get("tie_word_embeddings", True))
+
+
+def _read_shape(hub: dict) -> tuple[ModelConfig, BertConfig | DistilBertConfig]:
+    """The shape in a parsed `config.json`, and what transformers makes of the whole of it."""
     model_type = hub.get("model_type")
     if model_type == "distilbert":
         parsed = DistilBertConfig(**hub)
         extra = {
+            "activation": parsed.activation,
             "dropout": parsed.dropout,
             "attention_dropout": parsed.attention_dropout,
             "classifier_dropout": parsed.seq_classif_dropout,
@@ -139,6 +216,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
         parsed = BertConfig(**hub)
         classifier_dropout = parsed.classifier_dropout
         extra = {
+            "activation": parsed.hidden_act,
             "dropout": parsed.hidden_dropout_prob,
             "attention_dropout": parsed.attention_probs_dropout_prob,
             "classifier_dropout": (
@@ -150,7 +228,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
             "layer_norm_eps": parsed.layer_norm_eps,
         }
     else:
-        raise UserError(f"{path}: model_type {model_type!r} is neither bert nor distilbert")
+        raise UserError(f"model_type {model_type!r} is neither bert nor distilbert")
     config = ModelConfig(
         model_type=model_type,
         vocab_size=parsed.vocab_size,
@@ -162,8 +240,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
         initializer_range=parsed.initializer_range,
         **extra,
     )
-    labels = tuple(parsed.id2label[i] for i in sorted(parsed.id2label))
-    return config, labels
+    return config, parsed
 
 
 def hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
@@ -180,6 +257,8 @@ def hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
     }
     if getattr(model, "num_labels", 0) == 1:
         common["problem_type"] = "regression"
+    if getattr(model, "multi_label", False):
+        common["problem_type"] = "multi_label_classification"
     if config.model_type == "distilbert":
         return DistilBertConfig(
             dim=config.hidden_size,
@@ -190,6 +269,7 @@ def hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
             attention_dropout=config.attention_dropout,
             seq_classif_dropout=config.classifier_dropout,
             qa_dropout=config.qa_dropout,
+            activation=config.activation,
             architectures=[f"DistilBert{kind}"],
             **common,
         )
@@ -203,6 +283,7 @@ def hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
         classifier_dropout=config.classifier_dropout,
         type_vocab_size=config.type_vocab_size,
         layer_norm_eps=config.layer_norm_eps,
+        hidden_act=config.activation,
         architectures=[f"Bert{kind}"],
         **common,
     )

@@ -7,7 +7,8 @@ Shapes: B batch, L length, H hidden size, V vocabulary, C classes.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import GELU, LayerNorm
+from torch.nn import LayerNorm
+from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
@@ -106,12 +107,12 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around an exact GELU: [B, L, H] -> [B, L, H]."""
+    """Two linear layers around the activation: [B, L, H] -> [B, L, H]."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.inner = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = GELU()
+        self.activation = ACT2FN[config.activation]
         self.outer = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,11 +212,11 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
 class _WithHead(PretrainedMixin, nn.Module):
     """An encoder under a head; heads that do not read the pooler keep it, untrained."""
 
-    def __init__(self, config: ModelConfig, uses_pooler: bool = False):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.encoder = DistilBERTModel(config)
-        if config.model_type == "bert" and not uses_pooler:
+        if config.model_type == "bert" and not self.reads_pooler:
             self.encoder.pooler.requires_grad_(False)
 
 
@@ -226,7 +227,7 @@ class DistilBERTForMaskedLM(_WithHead):
         super().__init__(config)
         size = config.hidden_size
         self.transform = nn.Linear(size, size)
-        self.activation = GELU()
+        self.activation = ACT2FN[config.activation]
         self.transform_norm = LayerNorm(size, eps=config.layer_norm_eps)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
         _initialise(self.transform, config.initializer_range)
@@ -255,11 +256,22 @@ class DistilBERTForMaskedLM(_WithHead):
 
 
 class DistilBERTForSequenceClassification(_WithHead):
-    """Classification (or regression, with one label) of sentences and sentence pairs."""
+    """Classification (or regression, with one label) of sentences and sentence pairs.
 
-    def __init__(self, config: ModelConfig, num_labels: int = 2, labels: tuple[str, ...] = ()):
-        super().__init__(config, uses_pooler=True)
-        self.num_labels = num_labels
+    With `multi_label` each label is asked for itself: any number of them may hold.
+    """
+
+    reads_pooler = True
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_labels: int = 2,
+        labels: tuple[str, ...] = (),
+        multi_label: bool = False,
+    ):
+        super().__init__(config)
+        self.num_labels, self.multi_label = num_labels, multi_label
         self.labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(num_labels))
         if config.model_type == "distilbert":
             self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
@@ -275,13 +287,21 @@ class DistilBERTForSequenceClassification(_WithHead):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> SequenceClassifierOutput:
-        """Logits [B, C]; with labels [B] also the mean cross-entropy (or squared error, C = 1)."""
+        """Logits [B, C]; with labels [B] also the mean cross-entropy (or squared error, C = 1).
+
+        Labels of a multi-label model are 0 or 1, [B, C]; the loss is the mean binary one.
+        """
         hidden = self.encoder.hidden_states(input_ids, attention_mask, token_type_ids, positions=1)
         pooled = self.encoder.pool(hidden)
         if pooled is None:
             pooled = F.relu(self.pre_classifier(hidden[:, 0]))
         logits = self.classifier(self.dropout(pooled))
-        loss = None if labels is None else compute_classification_loss(logits, labels)
+        if labels is None:
+            loss = None
+        elif self.multi_label:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+        else:
+            loss = compute_classification_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

@@ -117,7 +117,7 @@ class OnnxClassifier(nn.Module):
         self.path = Path(folder) / FILES[precision]
         if not self.path.is_file():
             raise UserError(f"{self.path}: missing; write it with quantize.py")
-        self.config, self.labels = read_config(Path(folder))
+        self.config, self.labels, self.multi_label, _ = read_config(Path(folder))
         self.num_labels = len(self.labels)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -138,15 +138,18 @@ class OnnxClassifier(nn.Module):
         length, most = batch["input_ids"].shape[1], self.config.max_position_embeddings
         if length > most:
             raise UserError(f"a sequence of {length} tokens: this model takes {most}; cut it")
+        if "token_type_ids" not in batch:  # all of the first type, as the model has it
+            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
         (logits,) = self.session.run(None, {name: batch[name].numpy() for name in self.inputs})
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))
 
 
 def load_classifier(folder: Path) -> nn.Module:
-    """The classifier of a folder: our weights if they are there, or else its int8 graph."""
-    if (folder / "model.safetensors").is_file() or not (folder / FILES["int8"]).is_file():
-        return DistilBERTForSequenceClassification.from_pretrained(folder, require_head=True)
-    return OnnxClassifier(folder)
+    """The classifier of a folder: its int8 graph, unless weights are there too."""
+    weights = [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*")]
+    if not weights and (folder / FILES["int8"]).is_file():
+        return OnnxClassifier(folder)
+    return DistilBERTForSequenceClassification.from_pretrained(folder, require_head=True)
 
 
 def count_onnx_parameters(path: Path) -> dict[str, int]:

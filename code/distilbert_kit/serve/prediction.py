@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -38,7 +38,10 @@ class Classifier:
     max_length: int
 
     def __call__(self, texts: Texts) -> list[dict]:
-        """For each text its label and the probabilities of all; of a regression its score."""
+        """For each text its label and the probabilities of all; of a regression its score.
+
+        A multi-label model gives `labels`, those that are more probable than not, none or several.
+        """
         dataset = ClassificationDataset(texts, None, self.tokenizer, self.max_length)
         if dataset.truncated:
             print(f"{dataset.truncated} texts are cut to {self.max_length} tokens", file=sys.stderr)
@@ -46,11 +49,14 @@ class Classifier:
         if self.model.num_labels == 1:
             scores = logits[:, 0].tolist()
             return [{"text": text, "score": x} for text, x in zip(texts, scores, strict=True)]
+        shares = expit(logits) if self.model.multi_label else softmax(logits, axis=1)
         rows = []
-        for text, values in zip(texts, softmax(logits, axis=1).tolist(), strict=True):
+        for text, values in zip(texts, shares.tolist(), strict=True):
             probabilities = dict(zip(self.model.labels, values, strict=True))
             label = max(probabilities, key=probabilities.get)
             best = {"label": label, "probability": probabilities[label]}
+            if self.model.multi_label:
+                best["labels"] = [name for name, share in probabilities.items() if share > 0.5]
             rows.append({"text": text, **best, "probabilities": probabilities})
         return rows
 

@@ -1,17 +1,16 @@
 """A classifier in PyTorch, ONNX and int8, measured side by side."""
 
-import math
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from ..data.batches import Batch, ClassificationDataset
 from ..data.tasks import Task
 from ..metrics import agreement
+from ..models.checkpoints import read_weights, weight_files
 from ..models.model import DistilBERTForSequenceClassification
 from ..serve.export import FILES, OnnxClassifier, count_onnx_parameters
 from ..training.classification import predict_logits, score
@@ -59,11 +58,9 @@ def load_variants(checkpoint: Path, folder: Path) -> dict[str, nn.Module]:
 
 def size_of_variants(checkpoint: Path, folder: Path) -> dict[str, dict[str, int]]:
     """Bytes on disk and parameters of the same three, counted in the files."""
-    weights = checkpoint / "model.safetensors"
-    with safe_open(weights, "pt") as tensors:
-        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-    parameters = sum(map(math.prod, shapes))
-    sizes = {"torch_fp32": {"bytes": weights.stat().st_size, "parameters": parameters}}
+    parameters = sum(tensor.numel() for tensor in read_weights(checkpoint).values())
+    size = sum(path.stat().st_size for path in weight_files(checkpoint))
+    sizes = {"torch_fp32": {"bytes": size, "parameters": parameters}}
     for name, file in FILES.items():
         path = folder / file
         sizes[f"onnx_{name}"] = {"bytes": path.stat().st_size} | count_onnx_parameters(path)

@@ -236,6 +236,16 @@ class Recipe(Strict):
         spec = self.models[model].task_distill
         return spec.student if spec else model
 
+    def tokenizer_of(self, model: str) -> str:
+        """Where a model's tokenizer is from: the given weights that it descends from.
+
+        A model from scratch has the presets' vocabulary, that of bert-base-uncased.
+        """
+        spec = self.models[self.body(model)]
+        if spec.weights or not spec.parents:
+            return spec.weights or "bert-base-uncased"
+        return self.tokenizer_of(spec.parents[0])
+
     def distill_for(self, model: str) -> MaskedLMSettings:
         """Distillation settings of a model: the common ones with its own on top."""
         own = self.models[model].distill.training
@@ -285,7 +295,7 @@ def _explain(error: ValidationError, where: str) -> UserError:
 def recipe_path(name_or_file: str | Path) -> Path:
     """`recipes/<name>.yaml`, or the file itself; UserError when there is none."""
     path = Path(name_or_file)
-    if path.suffix != ".yaml":
+    if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{name_or_file}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != "claims")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import MLMDataset
-from ..models.checkpoints import get_tokenizer
 from ..models.model import count_parameters
 from ..settings import LossWeights, MaskedLMSettings
 from ..training.distillation import open_corpus, train_on_corpus
@@ -49,11 +49,15 @@ def flops_per_token(
 def train_cell(
     cell: Cell,
     model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     settings: MaskedLMSettings,
     weights: LossWeights,
     teacher: nn.Module | None = None,
 ) -> None:
-    """Train a model of a recipe on the recipe's corpus; leave its weights and its record."""
+    """Train a model of a recipe on the recipe's corpus; leave its weights and its record.
+
+    `tokenizer` is the model's own, and the teacher's.
+    """
     masking, corpus = cell.recipe.corpus, corpus_cell(cell.recipe).folder
     with recording(cell.record, **cell.provenance) as draft:
         device = create_accelerator(settings.precision).device
@@ -63,6 +67,7 @@ def train_cell(
         )
         result, losses = train_on_corpus(
             model,
+            tokenizer,
             corpus,
             masking,
             settings,
@@ -74,7 +79,7 @@ def train_cell(
         )
         draft.metrics |= result.metrics
         draft.extra |= result.speed
-        dataset = open_corpus(corpus, "train", masking)
+        dataset = open_corpus(corpus, "train", masking, tokenizer)
         flops = round(result.tokens * flops_per_token(model, dataset, weights, teacher))
         draft.metrics |= {
             "validation": losses,
@@ -87,7 +92,7 @@ def train_cell(
             "share_of_matrix_products": round(flops / result.seconds / peak, 4),
         }
         if PartialState().is_main_process:
-            model.save_pretrained(cell.folder, get_tokenizer())
+            model.save_pretrained(cell.folder, tokenizer)
     if PartialState().is_main_process:
         cell.stamp_folder()
         print(f"{cell.name}: validation {losses['before']} -> {losses['after']}")

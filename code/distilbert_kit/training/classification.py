@@ -18,6 +18,7 @@ from ..data.tasks import Task
 from ..errors import UserError
 from ..losses import classification_loss_sum, response_distillation
 from ..metrics import compute_confusion_matrix, compute_metrics
+from ..models.hub_layout import plain_label
 from ..settings import SoftTargets
 from .inference import run_in_buckets
 from .objectives import Objective, fine_tuning
@@ -114,18 +115,22 @@ def prediction_frame(logits: np.ndarray, table: datasets.Dataset, task: Task) ->
     return pd.DataFrame(columns)
 
 
-def label_order(model_labels: tuple[str, ...], task: Task, where: str) -> list[int]:
+def label_order(
+    model_labels: tuple[str, ...], task: Task, where: str, multi_label: bool = False
+) -> list[int]:
     """Columns of the model's logits in the task's label order, matched by name.
 
     Checkpoints without names (LABEL_0 …) are taken in the task's own order. Raises UserError
-    when the number of labels or their names do not fit.
+    when the number of labels or their names do not fit, and for a multi-label model.
     """
+    if multi_label:
+        raise UserError(f"{where}: a multi-label model; {task.name} has one label an example")
     if len(model_labels) != task.num_labels:
         raise UserError(
             f"{where}: its head has {len(model_labels)} labels, {task.name} has "
             f"{task.num_labels}; give a checkpoint fine-tuned on {task.name}"
         )
-    names = [label.lower().replace("-", "_").replace(" ", "_") for label in model_labels]
+    names = [plain_label(label) for label in model_labels]
     if task.is_regression or all(name.startswith("label_") for name in names):
         return list(range(task.num_labels))
     if set(names) != set(task.labels):

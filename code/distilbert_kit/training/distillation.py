@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from ..corpus.shards import open_shards
 from ..data.batches import (
@@ -17,7 +18,6 @@ from ..data.batches import (
 from ..errors import UserError
 from ..losses import IGNORE, masked_lm_loss
 from ..machine import keeping_freed_memory
-from ..models.checkpoints import get_tokenizer
 from ..settings import CorpusSettings, LossWeights, MaskedLMSettings
 from .checkpointing import TrainingResult
 from .inference import DTYPES, autocast, usable_precision
@@ -59,9 +59,13 @@ def validation_losses(
     return {name: totals[name] / max(items[name], 1.0) for name in totals}
 
 
-def open_corpus(folder: Path, split: str, settings: CorpusSettings) -> MLMDataset:
-    """A split of a prepared corpus with the masking that the recipe asks for."""
-    tokenizer = get_tokenizer()
+def open_corpus(
+    folder: Path, split: str, settings: CorpusSettings, tokenizer: PreTrainedTokenizerBase
+) -> MLMDataset:
+    """A split of a prepared corpus with the masking that the recipe asks for.
+
+    Raises UserError when it was prepared with another vocabulary than the tokenizer's.
+    """
     shards = open_shards(folder, split, tokenizer)
     return MLMDataset(
         shards,
@@ -75,6 +79,7 @@ def open_corpus(folder: Path, split: str, settings: CorpusSettings) -> MLMDatase
 
 def train_on_corpus(
     model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     corpus: Path,
     masking: CorpusSettings,
     settings: MaskedLMSettings,
@@ -87,14 +92,17 @@ def train_on_corpus(
 ) -> tuple[TrainingResult, dict[str, dict[str, float]]]:
     """Train a masked LM (under a teacher) on a corpus; returns the run and validation losses.
 
-    Validation losses are those before and after, on the held-out split.
+    `tokenizer` is the model's own, and the teacher's. Validation losses are those before and after,
+    on the held-out split.
     """
     device = create_accelerator(settings.precision).device  # where the loop will train
     model.to(device)
     if teacher is not None:
         check_pair(teacher, model, weights)
         cast_linear_layers(teacher, settings.precision).to(device)
-    held_out, dataset = (open_corpus(corpus, split, masking) for split in ("validation", "train"))
+    held_out, dataset = (
+        open_corpus(corpus, split, masking, tokenizer) for split in ("validation", "train")
+    )
     objective = triple_objective(dataset, weights, teacher)
     sampler = LengthBatchSampler(
         dataset.lengths, settings.batch_size, settings.batch_tokens, seed=seed

@@ -17,10 +17,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.listed import DataUsed
 from ..data.tasks import Task
-from ..errors import UserError
 from ..files import content_key, write_once
-from ..models.checkpoints import model_sha256, read_safetensors, resolve_checkpoint
+from ..models.checkpoints import (
+    get_tokenizer,
+    model_sha256,
+    read_safetensors,
+    resolve_checkpoint,
+)
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
+from ..models.vocabulary import check_same_vocabulary
 from ..settings import TextSettings, WindowSettings
 from .classification import (
     classification_objective,
@@ -88,11 +93,11 @@ def with_new_head(checkpoint: str | Path, task: Task) -> nn.Module:
 def fine_tuned(checkpoint: str | Path, task: Task) -> nn.Module:
     """A model that was fine-tuned on a task, its classes in the task's order.
 
-    Raises UserError for a checkpoint without a trained head or with other labels.
+    Raises UserError for a checkpoint without a trained head, with other labels, or multi-label.
     """
     model = KINDS[task.kind].model.from_pretrained(checkpoint, require_head=True)
     if task.kind == "classification":
-        order = label_order(model.labels, task, str(checkpoint))
+        order = label_order(model.labels, task, str(checkpoint), model.multi_label)
         for parameter in model.classifier.parameters():
             parameter.data = parameter.data[order]
     return model
@@ -130,21 +135,21 @@ def evaluate(
 
 
 def teacher_logits(
-    checkpoint: str | Path, task: Task, dataset: Dataset, vocabulary: int, precision: str
+    checkpoint: str | Path,
+    task: Task,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    precision: str,
 ) -> np.ndarray:
     """What a teacher fine-tuned on the task says of a data set, in evaluation mode.
 
     Computed once and kept beside the teacher's weights, under a hash of these weights, the tokens
     and the precision: all students and seeds share it. Raises UserError as `fine_tuned`, and for
-    a teacher of another vocabulary.
+    a teacher of another vocabulary than that of `tokenizer`, which made the data set.
     """
     folder = resolve_checkpoint(checkpoint)
     teacher = fine_tuned(folder, task)  # also refuses what cannot teach, cached or not
-    if teacher.config.vocab_size != vocabulary:
-        raise UserError(
-            f"{checkpoint}: the teacher has {teacher.config.vocab_size:,} tokens and the student "
-            f"{vocabulary:,}; use models of one vocabulary"
-        )
+    check_same_vocabulary(get_tokenizer(folder), tokenizer, str(checkpoint))
     precision = usable_precision(precision)
     key = content_key([model_sha256(folder), _tokens_sha256(dataset), precision])
     path = folder / f"logits-{key}.safetensors"

@@ -64,6 +64,7 @@ class QuestionAnsweringDataset(Dataset):
         self.settings, self.contexts = settings, contexts
         self.pad_token_id = tokenizer.pad_token_id
         self.cls, self.sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self.gives_types = "token_type_ids" in tokenizer.model_input_names
         # Some five questions share a paragraph of SQuAD: each text is tokenised once.
         numbers = {text: number for number, text in enumerate(dict.fromkeys(contexts))}
         encoded = _tokenise(list(numbers), tokenizer, return_offsets_mapping=True)
@@ -137,7 +138,8 @@ class QuestionAnsweringDataset(Dataset):
         batch = pad_sequences([item["input_ids"] for item in items], self.pad_token_id)
         first = torch.tensor([item["context_at"] for item in items])[:, None]
         of_context = torch.arange(batch["input_ids"].shape[1]) >= first
-        batch["token_type_ids"] = of_context * batch["attention_mask"]
+        if self.gives_types:
+            batch["token_type_ids"] = of_context * batch["attention_mask"]
         if "positions" in items[0]:
             positions = torch.tensor(np.array([item["positions"] for item in items]))
             batch["start_positions"], batch["end_positions"] = positions.unbind(1)
