@@ -17,11 +17,10 @@ from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import peak_memory, rotated, seconds
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
-
-from .shared import ratio
 
 
 def distinct_lines(documents: list[str], size: int) -> Iterator[str]:
@@ -91,10 +90,6 @@ def measure(recipe: Recipe, draft: Draft) -> str:
         draft.metrics["tokens"] = tokens[0]
         draft.extra = {
             "seconds": {name: np.round(values, 3).tolist() for name, values in taken.items()},
-            "tokens_per_second": {
-                name: round(tokens[0] / float(np.median(values))) for name, values in taken.items()
-            },
-            "slow_over_ours": ratio(np.array(taken["slow"]), np.array(taken["ours"])),
             "peak_memory_bytes": {},
         }
         for megabytes in settings.memory_mb:
@@ -103,7 +98,8 @@ def measure(recipe: Recipe, draft: Draft) -> str:
             draft.extra["peak_memory_bytes"][f"{megabytes:g}"] = peak
     peaks = list(draft.extra["peak_memory_bytes"].values())
     draft.extra["peak_memory_growth"] = round(peaks[-1] / peaks[0] - 1, 4)
+    found = ratio_of_totals(taken["slow"], taken["ours"])
     return (
-        f"{draft.extra['slow_over_ours']['ratio']:.1f} times one slow call a line; "
+        f"{found['ratio']:.1f} times one slow call a line; "
         f"{100 * draft.extra['peak_memory_growth']:+.1f} % memory for the largest text"
     )

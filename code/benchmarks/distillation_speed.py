@@ -2,7 +2,8 @@
 
 The textbook step is the one of the original code and of those that follow it: transformers'
 models, logits of every position kept in full, rows taken by `masked_select` over a mask as wide as
-the vocabulary, torch's loss modules; in fp32, and under bf16 autocast. Ours is `training.train`
+the vocabulary, torch's loss modules; in fp32, and under bf16 autocast where the CPU has bf16
+instructions. Ours is `training.train`
 with `distillation.triple_objective`, as distill.py runs it. Both read the same batches under the
 same masks and make whole updates: teacher and student forward, triple loss, backward, clipping,
 AdamW.
@@ -34,15 +35,16 @@ from distilbert_kit.models.initialisation import extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.settings import LossWeights, MaskedLMSettings
 from distilbert_kit.study.cells import corpus_cell
+from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import peak_memory, rotated, training_flops
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
 from distilbert_kit.training.distillation import cast_linear_layers, open_corpus
-from distilbert_kit.training.inference import autocast, usable_precision
+from distilbert_kit.training.inference import autocast
 from distilbert_kit.training.loop import train
 from distilbert_kit.training.objectives import triple_objective
 
-from .shared import CONFIGS, machine_rates, ratio
+from .shared import CONFIGS, machine_rates, precisions
 
 WEIGHTS = LossWeights()
 SETTINGS = MaskedLMSettings(  # the original code's
@@ -53,10 +55,6 @@ SETTINGS = MaskedLMSettings(  # the original code's
     betas=(0.9, 0.98),
     eps=1e-6,
     max_grad_norm=5.0,
-)
-PRECISIONS = ("fp32", "bf16") if usable_precision("auto") == "bf16" else ("fp32",)
-VARIANTS = tuple(
-    f"{maker}_{precision}" for maker in ("textbook", "ours") for precision in PRECISIONS
 )
 PARTS = ("data", "teacher", "student", "head_and_loss", "backward_and_clipping", "optimiser")
 Pair = tuple[nn.Module, nn.Module]
@@ -219,6 +217,11 @@ def run_textbook(pair: Pair, dataset: MLMDataset, plan: Plan, precision: str) ->
 RUNS = {"textbook": run_textbook, "ours": run_ours}
 
 
+def variants(*of: str) -> tuple[str, ...]:
+    """Maker and precision, by name: every one, or those of some precisions."""
+    return tuple(f"{maker}_{precision}" for maker in RUNS for precision in of or precisions())
+
+
 def run_alone(variant: str, folder: Path, batch_size: int, length: int) -> None:
     """Two updates in a process that does nothing else: the second has the optimiser's state."""
     maker, precision = variant.split("_")
@@ -226,67 +229,60 @@ def run_alone(variant: str, folder: Path, batch_size: int, length: int) -> None:
     RUNS[maker](load_pair(variant, folder), dataset, 2 * [list(range(batch_size))], precision)
 
 
-def loss_differences(pairs: dict[str, Pair], dataset: MLMDataset, size: int) -> dict[str, float]:
-    """Our loss minus the textbook's in fp32, relative, on one batch without dropout."""
+def loss_differences(pairs: dict[str, Pair], dataset: MLMDataset, size: int) -> dict:
+    """Our loss in each precision minus the textbook's in fp32, relative, without dropout.
+
+    Beside it the dtype in which the head's linear layer answered: what the precision really was.
+    """
     batch = dataset.collate([dataset[i] for i in range(size)])
     batch = dataset.mask(batch, torch.Generator().manual_seed(0))
+    found: dict = {"head_dtype": {}}
     with torch.no_grad():
         textbook = (model.eval() for model in pairs["textbook_fp32"])
-        expected, found = float(textbook_loss(*textbook, batch)), {}
-        for precision in PRECISIONS:
-            teacher, student = pairs[f"ours_{precision}"]
+        found["textbook_loss"] = expected = float(textbook_loss(*textbook, batch))
+        for name, (teacher, student) in pairs.items():
+            maker, precision = name.split("_")
+            if maker != "ours":
+                continue
             objective = triple_objective(dataset, WEIGHTS, teacher)
             counts = {name: float(count) for name, count in objective.counts(batch).items()}
-            with autocast(torch.device("cpu"), precision):
-                found[precision] = float(objective.loss(student.eval(), batch, counts)[0])
-    return {"textbook_loss": expected} | {
-        f"ours_{precision}_relative": abs(loss - expected) / expected
-        for precision, loss in found.items()
-    }
+            dtypes = set()
+            watching = student.transform.register_forward_hook(
+                lambda module, given, output, dtypes=dtypes: dtypes.add(str(output.dtype))
+            )
+            with watching, autocast(torch.device("cpu"), precision):
+                loss = float(objective.loss(student.eval(), batch, counts)[0])
+            (dtype,) = dtypes
+            found["head_dtype"][precision] = dtype.removeprefix("torch.")
+            found[f"ours_{precision}_relative"] = abs(loss - expected) / expected
+    return found
 
 
 def alternate_updates(
     pairs: dict[str, Pair],
     dataset: MLMDataset,
     plans: dict[str, Plan],
-    variants: tuple[str, ...],
     rounds: int,
 ) -> dict[str, list[dict[str, float]]]:
     """Seconds by part, for each variant a dictionary a round; `plans` by maker."""
-    taken = {variant: [] for variant in variants}
+    taken = {variant: [] for variant in pairs}
     for turn in range(rounds):
-        for variant in rotated(variants, turn):
+        for variant in rotated(pairs, turn):
             maker, precision = variant.split("_")
             run = RUNS[maker]
             taken[variant].append(run(pairs[variant], dataset, plans[maker], precision))
     return taken
 
 
-def summarise_updates(
-    taken: dict[str, list[dict[str, float]]], tokens: float, flops: int, bf16_gflops: float
-) -> dict:
-    """Rates, seconds by part and ratios, from seconds an update of `tokens` real tokens."""
-    totals = {name: np.array([parts["total"] for parts in rows]) for name, rows in taken.items()}
-    summary: dict = {
-        "seconds": {name: values.round(4).tolist() for name, values in totals.items()},
+def summarise_updates(taken: dict[str, list[dict[str, float]]]) -> dict:
+    """Seconds an update, of each round, and by part."""
+    return {
+        "seconds": {name: [round(row["total"], 4) for row in rows] for name, rows in taken.items()},
         "seconds_by_part": {
-            name: {part: round(float(np.median([r[part] for r in rows])), 4) for part in rows[0]}
+            name: {part: round(float(np.mean([r[part] for r in rows])), 4) for part in rows[0]}
             for name, rows in taken.items()
         },
     }
-    typical = {name: float(np.median(values)) for name, values in totals.items()}
-    summary["tokens_per_second"] = {n: round(tokens / s, 1) for n, s in typical.items()}
-    summary["share_of_bf16_matrix_products"] = {
-        name: round(flops / seconds / 1e9 / bf16_gflops, 4) for name, seconds in typical.items()
-    }
-    summary["textbook_over_ours"] = {
-        f"{theirs}/{ours}": ratio(totals[theirs], totals[ours])
-        for ours in totals
-        if ours.startswith("ours")
-        for theirs in totals
-        if theirs.startswith("textbook")
-    }
-    return summary
 
 
 def sample_by_length(dataset: MLMDataset, count: int) -> MLMDataset:
@@ -318,67 +314,64 @@ def measure(recipe: Recipe, draft: Draft) -> str:
         save_pair(folder)
         # First, while this process holds little itself.
         draft.extra["peak_memory_bytes"] = {
-            variant: peak_memory(run_alone, variant, folder, *shape) for variant in VARIANTS
+            variant: peak_memory(run_alone, variant, folder, *shape) for variant in variants()
         }
-        pairs = {variant: load_pair(variant, folder) for variant in VARIANTS}
+        pairs = {variant: load_pair(variant, folder) for variant in variants()}
     dataset = random_corpus(shape[0] * settings.updates, shape[1])
     draft.extra["loss"] = loss_differences(pairs, dataset, shape[0])
-    rates = machine_rates()
-    peak = rates["bf16_gflops"] or rates["fp32_gflops"]
     plan = np.arange(len(dataset)).reshape(-1, shape[0]).tolist()
-    taken = alternate_updates(pairs, dataset, dict.fromkeys(RUNS, plan), VARIANTS, settings.rounds)
-    configs = [model.config for model in pairs["ours_fp32"]]
-    flops = training_flops(configs[1], [shape[1]] * shape[0], teacher=configs[0])
-    draft.metrics["flops_an_update"] = flops
-    summary = summarise_updates(taken, shape[0] * shape[1], flops, peak)
-    draft.extra |= summary | rates
+    taken = alternate_updates(pairs, dataset, dict.fromkeys(RUNS, plan), settings.rounds)
+    draft.metrics["flops_an_update"] = flops_of(pairs, [shape[1]] * shape[0])
+    draft.extra |= summarise_updates(taken) | machine_rates()
+    best = {name: pairs[name] for name in variants(precisions()[-1])}
     draft.metrics["corpus"], draft.extra["corpus"] = measure_corpus(
-        pairs,
-        corpus,
-        settings.batch_tokens,
-        settings.corpus_rounds,
-        peak,
+        best, corpus, settings.batch_tokens, settings.corpus_rounds
     )
-    return "textbook / ours " + ", ".join(
-        f"{where} {name} {found['ratio']:.2f}"
-        for where, part in (("step", draft.extra), ("corpus", draft.extra["corpus"]))
-        for name, found in part["textbook_over_ours"].items()
-    )
+    found = [
+        f"{where} in {name.split('_')[1]} {ratio_of_totals(part[name], part[ours])['ratio']:.2f}"
+        for where, part in (
+            ("step", draft.extra["seconds"]),
+            ("corpus", draft.extra["corpus"]["seconds"]),
+        )
+        for name in part
+        if (ours := name.replace("textbook", "ours")) != name
+    ]
+    return f"textbook / ours: {', '.join(found)}"
+
+
+def flops_of(pairs: dict[str, Pair], lengths: list[int] | np.ndarray) -> int:
+    """Matrix-product FLOPs of training on sequences."""
+    teacher, student = next(pair for name, pair in pairs.items() if name.startswith("ours"))
+    return training_flops(student.config, lengths, teacher=teacher.config)
 
 
 def measure_corpus(
-    pairs: dict[str, Pair], corpus: MLMDataset, batch_tokens: int, rounds: int, bf16_gflops: float
+    pairs: dict[str, Pair], corpus: MLMDataset, batch_tokens: int, rounds: int
 ) -> tuple[dict, dict]:
-    """Length buckets under a token budget against random batches padded to the longest.
+    """Length buckets under a token budget against batches of equal size, grouped by length.
 
-    Both pass over the same sequences in equally many updates. Few sequences fill the buckets less
+    The original code groups by length too, by default, and takes so many sequences a batch. Both
+    pass over the same sequences in equally many updates. Few sequences fill the buckets less
     evenly than a whole corpus does, which is to our disadvantage.
     """
     sampler = LengthBatchSampler(corpus.lengths, len(corpus), batch_tokens)
     buckets = list(sampler)
-    order = np.random.default_rng(0).permutation(len(corpus))
-    plans = {
-        "ours": buckets,
-        "textbook": [part.tolist() for part in np.array_split(order, len(buckets))],
-    }
-    taken = alternate_updates(
-        pairs,
-        corpus,
-        plans,
-        tuple(v for v in VARIANTS if v != "ours_fp32" or len(VARIANTS) == 2),
-        rounds,
-    )
-    configs = [model.config for model in pairs["ours_fp32"]]
-    flops = training_flops(configs[1], corpus.lengths, teacher=configs[0]) // len(buckets)
+    by_length = np.argsort(corpus.lengths, kind="stable")
+    grouped = [part.tolist() for part in np.array_split(by_length, len(buckets))]
+    order = np.random.default_rng(0).permutation(len(grouped))
+    plans = {"ours": buckets, "textbook": [grouped[i] for i in order]}
+    taken = alternate_updates(pairs, corpus, plans, rounds)
     tokens = int(corpus.lengths.sum())
     described = {
         "sequences": len(corpus),
         "updates": len(buckets),
         "real_tokens": tokens,
         "mean_length": tokens / len(corpus),
+        "textbook_order": "grouped by length",
+        "flops_an_update": flops_of(pairs, corpus.lengths) // len(buckets),
         "padded_tokens": {
             maker: int(sum(len(b) * corpus.lengths[b].max() for b in plan))
             for maker, plan in plans.items()
         },
     }
-    return described, summarise_updates(taken, tokens / len(buckets), flops, bf16_gflops)
+    return described, summarise_updates(taken)

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, DistilBertConfig
 
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import alternate, forward_flops, threads
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
@@ -69,8 +70,9 @@ def measure(recipe: Recipe, draft: Draft) -> str:
         ours, theirs, dataset, settings
     )
     draft.extra["largest_logit_difference"] = error
+    passes = draft.extra["file_order"]
     found = ", ".join(
-        f"{draft.extra['file_order'][f'padded_{size}_over_ours']['ratio']:.2f}"
+        f"{ratio_of_totals(passes[f'padded_{size}_seconds'], passes['ours_seconds'])['ratio']:.2f}"
         for size in PADDED_BATCHES
     )
     return f"transformers / ours by length at least {min(worst):.2f}; padded batches {found}"
@@ -123,7 +125,6 @@ def measure_file_order(
     padding = {"real_tokens": int(dataset.lengths.sum())}
     for size in PADDED_BATCHES:
         name = f"padded_{size}"
-        found[f"{name}_over_ours"] = median_ratio(taken[name], taken["ours"])
         starts = range(0, len(dataset), size)
         widths = [dataset.lengths[i : i + size] for i in starts]
         padding[f"{name}_tokens"] = int(sum(part.max() * len(part) for part in widths))

@@ -22,10 +22,10 @@ from distilbert_kit.data.tasks import get_task
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.model import DistilBERTForQuestionAnswering
 from distilbert_kit.settings import WindowSettings
+from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import alternate
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
-from distilbert_kit.study.statistics import bootstrap_ratio_interval
 from distilbert_kit.training.question_answering import answer_questions
 
 SEARCHED = 20  # starts and ends looked at
@@ -107,18 +107,11 @@ def measure(recipe: Recipe, draft: Draft) -> str:
         "batch_size": settings.batch_size,
         "same_answers": float(np.mean(same)),
     }
-    found = bootstrap_ratio_interval(taken["textbook"], taken["ours"])
     draft.extra = {
         "seconds": {name: values.round(3).tolist() for name, values in taken.items()},
-        "questions_per_second": {
-            name: round(settings.questions / float(np.median(values)), 2)
-            for name, values in taken.items()
-        },
-        "textbook_over_ours": {name: round(value, 4) for name, value in found.items()},
         "threads": torch.get_num_threads(),
     }
-    rates = draft.extra["questions_per_second"]
     return (
-        f"{rates['ours']} questions/s against {rates['textbook']}, ratio {found['estimate']:.2f}, "
+        f"{ratio_of_totals(taken['textbook'], taken['ours'])['ratio']:.2f} times the usual loop, "
         f"{draft.metrics['same_answers']:.1%} of the answers equal"
     )

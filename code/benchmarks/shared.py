@@ -1,4 +1,4 @@
-"""What several stages share: paper-size models, the STS-B pairs, and ratios of times."""
+"""What several stages share: paper-size models, the STS-B pairs, what this machine can measure."""
 
 import numpy as np
 import torch
@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.listed import DataUsed
 from distilbert_kit.data.tasks import get_task
+from distilbert_kit.machine import has_bf16_instructions
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.paths import DATA, ROOT
 from distilbert_kit.study.measure import matrix_product_rate
-from distilbert_kit.study.statistics import bootstrap_ratio_interval
 from distilbert_kit.training.classification import load_task_split
-from distilbert_kit.training.inference import usable_precision
 
 MODELS = ("bert", "distilbert")
 MAKERS = ("ours", "transformers")
@@ -23,6 +22,7 @@ CONFIGS = {
     "distilbert": create_model_config("distilbert-base-uncased"),
 }
 LENGTH_PROFILE = ROOT / "data" / "stsb_lengths.yaml"
+NO_BF16 = "not measured: no bf16 instructions"
 
 
 def stsb_pairs(count: int) -> tuple[ClassificationDataset, list[DataUsed], list[str] | None]:
@@ -58,12 +58,6 @@ def classify(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return infer(model, batch).logits
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
-    """Median ratio of two times measured side by side, with its bootstrap interval."""
-    found = bootstrap_ratio_interval(numerator, denominator)
-    return {("ratio" if k == "estimate" else k): round(v, 4) for k, v in found.items()}
-
-
 def median_ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
     """Median of the ratios of neighbouring calls, with their quartiles."""
     low, middle, high = np.quantile(numerator / denominator, (0.25, 0.5, 0.75))
@@ -74,13 +68,23 @@ def thread_counts() -> list[int]:
     return sorted({1, torch.get_num_threads()})
 
 
-def machine_rates() -> dict[str, float]:
+def precisions() -> tuple[str, ...]:
+    """What is measured on this CPU, the best one last.
+
+    Where bf16 is only emulated it is left out: a step of a second would take minutes, and nobody
+    would run it so.
+    """
+    return ("fp32", "bf16") if has_bf16_instructions() else ("fp32",)
+
+
+def machine_rates() -> dict[str, float | str | None]:
     """The machine's own matrix products with the threads now set, GFLOP/s."""
-    return {
-        "fp32_gflops": round(matrix_product_rate(torch.float32), 1),
-        "bf16_gflops": (
-            round(matrix_product_rate(torch.bfloat16), 1)
-            if usable_precision("auto") == "bf16"
-            else None  # a thousandth of a second a product in fp32 is seconds in emulated bf16
-        ),
-    }
+    rates: dict = {"fp32_gflops": round(matrix_product_rate(torch.float32), 1)}
+    if "bf16" not in precisions():
+        return rates | {"bf16_gflops": None, "bf16": NO_BF16}
+    return rates | {"bf16_gflops": round(matrix_product_rate(torch.bfloat16), 1)}
+
+
+def peak_rate(rates: dict) -> float:
+    """The rate of the best precision."""
+    return rates["bf16_gflops"] or rates["fp32_gflops"]

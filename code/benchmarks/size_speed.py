@@ -12,11 +12,13 @@ from transformers import AutoModel, BertConfig, DistilBertConfig
 
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.model import DistilBERTModel
+from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import alternate_over, forward_flops, model_size, threads
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
+from distilbert_kit.study.statistics import bootstrap_interval
 
-from .shared import CONFIGS, MAKERS, MODELS, infer, machine_rates, ratio, stsb_pairs, thread_counts
+from .shared import CONFIGS, MAKERS, MODELS, infer, machine_rates, stsb_pairs, thread_counts
 
 BIN = 8  # tokens: width of the length bins of the latency figure
 WARMUP_PAIRS = 20
@@ -63,8 +65,9 @@ def measure(recipe: Recipe, draft: Draft) -> str:
             settings.passes,
         )
         draft.extra["tokenisation_seconds"] = float(np.median(spent["tokenise"].sum(1)))
-    found = draft.extra[f"threads_{count}"]["bert_over_distilbert"]
-    return ", ".join(f"{by}: BERT / DistilBERT {found[by]['ratio']:.2f}" for by in MAKERS)
+    found = draft.extra[f"threads_{count}"]["pass_seconds"]
+    ratios = {by: ratio_of_totals(*(found[f"{m}/{by}"] for m in MODELS)) for by in MAKERS}
+    return ", ".join(f"{by}: BERT / DistilBERT {ratios[by]['ratio']:.2f}" for by in MAKERS)
 
 
 def count_flops(lengths: np.ndarray) -> dict[str, dict[str, float]]:
@@ -78,27 +81,29 @@ def count_flops(lengths: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def summarise_passes(taken: dict[str, np.ndarray], lengths: np.ndarray) -> dict:
-    """Seconds a pass, ratios, what a layer costs, and latency by length.
+def total_ratio(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Total over total, of the pairs along `axis`."""
+    return numerator.sum(axis) / denominator.sum(axis)
 
-    taken: seconds [passes, pairs] by model. A pair's time is its median over the passes.
+
+def summarise_passes(taken: dict[str, np.ndarray], lengths: np.ndarray) -> dict:
+    """Seconds a pass, what a layer costs, and latency by length.
+
+    taken: seconds [passes, pairs] by model. `over_pairs` is the bootstrap interval of the ratio of
+    totals, over the pairs, whose times in all passes are summed.
     """
-    typical = {name: np.median(times, axis=0) for name, times in taken.items()}
     summary: dict = {
         "pass_seconds": {name: times.sum(1).round(4).tolist() for name, times in taken.items()},
-        "median_pass_seconds": {
-            name: round(float(np.median(times.sum(1))), 4) for name, times in taken.items()
-        },
-        "bert_over_distilbert": {
-            by: ratio(typical[f"bert/{by}"], typical[f"distilbert/{by}"]) for by in MAKERS
-        },
-        "transformers_over_ours": {
-            model: ratio(typical[f"{model}/transformers"], typical[f"{model}/ours"])
-            for model in MODELS
+        "over_pairs": {
+            by: {end: round(found[end], 4) for end in ("low", "high")}
+            for by in MAKERS
+            for found in [
+                bootstrap_interval(total_ratio, *(taken[f"{m}/{by}"].sum(0) for m in MODELS))
+            ]
         },
     }
     # Twelve layers against six: the difference is six layers, what is left is all the rest.
-    bert, distilbert = (1e3 * typical[f"{m}/transformers"].mean() for m in MODELS)
+    bert, distilbert = (1e3 * taken[f"{m}/transformers"].mean() for m in MODELS)
     layer = (bert - distilbert) / 6
     summary["transformers_milliseconds"] = {
         "per_layer": round(layer, 4),

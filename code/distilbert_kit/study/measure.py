@@ -20,6 +20,9 @@ from ..models.config import ModelConfig
 Item = TypeVar("Item")
 
 
+SLOWEST_PRODUCT = 2.0  # seconds
+
+
 # Words in parameter names, ours and transformers', that tell the part of the model.
 _PARTS = {"embeddings": {"embeddings"}, "blocks": {"blocks", "layer"}, "pooler": {"pooler"}}
 
@@ -82,12 +85,20 @@ def matrix_product_rate(
 ) -> float:
     """GFLOP/s of a device, with the threads now set: the best of square products [size, size].
 
-    The best, not the median: it stands for what the machine can do when nothing else runs.
+    The best, not the median: it stands for what the machine can do when nothing else runs. Where a
+    product would take over two seconds (emulated bf16: half a minute) a smaller one stands for it.
     """
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def product(side: int) -> Callable[[], object]:
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        return lambda: (left @ right)[0, 0].item()  # reading one value waits for the device
+
     with torch.inference_mode():
-        # Reading one value waits for the device.
-        taken = alternate({"product": lambda: (left @ right)[0, 0].item()}, repeats, warmup=2)
+        trial = min(256, size)
+        once = alternate({"trial": product(trial)}, 3)["trial"].min()
+        while size > trial and once * (size / trial) ** 3 > SLOWEST_PRODUCT:
+            size //= 2
+        taken = alternate({"product": product(size)}, repeats, warmup=2)
     return 2 * size**3 / taken["product"].min() / 1e9
 
 
