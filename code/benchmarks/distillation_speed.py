@@ -321,7 +321,10 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     draft.extra["loss"] = loss_differences(pairs, dataset, shape[0])
     plan = np.arange(len(dataset)).reshape(-1, shape[0]).tolist()
     taken = alternate_updates(pairs, dataset, dict.fromkeys(RUNS, plan), settings.rounds)
-    draft.metrics["flops_an_update"] = flops_of(pairs, [shape[1]] * shape[0])
+    teacher, student = pairs["ours_fp32"]
+    draft.metrics["flops_an_update"] = training_flops(
+        student.config, [shape[1]] * shape[0], teacher=teacher.config
+    )
     draft.extra |= summarise_updates(taken) | machine_rates()
     best = {name: pairs[name] for name in variants(precisions()[-1])}
     draft.metrics["corpus"], draft.extra["corpus"] = measure_corpus(
@@ -337,12 +340,6 @@ def measure(recipe: Recipe, draft: Draft) -> str:
         if (ours := name.replace("textbook", "ours")) != name
     ]
     return f"textbook / ours: {', '.join(found)}"
-
-
-def flops_of(pairs: dict[str, Pair], lengths: list[int] | np.ndarray) -> int:
-    """Matrix-product FLOPs of training on sequences."""
-    teacher, student = next(pair for name, pair in pairs.items() if name.startswith("ours"))
-    return training_flops(student.config, lengths, teacher=teacher.config)
 
 
 def measure_corpus(
@@ -368,7 +365,6 @@ def measure_corpus(
         "real_tokens": tokens,
         "mean_length": tokens / len(corpus),
         "textbook_order": "grouped by length",
-        "flops_an_update": flops_of(pairs, corpus.lengths) // len(buckets),
         "padded_tokens": {
             maker: int(sum(len(b) * corpus.lengths[b].max() for b in plan))
             for maker, plan in plans.items()

@@ -1,6 +1,6 @@
 """The yardsticks themselves: textbook step, FLOPs of a training step, clocks, slow tokenizer."""
 
-import time
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -8,12 +8,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import corpus_speed, distillation_speed
+import benchmark
+from benchmarks import corpus_speed, distillation_speed, shared
+from distilbert_kit import machine
 from distilbert_kit.corpus.prepare import encode_documents
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.settings import LossWeights
+from distilbert_kit.study.cells import BENCHMARK_STAGES
 from distilbert_kit.study.measure import peak_memory, training_flops
 from distilbert_kit.study.runs import flops_per_token
 from distilbert_kit.training.objectives import triple_objective
@@ -30,7 +33,7 @@ def pairs(tmp_path_factory):
         distillation_speed.save_pair(folder)
     return {
         variant: distillation_speed.load_pair(variant, folder)
-        for variant in distillation_speed.VARIANTS
+        for variant in distillation_speed.variants("fp32", "bf16")
     }
 
 
@@ -62,6 +65,53 @@ def test_textbook_step_has_our_loss_and_gradient(pairs):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
     differences = distillation_speed.loss_differences(pairs, dataset, 4)
     assert differences["ours_fp32_relative"] < 1e-6 < differences["textbook_loss"]
+
+
+def test_loss_in_bf16_is_really_in_bf16(pairs):
+    """Rounding the factors of every product to 8 bits shows in the loss, and not by much."""
+    dataset = distillation_speed.random_corpus(4, 24)
+    found = distillation_speed.loss_differences(pairs, dataset, 4)
+    assert found["head_dtype"] == {"fp32": "float32", "bf16": "bfloat16"}
+    assert found["ours_fp32_relative"] < 1e-6 < found["ours_bf16_relative"] < 1e-2
+    # a head that answers in fp32 all the same is told, not recorded as bf16
+    student = pairs["ours_bf16"][1]
+    kept, student.transform = student.transform, Exact(student.transform)
+    found = distillation_speed.loss_differences(pairs, dataset, 4)
+    student.transform = kept
+    assert found["head_dtype"]["bf16"] == "float32"
+
+
+class Exact(torch.nn.Module):
+    """A layer that leaves autocast."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.layer(x.float())
+
+
+@pytest.mark.parametrize("flags", ["avx2 fma", "avx2 avx512_bf16 amx_bf16"])
+def test_bf16_is_measured_where_the_cpu_has_it_and_left_out_elsewhere(monkeypatch, flags):
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: {"flags": flags})
+    monkeypatch.setattr(shared, "matrix_product_rate", lambda dtype: 1.0)
+    has = "bf16" in flags
+    assert shared.precisions() == (("fp32", "bf16") if has else ("fp32",))
+    rates = shared.machine_rates()
+    assert rates["bf16_gflops"] == (1.0 if has else None)
+    assert rates.get("bf16") == (None if has else "not measured: no bf16 instructions")
+    expected = ("textbook_fp32", "ours_fp32")
+    if has:
+        expected = ("textbook_fp32", "textbook_bf16", "ours_fp32", "ours_bf16")
+    assert distillation_speed.variants() == expected
+
+
+def test_every_stage_of_a_recipe_has_its_module():
+    for stage in BENCHMARK_STAGES:
+        assert callable(import_module(f"benchmarks.{stage}").measure)
+        assert stage in benchmark.__doc__
 
 
 def counted(function):
@@ -104,30 +154,27 @@ def test_parts_of_an_update_sum_to_the_whole_and_leave_the_models_alone(pairs, m
     assert not any("forward" in vars(m) for m in pairs[f"{maker}_fp32"][1].modules())
 
 
-def test_corpus_part_reads_the_same_tokens_with_less_padding(pairs):
+def test_corpus_part_reads_the_same_tokens_in_groups_of_like_length(pairs):
     dataset = distillation_speed.random_corpus(24, 60)
     dataset.sequences = [row[: 12 + 2 * i] for i, row in enumerate(dataset.sequences)]
     dataset.lengths = np.array([len(row) for row in dataset.sequences])
     sample = distillation_speed.sample_by_length(dataset, 12)
     assert sample.lengths.min() == 12 and sample.lengths.max() == 58 and len(sample) == 12
-    described, measured = distillation_speed.measure_corpus(pairs, sample, 240, 2, 100.0)
+    best = {name: pairs[name] for name in distillation_speed.variants("fp32")}
+    described, measured = distillation_speed.measure_corpus(best, sample, 240, 2)
     padded = described["padded_tokens"]
-    assert described["real_tokens"] <= padded["ours"] < padded["textbook"]
-    assert set(measured["textbook_over_ours"]) == {
-        "textbook_fp32/ours_bf16",
-        "textbook_bf16/ours_bf16",
-    }
-
-
-def hold(megabytes: int) -> None:
-    held = np.ones(megabytes << 17)
-    time.sleep(0.01)
-    del held
+    assert described["textbook_order"] == "grouped by length"
+    order = np.random.default_rng(0).permutation(len(sample))
+    parts = [sample.lengths[part] for part in np.array_split(order, described["updates"])]
+    at_random = sum(len(part) * part.max() for part in parts)
+    assert described["real_tokens"] <= padded["textbook"] < at_random
+    assert set(measured["seconds"]) == {"textbook_fp32", "ours_fp32"}
+    assert all(len(each) == 2 and min(each) > 0 for each in measured["seconds"].values())
 
 
 def test_peak_memory_is_that_of_the_call_alone():
     here = np.ones(64 << 17)  # this process holding more must not count
-    assert peak_memory(hold, 96) == pytest.approx(96 << 20, rel=0.1)
+    assert peak_memory(np.ones, 96 << 17) == pytest.approx(96 << 20, rel=0.1)
     del here
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from conftest import ROUNDING
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -154,7 +155,44 @@ def test_bucketed_predictions_equal_transformers_padded_batches():
     dataset = ClassificationDataset(texts, None, get_tokenizer())
     padded = shared.classify(theirs, dataset.collate([dataset[i] for i in range(12)]))
     found = predict_logits(inference_speed.same_weights(theirs), dataset, batch_tokens=16)
-    np.testing.assert_allclose(found, padded.numpy(), atol=1e-6)
+    np.testing.assert_allclose(found, padded.numpy(), rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_interval_over_pairs_is_that_of_the_ratio_of_totals():
+    """Long pairs weigh more in it, as in a pass; a median of ratios would say 1.5."""
+    random = np.random.default_rng(0)
+    distilbert = random.uniform(1, 2, (2, 400)) * np.where(np.arange(400) % 4, 1, 20)
+    bert = distilbert * np.where(np.arange(400) % 4, 1.5, 2.0)
+    taken = {
+        f"{m}/{by}": t
+        for by in shared.MAKERS
+        for m, t in (("bert", bert), ("distilbert", distilbert))
+    }
+    found = size_speed.summarise_passes(taken, np.full(400, 20))["over_pairs"]["ours"]
+    total = bert.sum() / distilbert.sum()
+    assert 1.85 < found["low"] < total < found["high"] < 2
+
+
+def test_peak_of_an_emulated_precision_takes_no_minutes(monkeypatch):
+    """A machine of 0.5 GFLOP/s: 2048-wide products would take half a minute each."""
+    clock, sides = [0.0], []
+
+    def timed(functions, repeats, warmup=1):
+        taken = []
+        for _ in range(repeats):
+            functions["work"]()
+            clock[0] += 2 * sides[-1] ** 3 / 0.5e9
+            taken.append(2 * sides[-1] ** 3 / 0.5e9)
+        return {"work": np.array(taken)}
+
+    def drawn(rows, columns, device):
+        sides.append(rows)
+        return torch.zeros(rows, columns)
+
+    monkeypatch.setattr(measure, "alternate", timed)
+    monkeypatch.setattr(measure.torch, "randn", drawn)
+    assert measure.matrix_product_rate(torch.float32) == pytest.approx(0.5)
+    assert clock[0] < 30 and sides[-1] < 2048
 
 
 def test_summary_tells_layers_from_the_rest():
@@ -166,10 +204,12 @@ def test_summary_tells_layers_from_the_rest():
         for by in shared.MAKERS
     }
     summary = size_speed.summarise_passes(taken, lengths)
+    assert summary["over_pairs"]["ours"] == pytest.approx(
+        {"low": 29 / 17, "high": 29 / 17}, abs=1e-4
+    )
     found = summary["transformers_milliseconds"]
     assert found["per_layer"] == pytest.approx(2) and found["outside_layers"] == pytest.approx(5)
-    assert summary["bert_over_distilbert"]["ours"]["ratio"] == pytest.approx(29 / 17, abs=1e-4)
-    assert summary["median_pass_seconds"]["bert/ours"] == pytest.approx(4 * 0.029)
+    assert summary["pass_seconds"]["bert/ours"] == pytest.approx([4 * 0.029] * 3)
     assert [row["pairs"] for row in summary["latency_by_length"]] == [2, 1, 1]
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from conftest import ROUNDING
 
 import predict
 from distilbert_kit.models.checkpoints import get_tokenizer
@@ -130,7 +131,7 @@ def test_order_is_kept_over_batches(folders, run):
     assert [row["text"] for row in together] == texts
     for index in (0, 57, 199):
         (alone,) = rows(run(*model, texts[index]))
-        assert together[index]["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+        assert same(together[index], alone)
 
 
 def test_texts_are_cut_where_the_tokenizer_says(folders, run, tmp_path, capsys):
@@ -194,28 +195,40 @@ def test_saved_folder_opens_in_transformers_and_answers_the_same(folders, run, n
         assert found["score"] == pytest.approx(score, abs=1e-3)
 
 
+def same(found, expected):
+    """Equal rows, whose numbers may have passed through products of other shapes."""
+    if isinstance(expected, float):
+        return found == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    if isinstance(expected, dict):
+        return list(found) == list(expected) and all(map(same, found.values(), expected.values()))
+    return found == expected
+
+
 def test_all_sources_of_questions_give_the_same(folders, run, tmp_path):
     model = ("--model", folders / "squad", "--json")
     asked = [{"question": QUESTION, "context": CONTEXT}, {"question": "who", "context": "Bob, no"}]
-    expected = "".join(
+    alone = [
         run(*model, "--question", row["question"], "--context", row["context"]) for row in asked
-    )
-    assert len(rows(expected)) == 2 and len(rows(expected)[0]["answers"]) == 1
+    ]
     lines = "\n".join(json.dumps(row) for row in asked) + "\n"
-    assert run(*model, stdin=lines) == expected
+    together = run(*model, stdin=lines)  # one batch for both: other shapes, other rounding
+    expected = [rows(text)[0] for text in alone]
+    assert same(rows(together), expected)
+    assert [len(row["answers"]) for row in expected] == [1, 1]
     (tmp_path / "asked.jsonl").write_text(lines)
-    assert run(*model, "--file", tmp_path / "asked.jsonl") == expected
+    assert run(*model, "--file", tmp_path / "asked.jsonl") == together
     (tmp_path / "asked.json").write_text(json.dumps(asked, indent=1))
-    assert run(*model, "--file", tmp_path / "asked.json") == expected
+    assert run(*model, "--file", tmp_path / "asked.json") == together
     table = pd.DataFrame(asked).rename(columns={"question": "Q", "context": "Text"})
     table.to_csv(tmp_path / "asked.csv", index_label="n")
     command = ("--file", tmp_path / "asked.csv", "--columns", "q", "text")
-    assert run(*model, *command) == expected
+    assert run(*model, *command) == together
     (tmp_path / "context.txt").write_text(CONTEXT)
-    first = expected.splitlines(keepends=True)[0]
     asked = (*model, "--question", QUESTION)
-    assert run(*asked, "--context-file", tmp_path / "context.txt") == first
-    assert run(*asked, stdin=CONTEXT) == first
+    assert run(*asked, "--context-file", tmp_path / "context.txt") == alone[0]
+    assert run(*asked, stdin=CONTEXT) == alone[0]
 
 
 def test_answers_for_people(folders, run):

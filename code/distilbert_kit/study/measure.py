@@ -95,11 +95,11 @@ def matrix_product_rate(
 
     with torch.inference_mode():
         trial = min(256, size)
-        once = alternate({"trial": product(trial)}, 3)["trial"].min()
+        once = alternate({"work": product(trial)}, 3)["work"].min()
         while size > trial and once * (size / trial) ** 3 > SLOWEST_PRODUCT:
             size //= 2
-        taken = alternate({"product": product(size)}, repeats, warmup=2)
-    return 2 * size**3 / taken["product"].min() / 1e9
+        taken = alternate({"work": product(size)}, repeats, warmup=2)
+    return 2 * size**3 / taken["work"].min() / 1e9
 
 
 def peak_memory(function: Callable[..., object], *arguments) -> int:
