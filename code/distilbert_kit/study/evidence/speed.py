@@ -156,6 +156,11 @@ def best_precision(record: Record) -> str:
     return "fp32" if record.measured.extra["bf16_gflops"] is None else "bf16"
 
 
+def bf16_note(record: Record | None) -> str | None:
+    """Why a record has no rows in bf16; None where it has them, or without a record."""
+    return record and record.measured.extra.get("bf16")
+
+
 def distillation_rows(record: Record) -> list[dict]:
     """A distillation step, the textbook's and ours, in each precision that was measured.
 
@@ -206,6 +211,7 @@ def distillation_step(record: Record | None) -> dict | None:
         "corpus": {"textbook_order": "in random order"} | record.metrics["corpus"],
         "seconds_by_part": record.measured.extra["seconds_by_part"],
         "precision": best_precision(record),
+        "bf16": bf16_note(record),
         "peak_gflops": record.measured.extra[f"{best_precision(record)}_gflops"],
         "rows": distillation_rows(record),
     }
