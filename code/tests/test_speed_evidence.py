@@ -104,7 +104,7 @@ def test_a_machine_without_bf16_has_the_trainer_at_its_best_too():
     record = committed("training_speed")
     seconds = {"ours": [1.0], "trainer_fp32_grouped": [2.0], "trainer_fp32": [4.0]}
     record.measured.extra = {"seconds": seconds, "bf16_gflops": None}
-    record.metrics["dev_accuracy"] = dict.fromkeys(seconds, {"mean": 0.8})
+    record.metrics["dev_accuracy"] = {name: {"mean": 0.8} for name in seconds}
     ratios = [row["over_ours"] and row["over_ours"]["ratio"] for row in speed.training_rows(record)]
     assert ratios == [None, 2.0, 4.0]
 
