@@ -2,19 +2,22 @@
 
     python code/evaluate_model.py --checkpoint results/quick/models/teacher-sentiment-0 \\
         --task sentiment
-    python code/evaluate_model.py --checkpoint some/hub-model --task squad --out evaluation.json
+    python code/evaluate_model.py --checkpoint some/hub-model --task squad --answers answers.json
 
 Refuses a checkpoint whose head for the task is missing or has another number of labels, and
-reorders labels by name where their order differs (MNLI's does between checkpoints).
+reorders labels by name where their order differs (MNLI's does between checkpoints). `--answers`
+writes what SQuAD's official scorer reads: id -> answer text.
 """
 
 import argparse
 from pathlib import Path
 
+import pandas as pd
 from pydantic import ValidationError
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.files import write_json
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
@@ -32,8 +35,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--max-length", type=int, help="tokens (default: 512; windows: 384)")
     parser.add_argument("--out", type=Path, default=Path("evaluation.json"), help="record")
+    parser.add_argument("--answers", type=Path, help="the answers as JSON, of squad")
     arguments = parser.parse_args()
     task = get_task(arguments.task)
+    if arguments.answers and task.kind != "question_answering":
+        raise UserError(f"--answers: {task.name} has none; give it with --task squad")
     given = {} if arguments.max_length is None else {"max_length": arguments.max_length}
     try:
         texts = KINDS[task.kind].texts(**given)
@@ -55,6 +61,9 @@ def main() -> None:
         record_evaluations(
             draft, evaluations, lambda split: arguments.out.with_suffix(f".{split}.parquet")
         )
+    if arguments.answers:
+        frame = pd.concat(found.frame for found in evaluations.values())
+        write_json(arguments.answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
     for split in task.eval_splits:
         shown = (f"{name} {100 * draft.metrics[split][name]:.1f}" for name in task.metrics)
         print(f"{task.name} {split}: {', '.join(shown)}")

@@ -57,7 +57,7 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
             )
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
-            f"{path}: no such file; give a CSV with a text and a label column"
+            f"{path}: no such file; give a CSV whose first line names the columns"
         ) from None
     except (UnicodeError, LookupError) as error:
         raise UserError(

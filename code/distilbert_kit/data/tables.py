@@ -38,23 +38,34 @@ def load_table(
         raise UserError(
             f"{path}: not a readable parquet file ({type(error).__name__}); fetch it again"
         ) from None
+    found = check_table(table, expected, columns, str(path))
+    return table, DataUsed(name=name, rows=len(table), sha256=found)
+
+
+def check_table(
+    table: datasets.Dataset,
+    expected: dict,
+    columns: Sequence[str],
+    where: str,
+    advice: str = "fetch it again",
+) -> str:
+    """The content hash of a table's columns; UserError unless rows and hash are the `expected`."""
     if absent := [column for column in columns if column not in table.column_names]:
         raise UserError(
-            f"{path}: no column {absent[0]!r} (it has {', '.join(table.column_names)}); "
-            "fetch it again"
+            f"{where}: no column {absent[0]!r} (it has {', '.join(table.column_names)}); {advice}"
         )
     if len(table) != expected["rows"]:
         raise UserError(
-            f"{path}: {len(table)} rows, expected {expected['rows']} of the official split; "
-            "fetch it again"
+            f"{where}: {len(table)} rows, expected {expected['rows']} of the official split; "
+            f"{advice}"
         )
     found = rows_sha256(table.select_columns(list(columns)).to_list())
     if expected["sha256"] not in (found, None):  # None: never computed, see data/sources.yaml
         raise UserError(
-            f"{path}: content SHA-256 is {found[:12]}…, expected {expected['sha256'][:12]}…; "
-            "fetch it again"
+            f"{where}: content SHA-256 is {found[:12]}…, expected {expected['sha256'][:12]}…; "
+            f"{advice}"
         )
-    return table, DataUsed(name=name, rows=len(table), sha256=found)
+    return found
 
 
 def check_task_rows(table: datasets.Dataset, task: Task, where: str) -> None:

@@ -1,0 +1,95 @@
+"""Make a data folder for question answering of SQuAD's JSON files, or of your own CSVs.
+
+    python code/import_questions.py --train train-v1.1.json --validation dev-v1.1.json \\
+        --output squad-data
+    python code/import_questions.py --train faq.csv --validation faq-dev.csv --output faq-data
+    DATA_DIR=faq-data python code/finetune.py --recipe quick --model teacher --task squad --save
+    DATA_DIR=faq-data python code/evaluate_model.py --task squad --answers answers.json \\
+        --checkpoint results/quick/models/teacher-squad-0
+
+A CSV has a question, a context and an answer a row, in columns of these names or in --columns; the
+answer starts where the context has it first. The folder gets a sources.yaml with rows and hashes,
+which every later reading checks. Files of data/ itself must be the official ones.
+"""
+
+import argparse
+from pathlib import Path
+
+import datasets
+import yaml
+
+from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.questions import COLUMNS, misplaced, read_questions
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.files import replacing_file, write_atomically
+from distilbert_kit.paths import ROOT
+
+DATASET = "squad"  # the data set of the task squad
+SPLITS = ("train", "validation")
+
+
+def read_list(path: Path) -> dict:
+    """A folder's list of data sets: empty when it has none."""
+    try:
+        listed = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    except (UnicodeError, yaml.YAMLError):
+        listed = None
+    if not isinstance(listed, dict):
+        raise UserError(f"{path}: not a list of data sets; choose another --output")
+    return listed
+
+
+def is_listed(found: dict, source: dict, split: str) -> bool:
+    """Whether rows and hash are those of a list; a null hash is not compared."""
+    expected = source["splits"].get(split, {"rows": None, "sha256": None})
+    return expected["rows"] == found["rows"] and expected["sha256"] in (None, found["sha256"])
+
+
+@entry_point
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for split in SPLITS:
+        parser.add_argument(f"--{split}", type=Path, help=".json of SQuAD's, .csv or .tsv")
+    parser.add_argument("--output", type=Path, required=True, help="folder, then used as DATA_DIR")
+    parser.add_argument("--columns", nargs=3, metavar=tuple(map(str.upper, COLUMNS)))
+    parser.add_argument(
+        "--drop-unanswerable", action="store_true", help="leave out questions without an answer"
+    )
+    arguments = parser.parse_args()
+    given = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split)}
+    if not given:
+        raise UserError("nothing to read: give --train, --validation or both")
+    tables = {
+        split: read_questions(path, arguments.columns, arguments.drop_unanswerable)
+        for split, path in given.items()
+    }
+    found = {
+        split: {"rows": len(rows), "sha256": rows_sha256(rows)} for split, rows in tables.items()
+    }
+    output, list_path = arguments.output, arguments.output / "sources.yaml"
+    listed, official = read_list(list_path), read_list(ROOT / "data" / "sources.yaml")[DATASET]
+    source = listed.setdefault(DATASET, {"columns": official["columns"], "splits": {}})
+    fixed = "hub" in source  # a list that was not made here
+    for split in found if fixed else ():
+        if not is_listed(found[split], source, split):
+            raise UserError(
+                f"{given[split]}: {found[split]['rows']:,} questions, not those that {list_path} "
+                f"lists as {DATASET}/{split}; choose another --output"
+            )
+    for split, rows in tables.items():
+        with replacing_file(output / DATASET / f"{split}.parquet") as temporary:
+            datasets.Dataset.from_list(rows).to_parquet(temporary)
+    if not fixed:
+        source["splits"] |= found
+        write_atomically(list_path, yaml.safe_dump(listed, sort_keys=False, allow_unicode=True))
+    for split, rows in tables.items():
+        kind = "as in the official split" if is_listed(found[split], official, split) else "listed"
+        print(f"{output / DATASET / split}.parquet: {len(rows):,} questions, {kind}", end="")
+        wrong = misplaced(rows)
+        print(f"; {wrong:,} answers are not where they say, unused" if wrong else "")
+
+
+if __name__ == "__main__":
+    main()
