@@ -85,7 +85,9 @@ def main() -> None:
         source["splits"] |= found
         write_atomically(list_path, yaml.safe_dump(listed, sort_keys=False, allow_unicode=True))
     for split, rows in tables.items():
-        kind = "as in the official split" if is_listed(found[split], official, split) else "listed"
+        kind = "as in the official split"
+        if not is_listed(found[split], official, split):
+            kind = f"listed in {list_path}"
         print(f"{output / DATASET / split}.parquet: {len(rows):,} questions, {kind}", end="")
         wrong = misplaced(rows)
         print(f"; {wrong:,} answers are not where they say, unused" if wrong else "")

@@ -69,9 +69,9 @@ def read_questions(
     bare = [row["id"] for row in rows if not row["answers"]["text"]]
     if bare and not drop_unanswerable:
         raise UserError(
-            f"{path}: the context of question {bare[0]!r} does not hold its answer, nor do "
-            f"{len(bare) - 1:,} others of {len(rows):,}; a model that always answers cannot learn "
-            "from them (SQuAD v2 has such): mend them or add --drop-unanswerable"
+            f"{path}: question {bare[0]!r} has no answer in its context ({len(bare):,} of "
+            f"{len(rows):,} questions); models here always answer, so SQuAD v2's unanswerable "
+            "questions are not for them: mend them or add --drop-unanswerable"
         )
     rows = [row for row in rows if row["answers"]["text"]]
     if not rows:
@@ -103,8 +103,8 @@ def _read_csv(path: Path, columns: Sequence[str] | None) -> list[dict]:
     table = read_csv(path)
     given = columns or (None,) * len(COLUMNS)
     found = {
-        name: find_column(list(table.columns), column, COLUMNS[name], "--columns", str(path))
-        for name, column in zip(COLUMNS, given, strict=True)
+        name: find_column(list(table.columns), column, usual, f"{name} (--columns)", str(path))
+        for (name, usual), column in zip(COLUMNS.items(), given, strict=True)
     }
     texts = {name: table[column].fillna("").tolist() for name, column in found.items()}
     ids = [f"{path.stem}-{number}" for number in range(1, len(table) + 1)]  # data rows from 1
