@@ -3,9 +3,9 @@
     python code/import_questions.py --train train-v1.1.json --validation dev-v1.1.json \\
         --output squad-data
     python code/import_questions.py --train faq.csv --validation faq-dev.csv --output faq-data
-    DATA_DIR=faq-data python code/finetune.py --recipe quick --model teacher --task squad --save
+    DATA_DIR=faq-data python code/finetune.py --recipe quick --model minilm --task squad --save
     DATA_DIR=faq-data python code/evaluate_model.py --task squad --answers answers.json \\
-        --checkpoint results/quick/models/teacher-squad-0
+        --checkpoint results/quick/models/minilm-squad-0
 
 A CSV has a question, a context and an answer a row, in columns of these names or in --columns; the
 answer starts where the context has it first. The folder gets a sources.yaml with rows and hashes,

@@ -249,7 +249,7 @@ def test_a_recipe_is_fetched_whole_and_only_once(world):
     glue = {f"glue/{task}/validation" for task in ("cola", "mrpc", "rte", "sst2", "stsb", "wnli")}
     glue |= {name.replace("validation", "train") for name in glue}
     others = {"imdb/train", "imdb/test", "squad/train_subset4000", "squad/validation"}
-    expected = glue | others | {"wikipedia/train"}
+    expected = glue | others | {"wikipedia/train", "wikipedia/validation"}
     assert {line.partition(":")[0] for line in printed.splitlines()} == expected
     assert world.files() == {f"{name}.parquet" for name in expected | {"squad/train"}}
     subset = pd.read_parquet(world.data / "squad/train_subset4000.parquet")

@@ -22,6 +22,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForQuestionAnswering
 from distilbert_kit.paths import CODE, DATA, ROOT
+from distilbert_kit.study.recipes import load_recipe
 
 CONTEXT = "The tower is in Paris. Paris is in France."
 
@@ -270,6 +271,13 @@ def test_answers_of_a_model_score_the_same_by_the_official_rules(tmp_path, monke
     assert {n: 100 * v for n, v in exact_match_and_f1(answers, golds).items()} == pytest.approx(
         expected
     )
+
+
+def test_any_recipe_takes_questions():
+    """The common max_length of quick is that of its sentences, not of a window."""
+    quick = load_recipe("quick")
+    assert quick.finetune_for("squad").max_length == 384
+    assert quick.finetune_for("sentiment").max_length == quick.finetune.max_length == 128
 
 
 def test_only_questions_have_answers(monkeypatch):

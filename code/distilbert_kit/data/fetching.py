@@ -25,6 +25,8 @@ def fetch(dataset: str, splits: Iterable[str], copy: Path | None = None) -> Iter
     for split in splits:
         expected_split(dataset, split)
     source, missing = sources()[dataset], []
+    if "archive" in source:
+        splits = list(source["splits"])  # it is read once for all
     if copy is not None and "archive" not in source:
         raise UserError(f"{dataset}: it has no archive, --from is not for it; set DATA_DIR")
     for split in splits:

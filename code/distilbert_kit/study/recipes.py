@@ -212,8 +212,11 @@ class Recipe(Strict):
 
     def finetune_for(self, task: str) -> FinetuneSettings:
         """Fine-tuning settings of a task: the common ones with the task's own on top."""
-        settings = FINETUNE_SETTINGS[get_task(task).kind]
-        common = self.finetune.model_dump(exclude_unset=True)
+        kind = get_task(task).kind
+        settings = FINETUNE_SETTINGS[kind]
+        # The common max_length is that of texts: a window with a question in it is longer.
+        texts_only = {"max_length"} if kind == "question_answering" else None
+        common = self.finetune.model_dump(exclude_unset=True, exclude=texts_only)
         return settings(**common | self.finetune_tasks.get(task, {}))
 
     def train_split(self, task: str) -> str:
