@@ -5,6 +5,11 @@ no torch.
 """
 
 import importlib
+import os
+
+# Nothing is told to anybody: these libraries report by default, and read this when imported.
+for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_switch, "1")
 
 _PUBLIC = {
     "models.config": ("ModelConfig", "create_model_config"),

@@ -1,6 +1,7 @@
 """The house: imports go one way, the public names are lazy, the kit needs no study."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -109,3 +110,13 @@ def test_public_names_are_those_of_their_modules():
         assert getattr(distilbert_kit, name).__module__.startswith("distilbert_kit."), name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         distilbert_kit.nothing  # noqa: B018
+
+
+def test_no_library_reports_home(tmp_path):
+    """onnxruntime leaves a device's name and events in HOME when its telemetry is on."""
+    code = "import distilbert_kit.serve.prediction, onnxruntime; print(onnxruntime.__version__)"
+    # CI switches it off by itself
+    variables = {k: v for k, v in os.environ.items() if k not in {"CI", "ORT_DISABLE_TELEMETRY"}}
+    places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], env=variables | places, check=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
