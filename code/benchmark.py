@@ -24,7 +24,8 @@ os.environ["ACCELERATE_USE_CPU"] = "true"  # where the training loop asks
 import torch
 
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.study.cells import BENCHMARK_STAGES, benchmark_cell, benchmark_stages
+from distilbert_kit.study.cell import BENCHMARK_STAGES
+from distilbert_kit.study.cells import benchmark_cell, benchmark_stages
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import recording
 

@@ -15,7 +15,7 @@ from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.cells import cross_evaluation_cell
-from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.fine_tuning import evaluate, fine_tuned
 from distilbert_kit.training.loop import create_accelerator
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="study", help="name or file (default: study)")
     parser.add_argument("--model", required=True, help="a model of the recipe's cross_evaluation")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe)
+    recipe = open_recipe(arguments.recipe)
     models = recipe.cross_evaluation.models if recipe.cross_evaluation else []
     if arguments.model not in models:
         raise UserError(
@@ -37,26 +37,21 @@ def main() -> None:
             f"choose from {', '.join(models) or 'none'}, or add it to the recipe"
         )
     cell = cross_evaluation_cell(recipe, arguments.model)
-    for parent in cell.parents:
-        if not parent.has_folder():
-            raise UserError(
-                f"{parent.name}: no current weights in {parent.folder}; "
-                f"run finetune.py {' '.join(parent.command[2:])}"
-            )
+    folders = {parent.identity["task"]: parent.made for parent in cell.parents}
     pairs = [
-        (parent, get_task(name))
-        for parent in cell.parents
+        (trained, get_task(name))
+        for trained in folders
         for name in cell.settings["tested_on"]
-        if get_task(name).shares_labels(get_task(parent.identity["task"]))
+        if get_task(name).shares_labels(get_task(trained))
     ]
     with recording(cell.record, **cell.provenance) as draft:
         used = {}
-        for parent, task in tqdm(pairs, desc=f"{cell.name}, tested", unit="pair"):
+        for trained, task in tqdm(pairs, desc=f"{cell.name}, tested", unit="pair"):
             texts = recipe.finetune_for(task.name)
-            model = fine_tuned(parent.folder, task)
+            model = fine_tuned(folders[trained], task)
             model.to(create_accelerator(texts.precision).device)
-            found = evaluate(model, task, get_tokenizer(parent.folder), texts, texts.precision)
-            draft.metrics.setdefault(parent.identity["task"], {})[task.name] = {
+            found = evaluate(model, task, get_tokenizer(folders[trained]), texts, texts.precision)
+            draft.metrics.setdefault(trained, {})[task.name] = {
                 split: each.metrics for split, each in found.items()
             }
             used |= {each.used.name: each.used for each in found.values()}

@@ -12,16 +12,14 @@ A run that was killed goes on from its last checkpoint when the same command is 
 """
 
 import argparse
-import dataclasses
-from pathlib import Path
 
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.models.vocabulary import check_same_vocabulary
-from distilbert_kit.study.cells import Cell, checkpoint, corpus_cell, model_cell
-from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.cells import checkpoint, corpus_cell, model_cell, with_given_teacher
+from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.runs import train_cell
 
 
@@ -39,23 +37,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def with_teacher(cell: Cell, teacher: str, layers: list[int]) -> Cell:
-    """The cell of the same distillation from another teacher."""
-    name = Path(teacher).name
-    given = {"teacher_sha256": model_sha256(resolve_checkpoint(teacher)), "layers": layers}
-    return dataclasses.replace(
-        cell,
-        name=f"{cell.name}-from-{name}",
-        identity=cell.identity | {"teacher": name},
-        settings=cell.settings | given,
-        parents=(corpus_cell(cell.recipe),),
-    )
-
-
 @entry_point
 def main() -> None:
     arguments = parse_arguments()
-    recipe = load_recipe(arguments.recipe)
+    recipe = open_recipe(arguments.recipe)
     cell = model_cell(recipe, arguments.model)
     spec = recipe.models[arguments.model].distill
     if spec is None:
@@ -67,7 +52,10 @@ def main() -> None:
     if arguments.teacher:
         layers = choose_layers(arguments.layers or "even", teacher.config.num_layers)
         student = extract_student(teacher, layers)
-        cell = with_teacher(cell, arguments.teacher, layers)
+        sha256 = model_sha256(resolve_checkpoint(arguments.teacher))
+        corpus = (corpus_cell(recipe),)
+        given = {"layers": layers}
+        cell = with_given_teacher(cell, "from", arguments.teacher, sha256, given, parents=corpus)
     else:
         start = checkpoint(recipe, spec.student)
         check_same_vocabulary(tokenizer, get_tokenizer(start), arguments.model)

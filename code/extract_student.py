@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError, entry_point, refuse_options
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM, count_parameters
 from distilbert_kit.study.cells import checkpoint, model_cell
-from distilbert_kit.study.recipes import Extract, load_recipe
+from distilbert_kit.study.inputs import open_recipe
+from distilbert_kit.study.recipes import Extract
 from distilbert_kit.study.records import recording
 
 
@@ -29,12 +30,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="quick")
     parser.add_argument("--model", help="a model of the recipe that has `extract`")
     parser.add_argument("--teacher", help="folder, hub name or minilm, instead of a recipe")
-    parser.add_argument("--layers", default="even", help="strategy or numbers")
+    parser.add_argument("--layers", default="even", help="with --teacher: strategy or numbers")
     parser.add_argument("--count", type=int, help="number of layers for a strategy")
     parser.add_argument("--no-vocabulary-transform", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="with --teacher")
     parser.add_argument("--out", type=Path, help="output folder with --teacher")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.teacher is None:
+        own = ("layers", "count", "no_vocabulary_transform", "seed", "out")
+        reason = "needs --teacher; what a model of a recipe is, the recipe says"
+        refuse_options(parser, arguments, own, reason)
+    return arguments
 
 
 def _describe(student: DistilBERTForMaskedLM, spec: Extract) -> dict:
@@ -69,7 +75,7 @@ def main() -> None:
     if arguments.teacher:
         _from_teacher(arguments)
         return
-    recipe = load_recipe(arguments.recipe)
+    recipe = open_recipe(arguments.recipe)
     if arguments.model is None:
         raise UserError("give --model, a model of the recipe, or --teacher and --out")
     cell = model_cell(recipe, arguments.model)
@@ -77,7 +83,7 @@ def main() -> None:
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to extract")
     with recording(cell.record, **cell.provenance) as draft:
-        torch.manual_seed(arguments.seed)
+        torch.manual_seed(0)
         source = checkpoint(recipe, spec.teacher)
         teacher = DistilBERTForMaskedLM.from_pretrained(source)
         student = extract_student(teacher, spec.layers, spec.vocabulary_transform)

@@ -11,7 +11,6 @@ teacher's logits, softened by the temperature, + (1 - soft_weight) x the usual l
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -22,8 +21,15 @@ from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
 from distilbert_kit.settings import SoftTargets
-from distilbert_kit.study.cells import Cell, checkpoint, finetune_cell, teacher_cell
-from distilbert_kit.study.recipes import Recipe, load_recipe
+from distilbert_kit.study.cell import Cell
+from distilbert_kit.study.cells import (
+    checkpoint,
+    finetune_cell,
+    teacher_cell,
+    with_given_teacher,
+)
+from distilbert_kit.study.inputs import open_recipe
+from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, teacher_logits, with_new_head
@@ -56,12 +62,7 @@ def find_teacher(
         if given:
             raise UserError("--temperature and --soft-weight need --teacher: name a folder")
         taught_by = teacher_cell(recipe, arguments.model, arguments.task)
-        if taught_by and not taught_by.has_folder():
-            raise UserError(
-                f"{taught_by.folder}: the teacher is missing or of other settings; "
-                f"run finetune.py {' '.join(taught_by.command[2:])}"
-            )
-        return cell, spec, taught_by and taught_by.folder
+        return cell, spec, taught_by and taught_by.made
     if spec:
         raise UserError(f"{arguments.model} has a teacher in the recipe: leave out --teacher")
     try:
@@ -70,14 +71,9 @@ def find_teacher(
         first = error.errors()[0]
         raise UserError(f"--{first['loc'][0].replace('_', '-')}: {first['msg']}") from None
     teacher = resolve_checkpoint(arguments.teacher)
-    name = Path(arguments.teacher).name
-    taught = targets.model_dump(mode="json") | {"teacher_sha256": model_sha256(teacher)}
-    renamed = dataclasses.replace(
-        cell,
-        name=f"{cell.name}-taught-by-{name}",
-        identity=cell.identity | {"teacher": name},
-        settings=cell.settings | {"task_distill": taught},
-        outputs=(),
+    taught = {"task_distill": targets.model_dump(mode="json")}
+    renamed = with_given_teacher(
+        cell, "taught-by", arguments.teacher, model_sha256(teacher), taught, outputs=()
     )
     return renamed, targets, teacher
 
@@ -85,7 +81,7 @@ def find_teacher(
 @entry_point
 def main() -> None:
     arguments = parse_arguments()
-    recipe, task = load_recipe(arguments.recipe), get_task(arguments.task)
+    recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
     settings, kind = recipe.finetune_for(task.name), KINDS[task.kind]
     cell = finetune_cell(recipe, arguments.model, task.name, arguments.seed)
     cell, targets, teacher = find_teacher(recipe, cell, arguments)

@@ -24,9 +24,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import open_source
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.data.listed import DataUsed
+from distilbert_kit.errors import UserError, entry_point, refuse_options
 from distilbert_kit.study.cells import corpus_cell
-from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
 from distilbert_kit.study.records import recording
 
 
@@ -59,11 +60,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="strict",
         help="stop at a line that is not UTF-8, or read U+FFFD for what is wrong in it",
     )
-    return parser.parse_args(arguments)  # fmt: skip
+    given = parser.parse_args(arguments)
+    if given.recipe is not None:
+        decided = {action.dest for action in parser._actions} - {"help", "recipe"}
+        refuse_options(parser, given, sorted(decided), "the recipe decides; leave it out")
+    return given
 
 
-def prepare(arguments: argparse.Namespace) -> dict:
-    """Prepare the corpus and print what it holds; returns the manifest."""
+def prepare(arguments: argparse.Namespace, key: str | None = None) -> tuple[dict, list[DataUsed]]:
+    """Prepare the corpus and print what it holds; returns the manifest and what was read.
+
+    With the `key` of a recipe's cell, a corpus of another key makes room.
+    """
     if arguments.limit_tokens is not None and arguments.limit_tokens < 1:
         raise UserError(f"--limit-tokens {arguments.limit_tokens}: give a positive number")
     sources = [
@@ -83,6 +91,7 @@ def prepare(arguments: argparse.Namespace) -> dict:
         validation_fraction=arguments.validation_fraction,
         limit_tokens=arguments.limit_tokens,
         shard_tokens=arguments.shard_tokens,
+        key=key,
         progress=True,
     )
     for name, split in manifest["splits"].items():
@@ -91,7 +100,7 @@ def prepare(arguments: argparse.Namespace) -> dict:
             f"{split['tokens']:,} tokens, {len(split['shards'])} shards"
         )
     print("dropped: " + ", ".join(f"{n:,} {reason}" for reason, n in manifest["dropped"].items()))
-    return manifest
+    return manifest, [source.used for source in sources if source.used]
 
 
 @entry_point
@@ -103,16 +112,17 @@ def main() -> None:
             raise UserError("give --output, the folder for the shards, or --recipe")
         prepare(arguments)
         return
-    recipe = load_recipe(arguments.recipe)
+    recipe = open_recipe(arguments.recipe)
     if recipe.corpus is None:
         raise UserError(f"recipe {recipe.name} has no corpus")
     cell = corpus_cell(recipe)
-    arguments.output, arguments.source = cell.folder, recipe.corpus.source
-    arguments.tokenizer = recipe.tokenizer_of(recipe.teacher)
+    arguments.output = cell.folder
+    arguments.source = [pinned_source(recipe, source) for source in recipe.corpus.source]
+    arguments.tokenizer = pinned_weights(recipe, recipe.tokenizer_of(recipe.teacher))
     arguments.limit_tokens = recipe.corpus.limit_tokens
     arguments.validation_fraction = recipe.corpus.validation_fraction
     with recording(cell.record, **cell.provenance) as draft:
-        manifest = prepare(arguments)
+        manifest, draft.data = prepare(arguments, cell.key)
         draft.metrics = {name: manifest[name] for name in ("splits", "dropped", "settings")}
     cell.stamp_folder()
 

@@ -14,7 +14,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.study.cells import checkpoint, model_cell
-from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.inputs import open_recipe, pinned_weights
 from distilbert_kit.study.runs import train_cell
 from distilbert_kit.training.objectives import MASKED_LM
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="quick")
     parser.add_argument("--model", required=True, help="a model of the recipe with `pretrain`")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe)
+    recipe = open_recipe(arguments.recipe)
     cell = model_cell(recipe, arguments.model)
     spec = recipe.models[arguments.model].pretrain
     if spec is None:
@@ -37,7 +37,7 @@ def main() -> None:
         model = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.start))
     else:
         model = DistilBERTForMaskedLM(create_model_config(spec.shape))
-    tokenizer = get_tokenizer(recipe.tokenizer_of(arguments.model))
+    tokenizer = get_tokenizer(pinned_weights(recipe, recipe.tokenizer_of(arguments.model)))
     train_cell(cell, model, tokenizer, recipe.pretrain, MASKED_LM)
 
 

@@ -25,7 +25,7 @@ from distilbert_kit.study.deployment import (
     score_variants,
     size_of_variants,
 )
-from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import Draft, recording
 from distilbert_kit.training.classification import label_order, load_task_split
 
@@ -86,7 +86,7 @@ def summary(metrics: dict, extra: dict, task: Task) -> str:
 @entry_point
 def main() -> None:
     arguments = parse_arguments()
-    recipe, task = load_recipe(arguments.recipe), get_task(arguments.task)
+    recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
     if arguments.checkpoint:
         checkpoint, folder = resolve_checkpoint(arguments.checkpoint), arguments.output
         if folder.exists() and not (folder / FILES["int8"]).is_file():
@@ -103,12 +103,7 @@ def main() -> None:
     else:
         cell = quantize_cell(recipe, arguments.model, task.name, arguments.seed)
         (parent,) = cell.parents
-        if not parent.has_folder():
-            raise UserError(
-                f"{parent.name}: no current weights in {parent.folder}; run finetune.py --recipe "
-                f"{recipe.argument} with the same model, task and seed, and --save"
-            )
-        checkpoint, folder = parent.folder, cell.folder
+        checkpoint, folder = parent.made, cell.folder
         record, provenance = cell.record, cell.provenance
     with recording(record, **provenance) as draft:
         quantise(checkpoint, folder, task, provenance["settings"], draft)

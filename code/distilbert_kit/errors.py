@@ -1,10 +1,11 @@
 """One-line errors for users: what is wrong, where, and what to do."""
 
+import argparse
 import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -13,6 +14,15 @@ class UserError(Exception):
 
 class NonFiniteLossError(Exception):
     """The loss became NaN or infinite; the message names the step."""
+
+
+def refuse_options(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, names: Iterable[str], reason: str
+) -> None:
+    """Raise UserError for the first of these options that is not at its default."""
+    for name in names:
+        if getattr(given, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: {reason}")
 
 
 _DISK_ADVICE = {

@@ -15,7 +15,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import RECIPES
-from distilbert_kit.study import cells as experiment
+from distilbert_kit.study import cell as cell_module
 from distilbert_kit.study import recipes
 from distilbert_kit.study.cells import cross_evaluation_cell, evidence_cells, finetune_cell
 from distilbert_kit.study.evidence import lost as lost_evidence
@@ -64,7 +64,7 @@ def recipe(tmp_path, monkeypatch):
         }
     monkeypatch.setattr(data, "DATA", tmp_path / "data")
     monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results")
-    for module in (data, experiment):
+    for module in (data, cell_module):
         monkeypatch.setattr(module, "expected_split", lambda *split: listed[split])
     recipe = load(tmp_path, CROSS)
     bert = create_model_config(
@@ -121,7 +121,8 @@ def test_weights_are_kept_for_it_and_missing_ones_named(recipe, monkeypatch, cap
     kept = {name for name, command in commands.items() if "--save" in command}
     assert kept == {"teacher-rte-0", "teacher-sst2-0"}
     wider = load(recipe._file.parent, CROSS | {"models": ["undistilled"]})
-    for model, message in [("undistilled", "run finetune.py"), ("nobody", "does not name")]:
+    named = [("undistilled", "run python code/finetune.py"), ("nobody", "does not name")]
+    for model, message in named:
         with pytest.raises(SystemExit) as stopped:
             run(monkeypatch, wider, model)
         error = capsys.readouterr().err

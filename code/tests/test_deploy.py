@@ -213,7 +213,7 @@ def test_quantising_without_weights_names_the_command(recipe, monkeypatch, capsy
         quantize.main()
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and len(message.splitlines()) == 1
-    assert "run finetune.py" in message and "--save" in message
+    assert "run python code/finetune.py" in message and "--save" in message
     assert not cell.record.exists()
 
 

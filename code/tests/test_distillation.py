@@ -216,7 +216,7 @@ teacher = tiny_teacher(dropout=0.1)
 student = extract_student(teacher, [0, 2])
 train_on_corpus(
     student, TOKENIZER, Path({corpus!r}), CORPUS, settings(**{settings!r}), LossWeights(),
-    seed=3, teacher=teacher, checkpoints=Path({checkpoints!r}))
+    seed=3, teacher=teacher, checkpoints=Path({checkpoints!r}), identity="the same")
 if int(__import__("os").environ.get("RANK", 0)) == 0:
     student.save_pretrained({out!r})
 """

@@ -76,14 +76,13 @@ def train_under_fire(script: str, recipe: Path, model: str, kills: int, seed: in
     for number in range(kills):
         saving = number - (kills - 3)
         if saving >= 0:
-            hook = die_at_change(1 + 2 * saving, results / "models" / f".{model}.tmp")
+            hook = die_at_change(1 + 2 * saving, results / "models" / f".{model}.")
         else:  # a checkpoint is two changes: making its folder, naming its file
             hook = die_at_change(draw.randint(2, 5), checkpoints, draw.random() * (number % 2))
         code = run(script, *arguments, "--model", model, hook=hook)
         assert code == -signal.SIGKILL, f"{script}: kill {number} came too late"
-        state = checkpoints / CHECKPOINT
-        position = read_position(checkpoints) if state.exists() else {"result": {"updates": 0}}
-        done.append(position["result"]["updates"])
+        saved = [read_position(state.parent) for state in checkpoints.glob(f"*/{CHECKPOINT}")]
+        done.append(saved[0]["result"]["updates"] if saved else 0)
     assert run(script, *arguments, "--model", model) == 0
     return done
 

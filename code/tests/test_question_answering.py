@@ -30,7 +30,7 @@ from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTForQuestionAnswering
 from distilbert_kit.paths import DATA, RECIPES
 from distilbert_kit.settings import SoftTargets, TrainSettings, WindowSettings
-from distilbert_kit.study import cells as experiment
+from distilbert_kit.study import cell as cell_module
 from distilbert_kit.study import recipes
 from distilbert_kit.study.cells import finetune_cell
 from distilbert_kit.study.evidence import lost as lost_evidence
@@ -386,7 +386,7 @@ def small_squad(tmp_path, monkeypatch):
         listed["squad", split] = {"rows": len(rows), "sha256": rows_sha256(rows)}
     monkeypatch.setattr(data, "DATA", tmp_path / "data")
     monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results")
-    for module in (data, experiment):
+    for module in (data, cell_module):
         monkeypatch.setattr(module, "expected_split", lambda *split: listed[split])
     bert = create_model_config(
         "bert-base-uncased", hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2

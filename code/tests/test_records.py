@@ -43,29 +43,66 @@ def test_round_trip_and_deterministic_part(tmp_path):
     assert not is_current(tmp_path / "missing.json", first.key)
 
 
-def test_changed_code_makes_a_record_dirty_and_changed_results_do_not(tmp_path, monkeypatch):
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of one commit in a repository of its own, and its git command."""
+    root = tmp_path / "project"
+
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+        subprocess.run(["git", *identity, *arguments], cwd=root, check=True)
 
-    for folder in ("code", "data", "results"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "file").write_text("before")
+    for name in ("code/distilbert_kit/study/records.py", "data/file", "results/file"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text("before")
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--quiet", "--message", "all")
-    monkeypatch.setattr(records, "ROOT", tmp_path)
-    (tmp_path / "results" / "file").write_text("after")  # another run's record
-    assert not write(tmp_path / "a.json").measured.git_dirty
-    (tmp_path / "code" / "file").write_text("after")
-    assert write(tmp_path / "b.json").measured.git_dirty
+    monkeypatch.setattr(records, "ROOT", root)
+    return root
+
+
+def test_changed_code_makes_a_record_dirty_and_changed_results_do_not(tmp_path, project):
+    (project / "results" / "file").write_text("after")  # another run's record
+    (project / "data" / "new").touch()  # checked by its own hash
+    clean = write(tmp_path / "a.json").measured
+    assert clean.git_dirty is False and len(clean.git_commit) == 40
+    (project / "code" / "new.py").touch()  # untracked, but it runs
+    assert write(tmp_path / "b.json").measured.git_dirty is True
+    (project / "code" / "new.py").unlink()
+    (project / "data" / "file").write_text("after")
+    assert write(tmp_path / "c.json").measured.git_dirty is True
+
+
+@pytest.mark.parametrize("without", ["repository", "git", "own repository"])
+def test_without_git_commit_and_changes_are_unknown(tmp_path, project, monkeypatch, without):
+    if without == "repository":
+        (project / ".git").rename(tmp_path / "away")
+    elif without == "git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:  # unpacked inside of somebody's repository
+        (project / "unpacked").mkdir()
+        monkeypatch.setattr(records, "ROOT", project / "unpacked")
+    found = write(tmp_path / "a.json").measured
+    assert found.git_commit is None and found.git_dirty is None
+
+
+def test_records_of_the_first_schema_are_read_and_never_current(tmp_path):
+    key = write(tmp_path / "a.json", accuracy=0.5).key
+    content = json.loads((tmp_path / "a.json").read_text()) | {"schema_version": 1}
+    del content["inputs"], content["stage_version"]
+    content["measured"] |= {"git_commit": "", "git_dirty": False}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    old = read_record(tmp_path / "a.json")
+    assert old.metrics == {"accuracy": 0.5} and old.key == key
+    assert old.measured.git_dirty is None and old.inputs == []
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace('"schema_version": 1', '"schema_version": 99'),
+        lambda text: text.replace('"schema_version": 2', '"schema_version": 99'),
         lambda text: text.replace('"stage"', '"stagge"'),
         lambda text: "",
     ],

@@ -147,7 +147,12 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
         return type(CLASSIFICATION)(CLASSIFICATION.counts, loss)
 
-    arguments = {"seed": 0, "checkpoint_every": 3, "checkpoint_folder": tmp_path / "c"}
+    arguments = {
+        "seed": 0,
+        "checkpoint_every": 3,
+        "checkpoint_folder": tmp_path / "c",
+        "identity": "a",
+    }
     model = classifier(0.1)
     with pytest.raises(StopError):
         train(model, loader(), stop_after(8), settings(), **arguments)
@@ -156,8 +161,14 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     whole, expected = run(classifier(0.1), loader())
     assert torch.equal(weights(resumed), expected)
     assert (result.updates, result.tokens) == (whole.updates, whole.tokens)
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"another run \(learning_rate differ"):
         train(resumed, loader(), CLASSIFICATION, settings(learning_rate=1.0), **arguments)
+    arguments["identity"] = "start, data and another loss"
+    with pytest.raises(UserError, match=r"another run \(identity differ"):
+        train(resumed, loader(), CLASSIFICATION, settings(), **arguments)
+    arguments["identity"] = None
+    with pytest.raises(ValueError, match="needs identity"):
+        train(resumed, loader(), CLASSIFICATION, settings(), **arguments)
 
 
 def test_kept_memory_does_not_fault_again():

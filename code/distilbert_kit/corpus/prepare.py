@@ -219,21 +219,24 @@ class _Sequencer:
             yield sequence, reason
 
 
-def _load_state(folder: Path, settings: dict) -> dict:
-    """The manifest of an earlier run with these settings, or a new one."""
+def _load_state(folder: Path, settings: dict, key: str | None) -> dict:
+    """The manifest of an earlier run with these settings and key, or a new one."""
     path = folder / "manifest.json"
     if path.exists():
         state = read_json(path)
         old = state.get("settings", {})
         different = sorted(k for k in old.keys() | settings if old.get(k) != settings.get(k))
-        if different or state.get("format") != FORMAT:
+        if not different and state.get("format") == FORMAT and state.get("key") == key:
+            return state
+        if key is None:
             raise UserError(
                 f"{folder}: holds a corpus made otherwise ({', '.join(different) or 'format'} "
                 "differs); choose another output folder or delete this one"
             )
-        return state
+        _remove_corpus(folder, state)
     return {
         "format": FORMAT,
+        "key": key,
         "complete": False,
         "commits": 0,
         "settings": settings,
@@ -242,6 +245,15 @@ def _load_state(folder: Path, settings: dict) -> dict:
             split: {"documents": 0, "sequences": 0, "tokens": 0, "shards": []} for split in SPLITS
         },
     }
+
+
+def _remove_corpus(folder: Path, state: dict) -> None:
+    """Remove what a manifest lists and the manifest, nothing else that lies there."""
+    (folder / "manifest.json").unlink()  # first: what it lists is then no corpus
+    for shard in chain.from_iterable(state["splits"][split]["shards"] for split in SPLITS):
+        for suffix in ("bin", "idx"):
+            (folder / f"{shard['name']}.{suffix}").unlink(missing_ok=True)
+    (folder / "counts.json").unlink(missing_ok=True)
 
 
 def _total(state: dict, key: str) -> int:
@@ -257,6 +269,7 @@ def prepare_corpus(
     validation_fraction: float = 0.01,
     limit_tokens: int | None = None,
     shard_tokens: int = 1 << 24,
+    key: str | None = None,
     progress: bool = False,
 ) -> dict:
     """Tokenise `sources` into shards under `folder` and return the manifest.
@@ -264,7 +277,8 @@ def prepare_corpus(
     Documents are cut into sequences of at most `max_length` tokens with CLS and SEP; those of 11
     tokens or fewer, those at least half unknown, and exact repetitions are dropped. The run ends
     with the first sequence that reaches `limit_tokens`. Called again with the same arguments it
-    continues after the last complete shard, or returns at once.
+    continues after the last complete shard, or returns at once. A corpus with a `key`, that of a
+    recipe's cell, makes room for one of another key.
 
     Raises UserError for an empty corpus, a vocabulary beyond 16 bits, unreadable sources, and a
     folder that holds a corpus made with other settings.
@@ -297,7 +311,7 @@ def prepare_corpus(
         "limit_tokens": limit_tokens,
         "shard_tokens": shard_tokens,
     }
-    state = _load_state(folder, settings)
+    state = _load_state(folder, settings, key)
     if state["complete"]:
         check_shards(folder, state)
         return state

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 
+from ..data.listed import DataUsed, sources
 from ..errors import UserError
 from ..files import file_sha256
-from ..paths import DATA
 
 # The embedded corpus: documentation of libraries that the requirements pin.
 LIBRARIES = ("matplotlib", "numpy", "pandas", "scikit-learn", "scipy", "torch", "transformers")
@@ -24,41 +24,61 @@ _MARKUP = re.compile(r":[\w:]+:`~?([^`<]+?)(?: ?<[^`]*>)?`|``?([^`]+)``?|\*\*?([
 
 @dataclass(frozen=True)
 class Source:
-    """Where text comes from: `identity` goes into the manifest, `read()` yields the documents."""
+    """Where text comes from: `identity` goes into the manifest, `read()` yields the documents.
+
+    `used`: the split of data/sources.yaml that it is, checked.
+    """
 
     identity: dict
     read: Callable[[], Iterable[str]]
+    used: DataUsed | None = None
+
+
+def source_files(spec: str) -> list[Path]:
+    """The files of a `lines:` or `parquet:` source, sorted; none when nothing is there."""
+    kind, _, rest = spec.partition(":")
+    if Path(rest).is_file():
+        return [Path(rest)]
+    found = sorted(glob.glob(rest)) if kind == "parquet" else []
+    return [path for path in map(Path, found) if path.is_file()]
+
+
+def docs_versions() -> dict[str, str]:
+    """The version of each library whose docstrings are the embedded corpus."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            version = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError(f"{library}: not installed; pip install -r requirements.txt") from None
+        versions[library] = version.partition("+")[0]
+    return versions
 
 
 def open_source(spec: str, text_column: str = "text", encoding_errors: str = "strict") -> Source:
     """The source that `spec` names.
 
-    `data:DATASET/SPLIT` (of data/sources.yaml), `lines:FILE` (a document a line, as the
-    original's dump.txt), `parquet:FILE-OR-PATTERN`, `hub:DATASET[:CONFIG]` (split train,
-    streamed) or `docs` (docstrings of the installed libraries). Raises UserError for anything
-    that is not there; so does reading, for a line that is not UTF-8 unless `encoding_errors` is
-    "replace".
+    `data:DATASET/SPLIT` (of data/sources.yaml, rows and hash checked), `lines:FILE` (a document a
+    line, as the original's dump.txt), `parquet:FILE-OR-PATTERN`, `hub:DATASET[:CONFIG][@COMMIT]`
+    (split train, streamed) or `docs` (docstrings of the installed libraries). Raises UserError for
+    anything that is not there; so does reading, for a line that is not UTF-8 unless
+    `encoding_errors` is "replace".
     """
     kind, _, rest = spec.partition(":")
     if kind == "docs" and not rest:
         return _docs_source()
     if kind == "data" and rest:
-        kind, path = "parquet", DATA / f"{rest}.parquet"
-        if not path.is_file():
-            dataset = rest.rpartition("/")[0]
-            raise UserError(f"{path}: missing; run `make data DATASET={dataset}` or set DATA_DIR")
-        rest = str(path)
+        return _listed_source(rest, text_column)
     if kind == "hub" and rest:
-        return _hub_source(*rest.partition(":")[::2], text_column)
+        name, _, commit = rest.partition("@")
+        return _hub_source(*name.partition(":")[::2], commit, text_column)
     if kind not in ("lines", "parquet") or not rest:
         raise UserError(
             f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or "
             "hub:DATASET[:CONFIG]"
         )
-    paths = [Path(rest)]
-    if kind == "parquet" and not paths[0].is_file():
-        paths = [Path(path) for path in sorted(glob.glob(rest))]
-    if not paths or not all(path.is_file() for path in paths):
+    paths = source_files(spec)
+    if not paths:
         raise UserError(f"{rest}: no such file; mend --source")
     identity: dict = {
         "source": f"{kind}:{Path(rest).name}",
@@ -68,6 +88,25 @@ def open_source(spec: str, text_column: str = "text", encoding_errors: str = "st
         return Source(identity, lambda: _read_lines(paths[0], encoding_errors))
     _check_parquet(paths, text_column)
     return Source(identity | {"column": text_column}, lambda: _read_parquet(paths, text_column))
+
+
+def _listed_source(name: str, column: str) -> Source:
+    from ..data.tables import load_table  # imports datasets: other sources open at once
+
+    dataset, _, split = name.rpartition("/")
+    listed = sources().get(dataset, {}).get("columns", [column])
+    table, used = load_table(dataset, split, listed)
+    if column not in table.column_names:
+        raise UserError(
+            f"data:{name}: no column {column!r}; pass --text-column, one of "
+            f"{', '.join(table.column_names)}"
+        )
+    texts = table.select_columns([column])
+    return Source(
+        {"source": f"data:{name}", "column": column, "rows": used.rows, "sha256": used.sha256},
+        lambda: (text or "" for batch in texts.iter(256) for text in batch[column]),
+        used,
+    )
 
 
 def _read_lines(path: Path, encoding_errors: str) -> Iterator[str]:
@@ -110,13 +149,13 @@ def _read_parquet(paths: list[Path], column: str) -> Iterator[str]:
                 yield text.as_py() or ""
 
 
-def _hub_source(dataset: str, config: str, column: str) -> Source:
+def _hub_source(dataset: str, config: str, commit: str, column: str) -> Source:
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
     try:
         # The commit is pinned: a continued run must read the same rows.
-        revision = HfApi().dataset_info(dataset).sha
+        revision = commit or HfApi().dataset_info(dataset).sha
         rows = load_dataset(
             dataset, config or None, split="train", streaming=True, revision=revision
         )
@@ -135,19 +174,13 @@ def _hub_source(dataset: str, config: str, column: str) -> Source:
 
 
 def _docs_source() -> Source:
-    files = []
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            distribution = importlib.metadata.distribution(library)
-        except importlib.metadata.PackageNotFoundError:
-            raise UserError(f"{library}: not installed; pip install -r requirements.txt") from None
-        versions[library] = distribution.version.partition("+")[0]
-        files += [
-            (path.as_posix(), Path(path.locate()))
-            for path in distribution.files or ()
-            if path.suffix == ".py" and "tests" not in path.parts
-        ]
+    versions = docs_versions()
+    files = [
+        (path.as_posix(), Path(path.locate()))
+        for library in versions
+        for path in importlib.metadata.distribution(library).files or ()
+        if path.suffix == ".py" and "tests" not in path.parts
+    ]
     # Sorted by a hash of the name, so that a token limit takes from all libraries alike.
     files.sort(key=lambda item: hashlib.blake2b(item[0].encode()).digest())
     identity = {"source": "docs", "versions": versions}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cache
 
 import yaml
@@ -18,7 +19,7 @@ def sources() -> dict:
     return yaml.safe_load(SOURCES.read_text())
 
 
-def rows_sha256(rows: list[dict]) -> str:
+def rows_sha256(rows: Iterable[dict]) -> str:
     """SHA-256 over rows: the same for any parquet writer or compression."""
     digest = hashlib.sha256()
     for row in rows:

@@ -1,6 +1,6 @@
 """Data sets as tables: read, and checked against `data/sources.yaml`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import datasets
 import numpy as np
@@ -59,13 +59,24 @@ def check_table(
             f"{where}: {len(table)} rows, expected {expected['rows']} of the official split; "
             f"{advice}"
         )
-    found = rows_sha256(table.select_columns(list(columns)).to_list())
+    batches = table.select_columns(list(columns)).iter(1000)  # flat memory at any size
+    rows = (
+        dict(zip(b, row, strict=True)) for b in batches for row in zip(*b.values(), strict=True)
+    )
+    found = rows_sha256(rows)
     if expected["sha256"] not in (found, None):  # None: never computed, see data/sources.yaml
         raise UserError(
             f"{where}: content SHA-256 is {found[:12]}…, expected {expected['sha256'][:12]}…; "
             f"{advice}"
         )
     return found
+
+
+def _rows(table: datasets.Dataset) -> Iterator[dict]:
+    """The rows of a table, in flat memory at any size."""
+    for batch in table.iter(1000):
+        for row in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, row, strict=True))
 
 
 def check_task_rows(table: datasets.Dataset, task: Task, where: str) -> None:

@@ -1,104 +1,20 @@
 """The experiment graph: a recipe becomes cells, and content decides which of them must run.
 
-A cell is current when its record carries the cell's key: the hash of its settings, of its
-parents' keys and of its data. File times say nothing, git does not keep them. This module is
-light (no torch): the Snakefile imports it.
+Light (no torch): the Snakefile imports it.
 """
 
-import shutil
+import dataclasses
 import sys
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-from ..data.listed import expected_split
 from ..data.tasks import get_task
 from ..errors import UserError
-from ..files import content_key
 from ..paths import CODE
+from ..settings import Strict
+from .cell import BENCHMARK_STAGES, Cell
+from .inputs import pinned_weights, public_name, public_source, source_input, weights_input
 from .recipes import Recipe
-from .records import is_current, read_record
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of one stage, with everything that decides its result."""
-
-    recipe: Recipe
-    stage: str
-    name: str
-    identity: dict
-    settings: dict
-    command: list[str]
-    parents: tuple["Cell", ...] = ()
-    data: tuple[tuple[str, str], ...] = ()
-    outputs: tuple[Path, ...] = field(default=())
-
-    @cached_property
-    def key(self) -> str:
-        """Hash of what decides the result."""
-        hashes = [expected_split(*split)["sha256"] for split in self.data]
-        parents = [parent.key for parent in self.parents]
-        return content_key([self.stage, self.identity, self.settings, parents, hashes])
-
-    @property
-    def record(self) -> Path:
-        """Where its record is."""
-        return self.recipe.folder / self.stage / f"{self.name}.json"
-
-    @property
-    def folder(self) -> Path:
-        """What the cell makes beside its record: weights or a corpus, not in git."""
-        kind = "corpus" if self.stage == "corpus" else f"models/{self.name}"
-        return self.recipe.folder / kind
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where an unfinished training keeps its state."""
-        return self.recipe.folder / "checkpoints" / self.name
-
-    def predictions(self, split: str) -> Path:
-        """Parquet file of the per-example predictions on a split."""
-        return self.recipe.folder / "predictions" / f"{self.name}-{split}.parquet"
-
-    @property
-    def origins(self) -> list[str]:
-        """The given weights that it descends from."""
-        own = self.settings.get("weights") or {}
-        own = {own} if isinstance(own, str) else set(own.values())
-        return sorted(own.union(*(parent.origins for parent in self.parents)))
-
-    @property
-    def provenance(self) -> dict:
-        """Arguments for `records.recording`."""
-        return {
-            "stage": self.stage,
-            "cell": self.identity,
-            "scale": self.recipe.scale,
-            "recipe": self.recipe.name,
-            "settings": self.settings,
-            "key": self.key,
-        }
-
-    def stamp_folder(self) -> None:
-        """Leave the record, and of weights a model card, with what was made.
-
-        The record tells later which cell that is from.
-        """
-        shutil.copyfile(self.record, self.folder / "record.json")  # first: now the cell is done
-        if self.stage != "corpus":
-            from .model_card import write_model_card
-
-            write_model_card(self.folder, read_record(self.record), self.origins)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-
-    def is_recorded(self) -> bool:
-        """Whether the record is there and current."""
-        return is_current(self.record, self.key) and all(path.exists() for path in self.outputs)
-
-    def has_folder(self) -> bool:
-        """Whether what it makes is here too, from exactly this cell."""
-        return is_current(self.folder / "record.json", self.key)
+from .records import Input, read_record
 
 
 def _script(name: str, recipe: Recipe, *arguments: str) -> list[str]:
@@ -114,11 +30,26 @@ def _data_of(sources: list[str]) -> tuple[tuple[str, str], ...]:
     )
 
 
+def _inputs_of(recipe: Recipe, sources: list[str]) -> tuple[Input, ...]:
+    """The other sources, by content."""
+    return tuple(given for source in sources if (given := source_input(recipe, source)))
+
+
+def _corpus_settings(recipe: Recipe, include: set[str] | None = None) -> dict:
+    settings = recipe.corpus.model_dump(mode="json", include=include)
+    return settings | {"source": [public_source(source) for source in recipe.corpus.source]}
+
+
+def _tokenizer_inputs(recipe: Recipe) -> tuple[Input, ...]:
+    """The given weights whose tokenizer reads the corpus; none from scratch."""
+    given = recipe.tokenizer_of(recipe.teacher)
+    weights = {spec.weights for spec in recipe.models.values()}
+    return (weights_input(recipe, given),) if given in weights else ()
+
+
 def corpus_cell(recipe: Recipe) -> Cell:
     """Preparation of the recipe's corpus."""
-    settings = recipe.corpus.model_dump(
-        mode="json", include={"source", "limit_tokens", "validation_fraction"}
-    )
+    settings = _corpus_settings(recipe, {"source", "limit_tokens", "validation_fraction"})
     return Cell(
         recipe=recipe,
         stage="corpus",
@@ -127,6 +58,7 @@ def corpus_cell(recipe: Recipe) -> Cell:
         settings=settings,
         command=_script("prepare_corpus.py", recipe),
         data=_data_of(recipe.corpus.source),
+        inputs=(*_inputs_of(recipe, recipe.corpus.source), *_tokenizer_inputs(recipe)),
     )
 
 
@@ -154,13 +86,13 @@ def model_cell(recipe: Recipe, model: str) -> Cell | None:
     stage = next(stage for stage in _MODEL_SCRIPTS if getattr(spec, stage))
     settings = getattr(spec, stage).model_dump(mode="json")
     parents = [cell for parent in spec.parents if (cell := model_cell(recipe, parent))]
-    weights = {name: recipe.models[name].weights for name in spec.parents}
-    settings |= {"weights": {name: given for name, given in weights.items() if given}}
+    weights = {name: given for name in spec.parents if (given := recipe.models[name].weights)}
+    settings |= {"weights": {name: public_name(given) for name, given in weights.items()}}
     if stage != "extract":
         parents.append(corpus_cell(recipe))
         training = recipe.pretrain if stage == "pretrain" else recipe.distill_for(model)
         settings |= {
-            "corpus": recipe.corpus.model_dump(mode="json"),
+            "corpus": _corpus_settings(recipe),
             "training": training.model_dump(mode="json"),
         }
     return Cell(
@@ -171,13 +103,40 @@ def model_cell(recipe: Recipe, model: str) -> Cell | None:
         settings=settings,
         command=_script(_MODEL_SCRIPTS[stage], recipe, "--model", model),
         parents=tuple(parents),
+        inputs=tuple(weights_input(recipe, given) for given in weights.values()),
     )
 
 
 def checkpoint(recipe: Recipe, model: str) -> str | Path:
-    """What `from_pretrained` reads for a model of the recipe."""
+    """What `from_pretrained` reads for a model of the recipe.
+
+    UserError unless it was made, with the present settings, parents and data.
+    """
     cell = model_cell(recipe, model)
-    return cell.folder if cell else recipe.models[recipe.body(model)].weights
+    return cell.made if cell else pinned_weights(recipe, recipe.models[recipe.body(model)].weights)
+
+
+def with_given_teacher(
+    cell: Cell, joint: str, teacher: str, sha256: str, settings: dict, **changes
+) -> Cell:
+    """The same cell under a teacher of the command line: `<name>-<joint>-<teacher>`.
+
+    Where a teacher of that name but with other weights has a record already, its hash is added.
+    """
+    folder = Path(teacher)
+    name = folder.resolve().name if folder.is_dir() else teacher.rpartition("/")[2]
+    given = Input(name=f"teacher:{name}", content=f"sha256:{sha256}")
+    renamed = dataclasses.replace(
+        cell,
+        name=f"{cell.name}-{joint}-{name}",
+        identity=cell.identity | {"teacher": name},
+        settings=cell.settings | settings,
+        inputs=(*cell.inputs, given),
+        **changes,
+    )
+    if renamed.record.exists() and given not in read_record(renamed.record).inputs:
+        return dataclasses.replace(renamed, name=f"{renamed.name}-{sha256[:8]}")
+    return renamed
 
 
 def teacher_cell(recipe: Recipe, model: str, task_name: str) -> Cell | None:
@@ -197,7 +156,8 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
         arguments.append("--save")  # another cell reads the weights
     folder = recipe.folder / "predictions"
     settings = recipe.finetune_for(task_name).model_dump(mode="json")
-    settings |= {"weights": recipe.models[recipe.body(model)].weights}
+    weights = recipe.models[recipe.body(model)].weights
+    settings |= {"weights": weights and public_name(weights)}
     if spec.task_distill:
         settings |= {"task_distill": spec.task_distill.model_dump(mode="json")}
     return Cell(
@@ -209,6 +169,7 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
         command=_script("finetune.py", recipe, *arguments),
         parents=tuple(cell for cell in (parent, taught_by) if cell),
         data=tuple((task.dataset, s) for s in (recipe.train_split(task_name), *task.eval_splits)),
+        inputs=(weights_input(recipe, weights),) if weights else (),
         outputs=tuple(folder / f"{name}-{split}.parquet" for split in task.eval_splits),
     )
 
@@ -253,33 +214,30 @@ def cross_evaluation_cell(recipe: Recipe, model: str) -> Cell:
     )
 
 
-BENCHMARK_STAGES = (
-    "size_speed",
-    "inference_speed",
-    "training_speed",
-    "distillation_speed",
-    "corpus_speed",
-    "question_answering_speed",
-)
+def _benchmark_settings(recipe: Recipe, stage: str) -> Strict | None:
+    """A benchmark has a key of its name in the recipe, or shares the key `speed`."""
+    return getattr(recipe, stage if stage in Recipe.model_fields else "speed")
 
 
 def benchmark_stages(recipe: Recipe) -> list[str]:
-    """The benchmark's stages in a recipe: the first two always, the others where it asks."""
-    return [*BENCHMARK_STAGES[:2], *(s for s in BENCHMARK_STAGES[2:] if getattr(recipe, s))]
+    """The benchmark's stages that the recipe asks for."""
+    return [stage for stage in BENCHMARK_STAGES if _benchmark_settings(recipe, stage)]
 
 
 def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
     """One of the benchmark's stages."""
-    settings = recipe.speed if stage in BENCHMARK_STAGES[:2] else getattr(recipe, stage)
-    settings, data, parents = settings.model_dump(mode="json"), (), ()
+    settings = _benchmark_settings(recipe, stage).model_dump(mode="json")
+    data, parents, inputs = (), (), ()
     if stage == "training_speed":
         settings |= {"finetune": recipe.finetune_for("sst2").model_dump(mode="json")}
         data = (("glue/sst2", "train"), ("glue/sst2", "validation"))
     if stage == "distillation_speed":
-        settings |= {"masking": recipe.corpus.model_dump(mode="json")}
+        settings |= {"masking": _corpus_settings(recipe)}
         parents = (corpus_cell(recipe),)
     if stage == "corpus_speed":
-        data = _data_of([recipe.corpus_speed.source])
+        source = recipe.corpus_speed.source
+        settings |= {"source": public_source(source)}
+        data, inputs = _data_of([source]), _inputs_of(recipe, [source])
     if stage == "question_answering_speed":
         data = (("squad", "validation"),)
     return Cell(
@@ -290,6 +248,7 @@ def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
         settings=settings,
         data=data,
         parents=parents,
+        inputs=inputs,
         command=_script("benchmark.py", recipe, "--stage", stage),
     )
 

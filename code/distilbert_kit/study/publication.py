@@ -1,7 +1,10 @@
 """What turns records into tables, figures, report and poster, and whether they are current."""
 
+import ast
+import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..files import content_key
@@ -30,24 +33,63 @@ def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]
     return commands
 
 
+def _code(path: Path) -> ast.Module:
+    """The program in a Python file or in the code cells of a notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        text = "\n".join("".join(cell["source"]) for cell in cells)
+    return ast.parse(text)
+
+
+def _imported(path: Path) -> Iterator[Path]:
+    """The files of the kit that a program imports."""
+    for node in ast.walk(_code(path)):
+        if isinstance(node, ast.Import):
+            names = [CODE.joinpath(*alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = [path, *path.parents][node.level] if node.level else CODE
+            module = start.joinpath(*(node.module or "").split("."))
+            names = [module, *(module / alias.name for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            for file in (name.with_name(f"{name.name}.py"), name / "__init__.py"):
+                if file.is_file():
+                    yield file
+
+
+def modules_behind(programs: Iterable[Path]) -> list[Path]:
+    """The files of the kit that the programs import, and that those import in turn."""
+    found: set[Path] = set()
+    todo = [file for path in programs for file in _imported(path)]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            todo += _imported(path)
+    return sorted(found)
+
+
 def publication_key(recipe: Recipe) -> str:
-    """Hash of the files that decide tables, figures, report and poster; "" if one is missing."""
+    """Hash of all that decides tables, figures, report and poster; "" if a file is missing."""
+    programs = [CODE / "claims.py", CODE / "build_report.py", *_notebooks()]
     paths = [
         *(cell.record for cell in evidence_cells(recipe)),
         *sorted(recipe.folder.glob("*/failed/*.json")),
-        *_notebooks(),
         *sorted((ROOT / "report").glob("*.[ty][ym]*")),
         *sorted((ROOT / "poster").glob("*.typ")),
-        *sorted((CODE / "distilbert_kit").glob("*evidence.py")),
-        *(CODE / "distilbert_kit" / f"{name}.py" for name in ("figures", "metrics", "statistics")),
-        CODE / "claims.py",
-        CODE / "build_report.py",
+        recipe.file,
         RECIPES / "claims.yaml",
         PAPER,
     ]
     if not all(path.is_file() for path in paths):
         return ""
-    return content_key([path.read_text(encoding="utf-8") for path in paths])
+    texts = [path.read_text(encoding="utf-8") for path in (*paths, *programs)]
+    modules = {
+        path.relative_to(CODE).as_posix(): path.read_text() for path in modules_behind(programs)
+    }
+    return content_key([texts, modules])
 
 
 def publication_record(recipe: Recipe) -> Path:

@@ -277,6 +277,11 @@ class Recipe(Strict):
         return self.name if self._file.parent == RECIPES else str(self._file.resolve())
 
     @property
+    def file(self) -> Path:
+        """The file that it was read from."""
+        return self._file
+
+    @property
     def folder(self) -> Path:
         """Where everything of this recipe is written."""
         return RESULTS / self.name
@@ -313,10 +318,15 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
         content = yaml.safe_load(path.read_text())
         recipe = Recipe.model_validate(content)
         recipe._file = path
-        return recipe
     except yaml.YAMLError as error:
         raise UserError(f"{path.name}: not YAML ({error})") from None
     except ValidationError as error:
         raise _explain(error, path.name) from None
     except UserError as error:
         raise UserError(f"{path.name}: {error}") from None
+    if path.resolve().parent != RECIPES and (RECIPES / f"{recipe.name}.yaml").is_file():
+        raise UserError(
+            f"{path.name}: name: {recipe.name!r} is a recipe of the project, whose results these "
+            "would replace; give yours a name of its own"
+        )
+    return recipe

@@ -6,13 +6,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..data.listed import DataUsed
 from ..errors import UserError
@@ -20,7 +20,7 @@ from ..files import content_key, write_atomically
 from ..machine import machine, peak_memory_bytes
 from ..paths import ROOT
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 Scale = Literal["paper", "reduced", "embedded"]
@@ -32,7 +32,8 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "n
 class Measured(BaseModel):
     """What differs between two equal runs: time, memory, machine, versions, commit.
 
-    `git_dirty`: code or data differ from the commit; other records may.
+    `git_dirty`: code or data differ from the commit, or code is not in it; other records may.
+    Both are None where git does not know the project.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,17 +43,33 @@ class Measured(BaseModel):
     command: str
     machine: dict[str, Any]
     versions: dict[str, str]
-    git_commit: str
-    git_dirty: bool
+    git_commit: str | None
+    git_dirty: bool | None
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
+class Input(BaseModel):
+    """What a cell reads from outside of recipe and data: text files, weights, the hub.
+
+    `content`: `sha256:…` of files, `commit:…` on the hub, `versions:…` of libraries; None when it
+    is not there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    content: str | None
+
+
 class Record(BaseModel):
-    """The result of one stage on one cell. All but `measured` is equal in equal runs."""
+    """The result of one stage on one cell. All but `measured` is equal in equal runs.
+
+    `stage_version` is raised when the meaning of the stage's result changes.
+    """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     stage: str
+    stage_version: int = 1
     cell: dict[str, Any]
     status: Literal["ok", "failed"] = "ok"
     error: str | None = None
@@ -60,9 +77,21 @@ class Record(BaseModel):
     recipe: str
     key: str
     settings: dict[str, Any]
+    inputs: list[Input] = []
     data: list[DataUsed]
     metrics: dict[str, Any]
     measured: Measured
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_schema_1(cls, content: Any) -> Any:
+        """A record of schema 1 lacks stage version and inputs; its key is never current."""
+        if isinstance(content, dict) and content.get("schema_version") == 1:
+            measured = content.get("measured") or {}
+            if not measured.get("git_commit"):
+                measured = measured | {"git_commit": None, "git_dirty": None}
+            content = content | {"schema_version": SCHEMA_VERSION, "measured": measured}
+        return content
 
 
 def read_record(path: Path) -> Record:
@@ -88,9 +117,25 @@ def is_current(path: Path, key: str) -> bool:
     return record.status == "ok" and record.key == key
 
 
-def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else ""
+def _git(*arguments: str) -> str | None:
+    """What git prints; None when it fails or is not here."""
+    try:
+        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """The commit, and whether code or data differ from it; None where git does not know them.
+
+    A project unpacked inside of another repository is unknown to that.
+    """
+    if _git("ls-files", "--error-unmatch", "code/distilbert_kit/study/records.py") is None:
+        return {"git_commit": None, "git_dirty": None}
+    changed = _git("status", "--porcelain", "--untracked-files=no", "code", "data")
+    added = _git("status", "--porcelain", "--untracked-files=all", "code")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(changed or added)}
 
 
 @cache
@@ -133,6 +178,8 @@ def recording(
     recipe: str,
     settings: dict[str, Any],
     key: str | None = None,
+    stage_version: int = 1,
+    inputs: Sequence[Input] = (),
 ) -> Iterator[Draft]:
     """Run a stage and write its record to `path`; a failed run is recorded under `failed/`.
 
@@ -156,6 +203,7 @@ def recording(
     finally:
         record = Record(
             stage=stage,
+            stage_version=stage_version,
             cell=cell,
             status="ok" if error is None else "failed",
             error=None if error is None else f"{type(error).__name__}: {error}",
@@ -163,6 +211,7 @@ def recording(
             recipe=recipe,
             key=key or content_key([stage, cell, settings]),
             settings=settings,
+            inputs=list(inputs),
             data=draft.data,
             metrics=draft.metrics,
             measured=Measured(
@@ -172,10 +221,7 @@ def recording(
                 command=_command(),
                 machine=machine(),
                 versions=_versions(),
-                git_commit=_git("rev-parse", "HEAD"),
-                git_dirty=bool(
-                    _git("status", "--porcelain", "--untracked-files=no", "code", "data")
-                ),
+                **git_state(),
                 extra=draft.extra,
             ),
         )

@@ -15,7 +15,8 @@ from ..training.distillation import open_corpus, train_on_corpus
 from ..training.fine_tuning import Evaluation
 from ..training.inference import DTYPES, save_predictions, usable_precision
 from ..training.loop import create_accelerator
-from .cells import Cell, corpus_cell
+from .cell import Cell
+from .cells import corpus_cell
 from .measure import matrix_product_rate, training_flops
 from .records import Draft, recording
 
@@ -58,7 +59,7 @@ def train_cell(
 
     `tokenizer` is the model's own, and the teacher's.
     """
-    masking, corpus = cell.recipe.corpus, corpus_cell(cell.recipe).folder
+    masking, corpus = cell.recipe.corpus, corpus_cell(cell.recipe).made
     with recording(cell.record, **cell.provenance) as draft:
         device = create_accelerator(settings.precision).device
         size = 1024 if device.type == "cpu" else 8192  # a fraction of a second
@@ -75,6 +76,7 @@ def train_cell(
             seed=masking.seed,
             teacher=teacher,
             checkpoints=cell.checkpoints,
+            identity=cell.key,
             description=cell.name,
         )
         draft.metrics |= result.metrics

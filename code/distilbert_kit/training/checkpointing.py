@@ -61,7 +61,7 @@ _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathers shar
 
 def _save(
     folder: Path,
-    identity: str,
+    identity: dict,
     step: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: LambdaLR,
@@ -89,6 +89,16 @@ def _save(
         write_safetensors(tensors, temporary, position=json.dumps(position))
 
 
+def _differences(old: dict, new: dict) -> list[str]:
+    """The names of what differs in two identities, settings one by one."""
+    flat = [
+        {k: v for k, v in of.items() if k != "settings"} | of.get("settings", {})
+        for of in (old, new)
+    ]
+    names = sorted(flat[0].keys() | flat[1].keys())
+    return [name for name in names if flat[0].get(name) != flat[1].get(name)]
+
+
 def read_position(folder: Path) -> dict:
     """Where the checkpoint in `folder` stands: identity, scheduler, result, parameter groups."""
     try:
@@ -100,7 +110,7 @@ def read_position(folder: Path) -> dict:
 
 def _resume(
     folder: Path,
-    identity: str,
+    identity: dict,
     step: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: LambdaLR,
@@ -110,9 +120,10 @@ def _resume(
     if not (folder / CHECKPOINT).exists():
         return
     position = read_position(folder)
-    if position["identity"] != identity:
+    if different := _differences(position["identity"], identity):
         raise UserError(
-            f"{folder}: the checkpoint is of other settings; delete it or restore the recipe"
+            f"{folder}: the checkpoint is of another run ({', '.join(different)} differ); "
+            "delete it, or choose another folder"
         )
     tensors = read_safetensors(folder / CHECKPOINT)
     model_state, optimizer_state = {}, {"state": {}, "param_groups": position["param_groups"]}

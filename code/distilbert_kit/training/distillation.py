@@ -88,12 +88,14 @@ def train_on_corpus(
     seed: int,
     teacher: nn.Module | None = None,
     checkpoints: Path | None = None,
+    identity: str | None = None,
     description: str = "training",
 ) -> tuple[TrainingResult, dict[str, dict[str, float]]]:
     """Train a masked LM (under a teacher) on a corpus; returns the run and validation losses.
 
     `tokenizer` is the model's own, and the teacher's. Validation losses are those before and after,
-    on the held-out split.
+    on the held-out split. `checkpoints` and `identity` are the `checkpoint_folder` and `identity`
+    of `train`.
     """
     device = create_accelerator(settings.precision).device  # where the loop will train
     model.to(device)
@@ -118,6 +120,7 @@ def train_on_corpus(
         description=description,
         checkpoint_folder=checkpoints,
         checkpoint_every=settings.checkpoint_every,
+        identity=identity,
     )
     losses["after"] = validation_losses(*validate)
     return result, losses

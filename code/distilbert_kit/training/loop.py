@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 
 from ..data.batches import Batch
 from ..errors import NonFiniteLossError, UserError
-from ..files import content_key
 from ..machine import keeping_freed_memory
 from ..settings import TrainSettings
 from .checkpointing import TrainingResult, _resume, _save
@@ -129,14 +128,19 @@ def train(
     description: str = "training",
     checkpoint_folder: Path | None = None,
     checkpoint_every: int = 200,
+    identity: str | None = None,
 ) -> TrainingResult:
     """Train `model` in place and return what was done.
 
     `loader` has a LengthBatchSampler. Everything random follows from `seed`. With a
     `checkpoint_folder`, state is kept there every `checkpoint_every` updates and a run that was
-    cut off goes on from the last one, to the same weights bit for bit (on a CPU). Raises
-    NonFiniteLossError naming the update, and UserError for a checkpoint of other settings.
+    cut off goes on from the last one, to the same weights bit for bit (on a CPU). It then needs an
+    `identity`: a name or hash of all that decides the result and that the loop cannot see, the
+    starting weights, the data, the loss and its teacher. Raises NonFiniteLossError naming the
+    update, and UserError for a checkpoint of another identity, of other settings or precision.
     """
+    if checkpoint_folder is not None and identity is None:
+        raise ValueError("checkpoint_folder needs identity: name the start, the data and the loss")
     accelerator = create_accelerator(settings.precision)
     total = updates_in_run(loader, settings, accelerator.num_processes)
     warmup = math.ceil(settings.warmup_fraction * total)
@@ -144,9 +148,15 @@ def train(
     optimizer = accelerator.prepare(create_optimizer(model, settings))
     scheduler = LambdaLR(optimizer, lambda update: learning_rate_factor(update, total, warmup))
     result = TrainingResult(precision=usable_precision(settings.precision))
-    identity = content_key([settings.model_dump(mode="json"), seed, total])
+    run = {
+        "identity": identity,
+        "settings": settings.model_dump(mode="json"),
+        "precision in use": result.precision,
+        "seed": seed,
+        "updates": total,
+    }
     if checkpoint_folder is not None:
-        _resume(checkpoint_folder, identity, step, optimizer, scheduler, result)
+        _resume(checkpoint_folder, run, step, optimizer, scheduler, result)
     bar = tqdm(
         total=total,
         initial=result.updates,
@@ -169,7 +179,7 @@ def train(
         bar.update()
         if checkpoint_folder is not None and result.updates % checkpoint_every == 0:
             result.seconds = time.perf_counter() - started
-            _save(checkpoint_folder, identity, step, optimizer, scheduler, result, accelerator)
+            _save(checkpoint_folder, run, step, optimizer, scheduler, result, accelerator)
     bar.close()
     result.seconds = time.perf_counter() - started
     model.eval()

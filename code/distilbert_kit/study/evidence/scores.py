@@ -380,8 +380,8 @@ def provenance(recipe: Recipe) -> dict:
                 "wall_seconds": record.measured.wall_seconds,
                 "peak_memory_bytes": record.measured.peak_memory_bytes,
                 "finished": record.measured.finished,
-                "commit": record.measured.git_commit,
-                "dirty": record.measured.git_dirty,
+                "commit": record.measured.git_commit or "unknown",
+                "dirty": bool(record.measured.git_dirty),
             }
             for name, record in found.items()
         ],

@@ -1,0 +1,154 @@
+"""A cell of the experiment graph: what decides its result, what it makes, whether that is here.
+
+A cell is current when its record carries the cell's key: the hash of its settings, of its
+parents' keys, of the content of data, text files and given weights, and of its stage's version.
+File times say nothing, git does not keep them. Light (no torch): the Snakefile imports it.
+"""
+
+import shlex
+import shutil
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ..data.listed import expected_split
+from ..errors import UserError
+from ..files import content_key
+from .recipes import Recipe
+from .records import Input, is_current, read_record
+
+# Raise a stage's version when the meaning of its result changes: records from before are stale.
+STAGE_VERSIONS = {
+    "corpus": 1,
+    "extract": 1,
+    "pretrain": 1,
+    "distill": 1,
+    "finetune": 1,
+    "quantize": 2,  # 1: int8 weights of 8 bits
+    "cross_evaluate": 1,
+}
+
+# The same of the benchmark's stages.
+BENCHMARK_STAGES = {
+    "size_speed": 1,
+    "inference_speed": 1,
+    "training_speed": 2,  # 1: against the Trainer as it comes, in fp32 and in random order
+    "distillation_speed": 2,  # 1: against batches of the corpus in random order
+    "corpus_speed": 1,
+    "question_answering_speed": 1,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of one stage, with everything that decides its result."""
+
+    recipe: Recipe
+    stage: str
+    name: str
+    identity: dict
+    settings: dict
+    command: list[str]
+    parents: tuple["Cell", ...] = ()
+    data: tuple[tuple[str, str], ...] = ()
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Path, ...] = field(default=())
+
+    @property
+    def version(self) -> int:
+        """The version of its result's meaning."""
+        return {**STAGE_VERSIONS, **BENCHMARK_STAGES}[self.identity.get("benchmark", self.stage)]
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of what decides the result."""
+        return content_key(
+            {
+                "stage": [self.stage, self.version],
+                "cell": self.identity,
+                "settings": self.settings,
+                "parents": [parent.key for parent in self.parents],
+                "data": [expected_split(*split) for split in self.data],
+                "inputs": [given.model_dump() for given in self.inputs],
+            }
+        )
+
+    @property
+    def record(self) -> Path:
+        """Where its record is."""
+        return self.recipe.folder / self.stage / f"{self.name}.json"
+
+    @property
+    def folder(self) -> Path:
+        """What the cell makes beside its record: weights or a corpus, not in git."""
+        kind = "corpus" if self.stage == "corpus" else f"models/{self.name}"
+        return self.recipe.folder / kind
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where an unfinished training keeps its state: that of another key is not looked at."""
+        return self.recipe.folder / "checkpoints" / self.name / self.key
+
+    def predictions(self, split: str) -> Path:
+        """Parquet file of the per-example predictions on a split."""
+        return self.recipe.folder / "predictions" / f"{self.name}-{split}.parquet"
+
+    @property
+    def origins(self) -> list[str]:
+        """The given weights that it descends from."""
+        own = self.settings.get("weights") or {}
+        own = {own} if isinstance(own, str) else set(own.values())
+        return sorted(own.union(*(parent.origins for parent in self.parents)))
+
+    @property
+    def provenance(self) -> dict:
+        """Arguments for `records.recording`; UserError when something that it reads is missing."""
+        for given in self.inputs:
+            if given.content is None:
+                kind, _, name = given.name.partition(":")
+                raise UserError(f"{self.name}: no {kind} {name}: mend the recipe or put it there")
+        return {
+            "stage": self.stage,
+            "stage_version": self.version,
+            "inputs": self.inputs,
+            "cell": self.identity,
+            "scale": self.recipe.scale,
+            "recipe": self.recipe.name,
+            "settings": self.settings,
+            "key": self.key,
+        }
+
+    def stamp_folder(self) -> None:
+        """Leave the record, and of weights a model card, with what was made.
+
+        The record tells later which cell that is from.
+        """
+        shutil.copyfile(self.record, self.folder / "record.json")  # first: now the cell is done
+        if self.stage != "corpus":
+            from .model_card import write_model_card
+
+            write_model_card(self.folder, read_record(self.record), self.origins)
+        shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
+
+    def is_recorded(self) -> bool:
+        """Whether the record is there and current."""
+        return is_current(self.record, self.key) and all(path.exists() for path in self.outputs)
+
+    def has_folder(self) -> bool:
+        """Whether what it makes is here too, from exactly this cell."""
+        return is_current(self.folder / "record.json", self.key)
+
+    @property
+    def made(self) -> Path:
+        """The folder of what it makes; UserError unless it is here and from exactly this cell."""
+        if not self.has_folder():
+            there = (self.folder / "record.json").exists()
+            wrong = (
+                "made with other settings, parents or data" if there else "missing or unfinished"
+            )
+            _, script, *arguments = self.command
+            if self.stage == "finetune" and "--save" not in arguments:
+                arguments.append("--save")
+            command = shlex.join(["python", f"code/{Path(script).name}", *arguments])
+            raise UserError(f"{self.folder}: {wrong}; run {command}")
+        return self.folder

@@ -1,0 +1,298 @@
+"""Nothing is recorded under a wrong cause: stale checkpoints, parents, content and publication."""
+
+import sys
+
+import pytest
+import yaml
+from test_distillation import tiny_teacher
+
+import distill
+import extract_student
+import finetune
+import prepare_corpus
+from distilbert_kit.data.grammar import build_sentiment
+from distilbert_kit.errors import UserError
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.study import cell as cell_module
+from distilbert_kit.study import inputs, publication, recipes
+from distilbert_kit.study.cells import (
+    checkpoint,
+    corpus_cell,
+    evidence_cells,
+    finetune_cell,
+    model_cell,
+)
+from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import read_record
+from distilbert_kit.training import loop
+from distilbert_kit.training.checkpointing import CHECKPOINT
+
+TRAINING = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 8, "precision": "fp32"}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes the recipe `tiny` with changes: dump.txt, a teacher, a student cut and distilled."""
+    rows = [row["sentence"] for row in build_sentiment("train", 400)]
+    lines = [". ".join(rows[i : i + 3]) for i in range(0, len(rows), 3)]
+    (tmp_path / "dump.txt").write_text("\n".join(lines))
+    tiny_teacher().save_pretrained(tmp_path / "source", get_tokenizer())
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results")
+
+    def write(layers=(0, 2), loss=None, **changes):
+        content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
+        distilled = {"teacher": "teacher", "student": "cut", "loss": loss or {}}
+        content |= {
+            "name": "tiny",
+            "corpus": {
+                "source": [f"lines:{tmp_path / 'dump.txt'}"],
+                "validation_fraction": 0.1,
+            },
+            "distill": TRAINING | {"checkpoint_every": 2},
+            "models": {
+                "teacher": {"label": "t", "weights": str(tmp_path / "source")},
+                "cut": {
+                    "label": "c",
+                    "extract": {"teacher": "teacher", "layers": list(layers)},
+                },
+                "distilled": {"label": "d", "distill": distilled},
+            },
+            "teacher": "teacher",
+            "student": "distilled",
+        }
+        del content["pretrain"], content["demo"]
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(content | changes))
+        return path
+
+    return write
+
+
+def run(monkeypatch, script, recipe, *arguments):
+    monkeypatch.setattr(sys, "argv", [script.__name__, "--recipe", str(recipe), *arguments])
+    script.main()
+
+
+def refused(monkeypatch, capsys, script, recipe, *arguments):
+    """The one line with which a script ends."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, script, recipe, *arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_distillation(monkeypatch, recipe, updates):
+    """Run distill.py until its `updates`-th update, as if it were killed there."""
+    original, done = loop._update, []
+
+    def update(*arguments):
+        done.append(1)
+        if len(done) > updates:
+            raise StopError
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_update", update)
+        with pytest.raises(StopError):
+            run(patched, distill, recipe, "--model", "distilled")
+
+
+def test_stopped_distillation_does_not_go_on_under_another_loss(write, monkeypatch, tmp_path):
+    recipe = write()
+    run(monkeypatch, prepare_corpus, recipe)
+    run(monkeypatch, extract_student, recipe, "--model", "cut")
+    stop_distillation(monkeypatch, recipe, 5)
+    checkpoints = tmp_path / "results" / "tiny" / "checkpoints" / "distilled"
+    assert len(list(checkpoints.glob(f"*/{CHECKPOINT}"))) == 1
+    updates = []
+    original = loop._update
+    monkeypatch.setattr(loop, "_update", lambda *a: (updates.append(1), original(*a))[1])
+    write(loss={"ce": 0})
+    run(monkeypatch, distill, recipe, "--model", "distilled")
+    record = read_record(tmp_path / "results" / "tiny" / "distill" / "distilled.json")
+    assert len(updates) == record.metrics["updates"]  # from the first one
+    assert all("ce" not in row for row in record.metrics["history"])
+    assert record.key == model_cell(load_recipe(recipe), "distilled").key
+    assert not checkpoints.exists()
+
+
+def test_stopped_distillation_goes_on_under_its_own_loss(write, monkeypatch, tmp_path):
+    recipe = write()
+    run(monkeypatch, prepare_corpus, recipe)
+    run(monkeypatch, extract_student, recipe, "--model", "cut")
+    stop_distillation(monkeypatch, recipe, 5)
+    write(loss={"ce": 0})
+    stop_distillation(monkeypatch, recipe, 3)  # keeps its own checkpoint beside the other
+    write()
+    updates = []
+    original = loop._update
+    monkeypatch.setattr(loop, "_update", lambda *a: (updates.append(1), original(*a))[1])
+    run(monkeypatch, distill, recipe, "--model", "distilled")
+    record = read_record(tmp_path / "results" / "tiny" / "distill" / "distilled.json")
+    assert len(updates) == record.metrics["updates"] - 4
+
+
+def test_stale_parents_are_refused_by_every_script(write, monkeypatch, capsys, tmp_path):
+    recipe = write()
+    run(monkeypatch, prepare_corpus, recipe)
+    error = refused(monkeypatch, capsys, distill, recipe, "--model", "distilled")
+    assert "cut: missing or unfinished; run python code/extract_student.py" in error
+    run(monkeypatch, extract_student, recipe, "--model", "cut")
+    write(layers=(1, 3))
+    for script, *arguments in (
+        (distill, "--model", "distilled"),
+        (finetune, "--model", "cut", "--task", "sentiment"),
+    ):
+        error = refused(monkeypatch, capsys, script, recipe, *arguments)
+        assert "cut: made with other settings, parents or data; run python code/extract" in error
+    with pytest.raises(UserError, match="made with other settings"):
+        checkpoint(load_recipe(recipe), "cut")
+    results = tmp_path / "results" / "tiny"
+    assert not list(results.glob("distill/*")) and not list(results.glob("finetune/*"))
+
+
+def test_changed_text_makes_corpus_and_what_descends_from_it_stale(write, monkeypatch, tmp_path):
+    recipe = write()
+    run(monkeypatch, prepare_corpus, recipe)
+    first = load_recipe(recipe)
+    assert corpus_cell(first).is_recorded() and corpus_cell(first).has_folder()
+    before = model_cell(first, "distilled").key
+    dump = tmp_path / "dump.txt"
+    dump.write_text(dump.read_text().replace("film", "play"))
+    second = load_recipe(recipe)
+    assert not corpus_cell(second).is_recorded() and not corpus_cell(second).has_folder()
+    assert model_cell(second, "distilled").key != before
+    own = tmp_path / "results" / "tiny" / "corpus" / "notes.txt"
+    own.write_text("mine")
+    run(monkeypatch, prepare_corpus, recipe)  # starts anew, and leaves what is not its own
+    assert corpus_cell(second).has_folder() and own.exists()
+    record = read_record(corpus_cell(second).record)
+    assert [given.name for given in record.inputs] == ["lines:dump.txt", "weights:source"]
+    assert str(tmp_path) not in corpus_cell(second).record.read_text()
+
+
+def test_changed_weights_make_their_descendants_stale(write, monkeypatch, tmp_path):
+    recipe = write()
+    keys = [cell.key for cell in evidence_cells(load_recipe(recipe))[1:4]]
+    (tmp_path / "source" / "logits-of-a-cache.safetensors").touch()  # decides nothing
+    (tmp_path / "source" / "README.md").touch()
+    assert keys == [cell.key for cell in evidence_cells(load_recipe(recipe))[1:4]]
+    other = tiny_teacher()
+    next(other.parameters()).data.add_(1)
+    other.save_pretrained(tmp_path / "source", get_tokenizer())
+    changed = [cell.key for cell in evidence_cells(load_recipe(recipe))[1:4]]
+    assert not set(keys) & set(changed)
+
+
+def test_a_clone_without_the_files_knows_their_content(write, monkeypatch, tmp_path):
+    recipe = write()
+    run(monkeypatch, prepare_corpus, recipe)
+    key = corpus_cell(open_recipe(recipe)).key
+    (tmp_path / "dump.txt").unlink()
+    assert corpus_cell(load_recipe(recipe)).key == key
+    (tmp_path / "results" / "tiny" / "pins.json").unlink()
+    cell = corpus_cell(load_recipe(recipe))
+    assert cell.key != key
+    with pytest.raises(UserError, match=r"no lines dump\.txt"):
+        cell.provenance  # noqa: B018
+
+
+def test_names_on_the_hub_are_pinned_to_a_commit(write, monkeypatch):
+    models = yaml.safe_load(write().read_text())["models"]
+    models["teacher"] = {"label": "t", "weights": "some/teacher"}
+    path = write(models=models, corpus={"source": ["hub:some/text:en"]})
+    newest = {"model": "1" * 40, "dataset": "2" * 40}
+    monkeypatch.setattr(inputs, "_newest_commit", lambda kind, name: newest[kind])
+    recipe = open_recipe(path)
+    assert pinned_weights(recipe, "some/teacher") == f"some/teacher@{'1' * 40}"
+    assert checkpoint(recipe, "teacher") == f"some/teacher@{'1' * 40}"
+    assert pinned_source(recipe, "hub:some/text:en") == f"hub:some/text:en@{'2' * 40}"
+    key = model_cell(recipe, "cut").key
+    assert model_cell(recipe, "cut").provenance["inputs"][0].content == f"commit:{'1' * 40}"
+    newest["model"] = "3" * 40  # moves on; the recipe does not
+    assert model_cell(open_recipe(path), "cut").key == key
+    (recipe.folder / "pins.json").unlink()
+    assert model_cell(open_recipe(path), "cut").key != key
+
+
+def test_a_raised_version_makes_a_stage_and_what_follows_stale(write, monkeypatch):
+    recipe = load_recipe(write())
+    names = ("cut", "distilled")
+    before = {name: model_cell(recipe, name).key for name in names}
+    monkeypatch.setitem(cell_module.STAGE_VERSIONS, "distill", 99)
+    after = {name: model_cell(recipe, name).key for name in names}
+    assert after["cut"] == before["cut"] and after["distilled"] != before["distilled"]
+    tuned = finetune_cell(recipe, "distilled", "sentiment", 0)
+    assert tuned.provenance["stage_version"] == 1 and tuned.parents[0].key == after["distilled"]
+
+
+def test_teachers_of_one_name_do_not_replace_each_other(write, monkeypatch, tmp_path):
+    recipe = write()
+    run(monkeypatch, prepare_corpus, recipe)
+    for number, folder in enumerate(("a", "b")):
+        teacher = tiny_teacher()
+        next(teacher.parameters()).data.add_(number)
+        teacher.save_pretrained(tmp_path / folder / "bert", get_tokenizer())
+        for _ in range(2):  # the second time it is the same cell
+            arguments = ("--teacher", str(tmp_path / folder / "bert"), "--layers", "3")
+            run(monkeypatch, distill, recipe, "--model", "distilled", *arguments)
+    names = sorted(p.stem for p in (tmp_path / "results" / "tiny" / "distill").glob("*.json"))
+    assert len(names) == 2 and names[0] == "distilled-from-bert"
+    assert names[1].startswith("distilled-from-bert-")
+
+
+def test_a_copied_recipe_needs_a_name_of_its_own(tmp_path):
+    copy = tmp_path / "mine.yaml"
+    copy.write_text((RECIPES / "quick.yaml").read_text())
+    with pytest.raises(UserError, match=r"mine\.yaml: name: 'quick' is a recipe of the project"):
+        load_recipe(copy)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (prepare_corpus, ("--max-length", "64"), "--max-length: the recipe decides"),
+        (extract_student, ("--model", "cut", "--seed", "3"), "--seed: needs --teacher"),
+    ],
+)
+def test_options_that_the_key_does_not_know_are_refused(
+    write, monkeypatch, capsys, script, arguments, message
+):
+    assert message in refused(monkeypatch, capsys, script, write(), *arguments)
+
+
+def test_publication_follows_recipe_and_every_module_behind_it(write, monkeypatch):
+    """Text changed anywhere behind tables and report makes them stale; elsewhere it does not."""
+    files = {
+        path.relative_to(CODE).as_posix()
+        for path in publication.modules_behind(
+            [CODE / "claims.py", CODE / "build_report.py", *publication._notebooks()]
+        )
+    }
+    for name in ("study/statistics", "study/figures", "metrics", "data/tasks", "study/cells"):
+        assert f"distilbert_kit/{name}.py" in files
+    assert not any("training/loop" in name or "serve/" in name for name in files)
+    recipe = load_recipe(write())
+    for cell in evidence_cells(recipe):
+        cell.record.parent.mkdir(parents=True, exist_ok=True)
+        cell.record.write_text("{}")
+    key = publication.publication_key(recipe)
+    assert key and publication.publication_key(recipe) == key
+    write(title="Another title")
+    assert publication.publication_key(recipe) != key
+    write()
+    assert publication.publication_key(recipe) == key
+    original = publication.modules_behind
+    monkeypatch.setattr(
+        publication,
+        "modules_behind",
+        lambda programs: [p for p in original(programs) if p.name != "metrics.py"],
+    )
+    assert publication.publication_key(recipe) != key
