@@ -1,110 +1,34 @@
 """A page in the browser: fine-tuned models answer the same question side by side, with times.
 
     make demo RECIPE=study                            # the models of a recipe, made if need be
-    python code/demo.py my-squad-model another-one    # folders or hub names, one kind of task
+    python code/demo.py my-squad-model another-one    # folders or hub names
+    python code/demo.py my-squad-model --check        # starts, answers one request, stops
 
-Question answering or classification, by the models' heads. Programs post the form's fields to
-/predict and get JSON. Served on this machine only unless --host says otherwise.
+Question answering and classification, by the models' heads, in fp32 and int8. Programs post JSON
+to /answer and /classify; /openapi.json describes them. Served on this machine only unless --host
+says otherwise.
 """
 
 import argparse
+import json
+import sys
+import tempfile
 import threading
-from functools import partial
+import time
+import urllib.request
 from pathlib import Path
 
-import flask
-import numpy as np
-import waitress
-
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.models.model import count_parameters
-from distilbert_kit.serve.prediction import Answerer, Classifier, load_predictor
+from distilbert_kit.serve.app import create_app
+from distilbert_kit.serve.comparison import Comparison
+from distilbert_kit.serve.server import create_server
 from distilbert_kit.study.cells import demo_cells
-from distilbert_kit.study.measure import alternate
 from distilbert_kit.study.recipes import load_recipe
 
-LONGEST = 20_000  # characters of a field
-N_BEST = 3
-CALLS = 3  # timed, after the one that gives the answer: the first at a new length is slower
-EXAMPLES = {
-    "question": "When was the Eiffel Tower finished?",
-    "context": "The Eiffel Tower stands on the Champ de Mars in Paris. Work on it began in January "
-    "1887; it was finished in March 1889 and was the tallest structure in the world for 41 years, "
-    "until the Chrysler Building in New York was topped out in 1930.",
-    "text": "The plot is thin, but the actors are wonderful.",
-    "second": "",
+CHECKS = {
+    "question-answering": ("answer", {"question": "Where is it?", "context": "It is in Paris."}),
+    "text-classification": ("classify", {"text": "The actors are wonderful."}),
 }
-
-
-def read_form(fields: dict[str, str], names: tuple[str, ...]) -> list[str]:
-    """The named fields without surrounding blanks; UserError for an empty or a very long one."""
-    values = [fields.get(name, "").strip() for name in names]
-    for name, value in zip(names, values, strict=True):
-        if not value and name != "second":
-            raise UserError(f"the {name} is empty: write one")
-        if len(value) > LONGEST:
-            raise UserError(f"the {name} has {len(value):,} characters: give at most {LONGEST:,}")
-    return values
-
-
-def ask(predictor: Answerer | Classifier, fields: dict[str, str]) -> dict:
-    """What one model says of the form's fields."""
-    if isinstance(predictor, Answerer):
-        question, context = read_form(fields, ("question", "context"))
-        (row,) = predictor([question], [context], n_best=N_BEST)
-        return row | {"context": context}
-    text, second = read_form(fields, ("text", "second"))
-    (row,) = predictor([(text, second)] if second else [text])
-    return row
-
-
-def create_app(predictors: dict[str, Answerer | Classifier]) -> flask.Flask:
-    """The page over models by name, all of one kind; UserError for a mixture of kinds."""
-    first, *others = predictors
-    kind = type(predictors[first])
-    for name in others:
-        if type(predictors[name]) is not kind:
-            raise UserError(f"{name} and {first} do different things: give models of one kind")
-    app, lock = flask.Flask(__name__), threading.Lock()
-    app.config["MAX_CONTENT_LENGTH"] = 16 * LONGEST  # four bytes a character, percent-encoded
-    sizes = {name: count_parameters(each.model) for name, each in predictors.items()}
-
-    def ask_all(fields: dict[str, str]) -> list[dict]:
-        calls = {name: partial(ask, predictor, fields) for name, predictor in predictors.items()}
-        with lock:  # one visitor after the other: times are those of an idle machine
-            rows = {name: call() for name, call in calls.items()}
-            taken = alternate(calls, CALLS, warmup=0)
-        return [
-            {
-                "model": name,
-                "parameters": sizes[name] or None,  # an ONNX graph shows none
-                "milliseconds": round(1e3 * float(np.median(taken[name])), 1),
-            }
-            | row
-            for name, row in rows.items()
-        ]
-
-    @app.route("/", methods=["GET", "POST"])
-    def page():
-        fields, rows, problem = EXAMPLES, [], None
-        if flask.request.method == "POST":
-            fields = flask.request.form
-            try:
-                rows = ask_all(fields)
-            except UserError as error:
-                problem = str(error)
-        shown = {"fields": fields, "rows": rows, "problem": problem}
-        page = flask.render_template("demo.html", answers=kind is Answerer, calls=CALLS, **shown)
-        return page, 400 if problem else 200
-
-    @app.post("/predict")
-    def predict():
-        try:
-            return flask.jsonify(ask_all(flask.request.form))
-        except UserError as error:
-            return flask.jsonify(error=str(error)), 400
-
-    return app
 
 
 def kept_models(name: str) -> dict[str, Path]:
@@ -117,6 +41,22 @@ def kept_models(name: str) -> dict[str, Path]:
     return folders
 
 
+def check(address: str, comparison: Comparison) -> None:
+    """Ask the server one question, once its models are there, and print what the first said."""
+    task = comparison.models[0].task
+    while not comparison.is_ready(task):
+        if comparison.error:
+            raise UserError(comparison.error)
+        time.sleep(0.1)
+    path, fields = CHECKS[task]
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/{path}", json.dumps(fields).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        row = json.load(response)[0]
+    said = row["answers"][0]["text"] if "answers" in row else row.get("label", row.get("score"))
+    print(f"{row['model']} says {said!r} in {row['milliseconds']} ms: the demo works")
+
+
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -125,23 +65,26 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="folders of fine-tuned models, or hub names")
     parser.add_argument("--recipe", default="quick", help="without models (default: quick)")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
+    parser.add_argument("--check", action="store_true", help="answer one request and stop")
     arguments = parser.parse_args()
     names = [Path(model).name for model in arguments.models]
     if len(set(names)) < len(names):
         names = arguments.models  # whole paths tell folders of one name apart
-    chosen = dict(zip(names, arguments.models, strict=True))
-    loaded = {n: load_predictor(m) for n, m in (chosen or kept_models(arguments.recipe)).items()}
-    try:
-        server = waitress.create_server(
-            create_app(loaded), host=arguments.host, port=arguments.port
+    chosen = dict(zip(names, arguments.models, strict=True)) or kept_models(arguments.recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        comparison = Comparison(chosen, Path(scratch))
+        server = create_server(
+            create_app(comparison), arguments.host, 0 if arguments.check else arguments.port
         )
-    except OSError as error:
-        raise UserError(
-            f"{arguments.host}:{arguments.port}: {error.strerror}; choose another --port"
-        ) from None
-    print(f"http://{arguments.host}:{server.effective_port} (stop with Ctrl-C)", flush=True)
-    server.run()
+        threading.Thread(target=comparison.load, daemon=True).start()
+        address = f"http://{arguments.host}:{server.effective_port}"
+        print(f"{address} (stop with Ctrl-C)", flush=True)
+        if arguments.check:
+            threading.Thread(target=server.run, daemon=True).start()
+            check(address, comparison)
+            sys.exit(0)
+        server.run()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from distilbert_kit.models.model import (
     DistilBERTForSequenceClassification,
     count_parameters,
 )
-from distilbert_kit.serve.export import FILES, OnnxClassifier, count_onnx_parameters, save_onnx
+from distilbert_kit.serve.export import FILES, OnnxModel, count_onnx_parameters, save_onnx
 from distilbert_kit.settings import FinetuneSettings, SoftTargets
 from distilbert_kit.study.measure import alternate_over
 from distilbert_kit.study.model_card import write_model_card
@@ -175,7 +175,7 @@ def make_models(
 def load_models(folder: Path) -> dict[str, nn.Module]:
     """The four models, reloaded."""
     return {
-        name: OnnxClassifier(folder / name)
+        name: OnnxModel(folder / name)
         if name.endswith("int8")
         else DistilBERTForSequenceClassification.from_pretrained(folder / name, require_head=True)
         for name in MODELS

@@ -15,15 +15,21 @@ from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
-from distilbert_kit.models.model import DistilBERTForSequenceClassification, count_parameters
+from distilbert_kit.models.model import (
+    DistilBERTForQuestionAnswering,
+    DistilBERTForSequenceClassification,
+    count_parameters,
+)
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.serve.export import (
     FILES,
-    OnnxClassifier,
+    OnnxModel,
     count_onnx_parameters,
-    load_classifier,
+    load_fine_tuned,
     save_onnx,
 )
+from distilbert_kit.serve.prediction import load_predictor
+from distilbert_kit.settings import WindowSettings
 from distilbert_kit.study import cells as experiment
 from distilbert_kit.study import recipes
 from distilbert_kit.study.cells import quantize_cell
@@ -36,6 +42,7 @@ from distilbert_kit.study.deployment import (
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record, recording
 from distilbert_kit.training.classification import load_task_split, predict_logits
+from distilbert_kit.training.question_answering import QuestionAnsweringDataset, predict_spans
 
 LABELS = ("negative", "positive")
 GRAPHS = ("onnx_fp32", "onnx_int8")
@@ -75,16 +82,16 @@ def test_reloaded_graphs_give_the_logits_of_the_model(saved):
     dataset = pairs()
     expected = predict_logits(model, dataset)
     spread = expected.std()
-    exact = predict_logits(OnnxClassifier(graphs, "fp32"), dataset)
+    exact = predict_logits(OnnxModel(graphs, "fp32"), dataset)
     np.testing.assert_allclose(exact, expected, atol=1e-4 * spread)
-    rounded = predict_logits(OnnxClassifier(graphs, "int8"), dataset, batch_tokens=1)
+    rounded = predict_logits(OnnxModel(graphs, "int8"), dataset, batch_tokens=1)
     assert 0 < np.abs(rounded - expected).max() < 0.5 * spread
 
 
 def test_token_types_reach_the_graph(saved):
     batch = pairs(2).collate([pairs(2)[0]])
     other = batch | {"token_type_ids": 1 - batch["token_type_ids"]}
-    graph = OnnxClassifier(saved[2], "fp32")
+    graph = OnnxModel(saved[2], "fp32")
     assert not torch.allclose(graph(**batch).logits, graph(**other).logits, atol=1e-3)
 
 
@@ -144,15 +151,18 @@ def test_latency_has_a_row_for_every_length(saved):
 def test_damaged_missing_and_too_long(saved, tmp_path):
     _, weights, graphs = saved
     with pytest.raises(UserError, match=r"model_quantized\.onnx: missing"):
-        OnnxClassifier(weights)
-    assert isinstance(load_classifier(weights), DistilBERTForSequenceClassification)
-    assert isinstance(load_classifier(graphs), OnnxClassifier)
+        OnnxModel(weights)
+    assert isinstance(
+        load_fine_tuned(DistilBERTForSequenceClassification, weights),
+        DistilBERTForSequenceClassification,
+    )
+    assert isinstance(load_fine_tuned(DistilBERTForSequenceClassification, graphs), OnnxModel)
     (tmp_path / "config.json").write_bytes((graphs / "config.json").read_bytes())
     (tmp_path / FILES["int8"]).write_bytes((graphs / FILES["int8"]).read_bytes()[:-5000])
     with pytest.raises(UserError, match="not a readable ONNX graph"):
-        OnnxClassifier(tmp_path)
+        OnnxModel(tmp_path)
     with pytest.raises(UserError, match="513 tokens: this model takes 512"):
-        OnnxClassifier(graphs)(input_ids=torch.ones(1, 513, dtype=torch.int64))
+        OnnxModel(graphs)(input_ids=torch.ones(1, 513, dtype=torch.int64))
 
 
 def test_constants_of_a_graph_are_no_parameters(tmp_path):
@@ -240,3 +250,23 @@ def test_card_is_read_by_the_hub_client(recipe):
     card = ModelCard.load(cell.folder / "README.md")
     assert card.data.pipeline_tag == "text-classification" and "embedded" in card.data.tags
     assert json.loads((cell.folder / "record.json").read_text())["key"] == cell.key
+
+
+def test_answers_of_reloaded_graphs_are_those_of_the_model(tmp_path):
+    """Question answering too: fp32 to rounding, int8 with nearly the same logits."""
+    shape = create_model_config(
+        "MiniLM-L6", num_layers=1, hidden_size=32, num_heads=4, intermediate_size=64
+    )
+    model, tokenizer = DistilBERTForQuestionAnswering(shape).eval(), get_tokenizer()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_onnx(model, tmp_path / "graphs", tokenizer)
+    questions, contexts = ["Where is Ann?"] * 2, ["Ann is in Paris. " * 40, "Bob knows it."]
+    dataset = QuestionAnsweringDataset(questions, contexts, tokenizer, WindowSettings())
+    expected = predict_spans(model, dataset)
+    exact = predict_spans(OnnxModel(tmp_path / "graphs", "fp32"), dataset)
+    np.testing.assert_allclose(exact, expected, atol=1e-4 * expected.std())
+    rounded = predict_spans(OnnxModel(tmp_path / "graphs", "int8"), dataset)
+    assert 0 < np.abs(rounded - expected).max() < 0.5 * expected.std()
+    (row, _) = load_predictor(tmp_path / "graphs")(questions, contexts)
+    assert contexts[0][row["answers"][0]["start"] :].startswith(row["answers"][0]["text"])

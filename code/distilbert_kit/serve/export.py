@@ -1,4 +1,4 @@
-"""Classifiers as ONNX graphs, in fp32 and with dynamic int8, run by ONNX Runtime.
+"""Fine-tuned models as ONNX graphs, in fp32 and with dynamic int8, run by ONNX Runtime.
 
 Dynamic int8: weights are stored in 8 bits (linear layers with a scale per output channel,
 embeddings with one), activations are rounded as they come, with one scale per tensor. PyTorch's
@@ -19,12 +19,12 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from ..errors import UserError
 from ..files import replacing_folder
 from ..models.hub_layout import hub_config, read_config
-from ..models.model import DistilBERTForSequenceClassification
+from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 
 FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}  # the names that Optimum reads
 
@@ -35,19 +35,30 @@ OPSET = 20  # the first with GELU as one node; 23's Attention node refuses a mas
 QUANTISED = ("MatMul", "Gemm", "Gather")  # linear layers and embeddings
 
 
-class _Logits(nn.Module):
-    """A classifier as a graph sees it: tensors by position in, logits [B, C] out."""
+# The outputs of a graph, by our model: logits [B, C], or of start and end of the answer [B, L].
+OUTPUTS = {
+    DistilBERTForSequenceClassification: ["logits"],
+    DistilBERTForQuestionAnswering: ["start_logits", "end_logits"],
+}
 
-    def __init__(self, model: nn.Module, names: list[str]):
+
+Exportable = DistilBERTForSequenceClassification | DistilBERTForQuestionAnswering
+
+
+class _Logits(nn.Module):
+    """A model as a graph sees it: tensors by position in, those of its outputs out."""
+
+    def __init__(self, model: Exportable, names: list[str]):
         super().__init__()
         self.model, self.names = model, names
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(output[name] for name in OUTPUTS[type(self.model)])
 
 
-def export_onnx(model: DistilBERTForSequenceClassification, path: Path) -> None:
-    """Write a classifier as an fp32 graph that takes any batch size and length."""
+def export_onnx(model: Exportable, path: Path) -> None:
+    """Write a model as an fp32 graph that takes any batch size and length."""
     names = ["input_ids", "attention_mask"]
     if model.config.type_vocab_size:
         names.append("token_type_ids")
@@ -63,7 +74,7 @@ def export_onnx(model: DistilBERTForSequenceClassification, path: Path) -> None:
                 _Logits(model, names).eval(),
                 example,
                 input_names=names,
-                output_names=["logits"],
+                output_names=OUTPUTS[type(model)],
                 dynamic_shapes=[tuple(free for _ in names)],
                 opset_version=OPSET,
                 dynamo=True,
@@ -94,9 +105,7 @@ def quantize_onnx(source: Path, target: Path) -> None:
     )
 
 
-def save_onnx(
-    model: DistilBERTForSequenceClassification, folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def save_onnx(model: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write both graphs, `config.json` and the tokenizer's files to `folder`, atomically."""
     with replacing_folder(Path(folder)) as temporary:
         hub_config(model).save_pretrained(temporary)
@@ -105,8 +114,8 @@ def save_onnx(
         quantize_onnx(temporary / FILES["fp32"], temporary / FILES["int8"])
 
 
-class OnnxClassifier(nn.Module):
-    """A graph saved by `save_onnx`, called like our classifiers; uses torch's number of threads.
+class OnnxModel(nn.Module):
+    """A graph saved by `save_onnx`, called like the model it was; uses torch's number of threads.
 
     With "int8", activations share one scale per tensor, padding and neighbours included: logits
     depend a little on what else is in the batch.
@@ -132,24 +141,32 @@ class OnnxClassifier(nn.Module):
                 f"{self.path}: not a readable ONNX graph ({type(error).__name__}); write it again"
             ) from None
         self.inputs = [given.name for given in self.session.get_inputs()]
+        self.outputs = [given.name for given in self.session.get_outputs()]
 
-    def forward(self, **batch: Tensor) -> SequenceClassifierOutput:
-        """Logits [B, C] of input_ids, attention_mask (and token_type_ids) [B, L]."""
+    def forward(self, **batch: Tensor) -> SequenceClassifierOutput | QuestionAnsweringModelOutput:
+        """Logits by their names in `OUTPUTS`, of ids, mask (and token types) [B, L]."""
         length, most = batch["input_ids"].shape[1], self.config.max_position_embeddings
         if length > most:
             raise UserError(f"a sequence of {length} tokens: this model takes {most}; cut it")
         if "token_type_ids" not in batch:  # all of the first type, as the model has it
             batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        (logits,) = self.session.run(None, {name: batch[name].numpy() for name in self.inputs})
-        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+        found = self.session.run(None, {name: batch[name].numpy() for name in self.inputs})
+        tensors = dict(zip(self.outputs, map(torch.from_numpy, found), strict=True))
+        if "logits" in tensors:
+            return SequenceClassifierOutput(**tensors)
+        return QuestionAnsweringModelOutput(**tensors)
 
 
-def load_classifier(folder: Path) -> nn.Module:
-    """The classifier of a folder: its int8 graph, unless weights are there too."""
-    weights = [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*")]
-    if not weights and (folder / FILES["int8"]).is_file():
-        return OnnxClassifier(folder)
-    return DistilBERTForSequenceClassification.from_pretrained(folder, require_head=True)
+def weight_files(folder: Path) -> list[Path]:
+    """The files of PyTorch weights in a folder."""
+    return [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+
+
+def load_fine_tuned(kind: type[Exportable], folder: Path) -> nn.Module:
+    """The model of a folder: its int8 graph, unless weights are there too."""
+    if not weight_files(folder) and (folder / FILES["int8"]).is_file():
+        return OnnxModel(folder)
+    return kind.from_pretrained(folder, require_head=True)
 
 
 def count_onnx_parameters(path: Path) -> dict[str, int]:

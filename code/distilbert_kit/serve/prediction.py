@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 from ..data.batches import ClassificationDataset
 from ..errors import UserError
 from ..models.checkpoints import get_tokenizer, resolve_checkpoint
-from ..models.model import DistilBERTForQuestionAnswering
+from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..settings import WindowSettings
 from ..training.classification import predict_logits
 from ..training.question_answering import answer_questions
-from .export import load_classifier
+from .export import load_fine_tuned
 
 Texts = list[str] | list[tuple[str, str]]
 
@@ -81,13 +81,14 @@ class Answerer:
 
 
 def _load_classifier(folder: Path, max_length: int | None) -> Classifier:
-    model, tokenizer = load_classifier(folder), get_tokenizer(folder)
+    model = load_fine_tuned(DistilBERTForSequenceClassification, folder)
+    tokenizer = get_tokenizer(folder)
     most = min(max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
     return Classifier(model, tokenizer, most)
 
 
 def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
-    model = DistilBERTForQuestionAnswering.from_pretrained(folder, require_head=True)
+    model = load_fine_tuned(DistilBERTForQuestionAnswering, folder)
     tokenizer = get_tokenizer(folder)
     most = max_length or WindowSettings().max_length
     most = min(most, tokenizer.model_max_length, model.config.max_position_embeddings)
@@ -104,6 +105,20 @@ _HEADS = {
 }
 
 
+def find_head(folder: Path) -> str:
+    """What the model of a folder predicts: the key of `_HEADS`; UserError if nothing of use."""
+    try:
+        names = json.loads((folder / "config.json").read_text()).get("architectures") or ["unknown"]
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{folder}: no readable config.json; give a saved model") from None
+    for ending in _HEADS:
+        if names[0].endswith(ending):
+            return ending
+    raise UserError(
+        f"{folder}: a {names[0]}, which predicts no labels or answers; give a fine-tuned model"
+    )
+
+
 def load_predictor(model: str | Path, max_length: int | None = None) -> Classifier | Answerer:
     """What a fine-tuned model, a folder or a hub name, can do; ours and transformers' are read.
 
@@ -111,13 +126,4 @@ def load_predictor(model: str | Path, max_length: int | None = None) -> Classifi
     for a model without a head for labels or answers.
     """
     folder = resolve_checkpoint(model)
-    try:
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or ["unknown"]
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{folder}: no readable config.json; give a saved model") from None
-    for ending, load in _HEADS.items():
-        if names[0].endswith(ending):
-            return load(folder, max_length)
-    raise UserError(
-        f"{folder}: a {names[0]}, which predicts no labels or answers; give a fine-tuned model"
-    )
+    return _HEADS[find_head(folder)](folder, max_length)

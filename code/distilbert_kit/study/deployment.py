@@ -12,7 +12,7 @@ from ..data.tasks import Task
 from ..metrics import agreement
 from ..models.checkpoints import read_weights, weight_files
 from ..models.model import DistilBERTForSequenceClassification
-from ..serve.export import FILES, OnnxClassifier, count_onnx_parameters
+from ..serve.export import FILES, OnnxModel, count_onnx_parameters
 from ..training.classification import predict_logits, score
 from .measure import alternate
 
@@ -52,7 +52,7 @@ def latency_by_length(
 def load_variants(checkpoint: Path, folder: Path) -> dict[str, nn.Module]:
     """Everything reloaded from disk: PyTorch's fp32 from `checkpoint`, both graphs of `folder`."""
     torch_model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
-    graphs = {f"onnx_{name}": OnnxClassifier(folder, name) for name in FILES}
+    graphs = {f"onnx_{name}": OnnxModel(folder, name) for name in FILES}
     return {"torch_fp32": torch_model, **graphs}
 
 

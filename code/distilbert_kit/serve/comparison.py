@@ -1,0 +1,199 @@
+"""Fine-tuned models side by side: the same input to each, in fp32 or int8, with times and sizes.
+
+Loading runs beside the server: PyTorch's fp32 first, then the int8 graphs, which a process of its
+own exports where the folder has none (the exporter patches PyTorch while others may be using it).
+"""
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from scipy.special import softmax
+
+from ..errors import UserError
+from ..models.checkpoints import resolve_checkpoint
+from ..models.model import count_parameters
+from .export import FILES, OnnxModel, count_onnx_parameters, save_onnx, weight_files
+from .prediction import Answerer, Classifier, find_head, load_predictor
+
+WAITING = 16  # requests inside at a time; the next one is refused at once
+PATIENCE = 30.0  # seconds until a request gives up waiting for those before it
+ROUNDS = 4  # calls of each model, of which the median time is given
+ENOUGH = 1.0  # seconds after which no further round begins
+N_BEST = 20  # candidates that share the probability, as in BERT's run_squad.py
+SHOWN = 3  # of them
+
+TASKS = {
+    "ForQuestionAnswering": "question-answering",
+    "ForSequenceClassification": "text-classification",
+}
+
+
+class BusyError(Exception):
+    """More asked for than the bounds allow; `status` is the HTTP status that says so."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class Compared:
+    """One of the models: what is loaded of it so far, by precision."""
+
+    name: str
+    folder: Path
+    task: str
+    parameters: int = 0
+    predictors: dict[str, Answerer | Classifier] = field(default_factory=dict)
+    megabytes: dict[str, float] = field(default_factory=dict)
+
+    def add(self, precision: str, predictor: Answerer | Classifier, *files: Path) -> None:
+        """Make `predictor`, whose weights are in `files`, the one of a precision."""
+        self.megabytes[precision] = round(sum(file.stat().st_size for file in files) / 1e6, 1)
+        self.predictors[precision] = predictor
+
+
+def answer(predictor: Answerer, question: str, context: str) -> dict:
+    """The best answers of a model with probabilities: the softmax over its best candidates."""
+    (row,) = predictor([question], [context], n_best=N_BEST)
+    probabilities = softmax([found["score"] for found in row["answers"]]).tolist()
+    answers = [
+        found | {"probability": probability}
+        for found, probability in zip(row["answers"], probabilities, strict=True)
+    ]
+    return {"answers": answers[:SHOWN]}
+
+
+def classify(predictor: Classifier, text: str, second: str = "") -> dict:
+    """The label of a text or a pair with all probabilities, or the score of a regression."""
+    (row,) = predictor([(text, second)] if second else [text])
+    return {name: value for name, value in row.items() if name != "text"}
+
+
+def _export(folder: Path, target: Path) -> None:
+    predictor = load_predictor(folder)
+    save_onnx(predictor.model, target, predictor.tokenizer)
+
+
+def in_turn(calls: dict[str, Callable[[], dict]]) -> dict[str, dict]:
+    """What each call gives, with `milliseconds`: the median of a few rounds in changing order."""
+    names, taken, rows = list(calls), {name: [] for name in calls}, {}
+    began = time.perf_counter()
+    for number in range(ROUNDS):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            started = time.perf_counter()
+            rows[name] = calls[name]()
+            taken[name].append(1e3 * (time.perf_counter() - started))
+        if time.perf_counter() - began > ENOUGH:
+            break
+    return {name: {"milliseconds": round(median(taken[name]), 1)} | rows[name] for name in names}
+
+
+class Comparison:
+    """Models by name, of one task or two; `load` fills them, `ask` puts an input to all of a task.
+
+    Raises UserError at once for a folder without a fine-tuned model. `scratch` takes the exports.
+    """
+
+    def __init__(self, models: dict[str, str | Path], scratch: Path):
+        self.models: list[Compared] = []
+        for name, model in models.items():
+            folder = resolve_checkpoint(model)
+            self.models.append(Compared(name, folder, TASKS[find_head(folder)]))
+        self.scratch, self.error, self.doing = scratch, "", "starting"
+        self._places, self._turn = threading.BoundedSemaphore(WAITING), threading.Lock()
+
+    def load(self) -> None:
+        """Load every model in fp32, then in int8; what goes wrong is kept in `error`."""
+        try:
+            for model in self.models:
+                self.doing = f"loading {model.name}"
+                self._load(model)
+            for number, model in enumerate(self.models):
+                if "int8" not in model.predictors:
+                    self.doing = f"making the int8 form of {model.name}"
+                    self._quantise(model, self.scratch / str(number))
+        except UserError as error:
+            self.error = str(error)
+        except Exception as error:
+            self.error = f"{self.doing} failed ({type(error).__name__}); see the terminal"
+            raise
+        finally:
+            self.doing = ""
+
+    def _load(self, model: Compared) -> None:
+        predictor = load_predictor(model.folder)
+        if isinstance(predictor.model, OnnxModel):
+            model.parameters = count_onnx_parameters(predictor.model.path)["parameters"]
+            graphs = list(FILES)
+        else:
+            model.parameters = count_parameters(predictor.model)
+            model.add("fp32", predictor, *weight_files(model.folder))
+            graphs = ["int8"]
+        for precision in graphs:
+            if (file := model.folder / FILES[precision]).is_file():
+                graph = replace(predictor, model=OnnxModel(model.folder, precision))
+                model.add(precision, graph, file)
+
+    def _quantise(self, model: Compared, target: Path) -> None:
+        process = multiprocessing.get_context("spawn").Process(
+            target=_export, args=(model.folder, target), daemon=True
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise UserError(f"{model.name}: no int8 form could be made; fp32 works")
+        graph = replace(model.predictors["fp32"], model=OnnxModel(target))
+        model.add("int8", graph, target / FILES["int8"])
+
+    def of(self, task: str) -> list[Compared]:
+        """The models of a task."""
+        return [model for model in self.models if model.task == task]
+
+    def is_ready(self, task: str, precision: str = "fp32") -> bool:
+        """Whether every model of the task is loaded in this precision."""
+        models = self.of(task)
+        return bool(models) and all(precision in model.predictors for model in models)
+
+    def ask(self, task: str, precision: str, *texts: str) -> list[dict]:
+        """What each model of a task says of the texts, with milliseconds and size.
+
+        Raises UserError for input that the models refuse, BusyError past the bounds above.
+        """
+        if not self.of(task):
+            raise UserError(f"no model for {task} is loaded; start demo.py with one")
+        if not self.is_ready(task, precision):
+            raise BusyError(
+                503, self.error or f"the {precision} models are not ready yet; wait a little"
+            )
+        if not self._places.acquire(blocking=False):
+            raise BusyError(429, f"{WAITING} requests are waiting already; ask again in a moment")
+        try:
+            if not self._turn.acquire(timeout=PATIENCE):
+                raise BusyError(503, f"no turn within {PATIENCE:.0f} s; ask again in a moment")
+            try:  # one after the other: times are those of an idle machine
+                function = answer if task == "question-answering" else classify
+                calls = {
+                    model.name: partial(function, model.predictors[precision], *texts)
+                    for model in self.of(task)
+                }
+                rows = in_turn(calls)
+            finally:
+                self._turn.release()
+        finally:
+            self._places.release()
+        return [
+            {
+                "model": model.name,
+                "parameters": model.parameters,
+                "megabytes": model.megabytes[precision],
+            }
+            | rows[model.name]
+            for model in self.of(task)
+        ]

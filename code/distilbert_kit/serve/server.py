@@ -1,0 +1,101 @@
+"""Waitress with a bound on how long a request may take to arrive, and one line for each error.
+
+Waitress waits for a slow sender for ever, as long as a byte comes now and then, and cuts off one
+that sends too much before it has read why. Here both are told.
+"""
+
+import json
+import time
+
+import flask
+import waitress
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.task import ErrorTask
+from waitress.utilities import Error, RequestEntityTooLarge
+
+from ..errors import UserError
+from .comparison import WAITING
+
+ARRIVAL = 10.0  # seconds for a request to arrive as a whole
+
+
+class _TooSlowError(Error):
+    code, reason = 408, "Request Timeout"
+
+
+class _OneLine(ErrorTask):
+    def execute(self) -> None:
+        error = self.request.error
+        text = " ".join(f"{error.reason}: {error.body}".split())
+        body = json.dumps({"error": text}).encode() + b"\n"
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.append(("Content-Type", "application/json"))
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class _Parser(HTTPRequestParser):
+    """Reads a body that is too large to its end, keeping nothing: its sender then reads why."""
+
+    unread = 0
+
+    def received(self, data: bytes) -> int:
+        if not self.unread:
+            used = super().received(data)
+            if not isinstance(self.error, RequestEntityTooLarge) or self.expect_continue:
+                return used
+            self.unread, data = self.content_length, data[used:]
+        else:
+            used = 0
+        taken = min(len(data), self.unread)
+        self.unread -= taken
+        self.completed = not self.unread
+        return used + taken
+
+
+class _Channel(HTTPChannel):
+    parser_class, error_task_class = _Parser, _OneLine
+    began = 0.0
+
+    def received(self, data: bytes) -> bool:
+        if self.request is None:
+            self.began = time.monotonic()
+        return super().received(data)
+
+    def readable(self) -> bool:  # asked at least once a second
+        if self.request is not None and time.monotonic() - self.began > ARRIVAL:
+            self._stop_waiting()
+        return super().readable()
+
+    def _stop_waiting(self) -> None:
+        with self.requests_lock:
+            late, self.request = self.request, None
+            late.error = late.error or _TooSlowError(f"not all of it came within {ARRIVAL:.0f} s")
+            late.completed = True
+            self.requests.append(late)
+            if len(self.requests) == 1:
+                self.server.add_task(self)
+
+
+def create_server(app: flask.Flask, host: str, port: int):
+    """A server of the app; `run` serves until it is stopped. UserError for a port in use."""
+    if not 0 <= port < 2**16:
+        raise UserError(f"port {port}: give one from 0 (any free one) to 65535")
+    try:
+        server = waitress.create_server(
+            app,
+            host=host,
+            port=port,
+            threads=WAITING + 8,  # all that may wait, and some to refuse the others at once
+            max_request_body_size=app.config["MAX_CONTENT_LENGTH"],
+            channel_timeout=60,
+            clear_untrusted_proxy_headers=True,
+            ident=None,
+        )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{host}:{port}: {reason}; choose another --host or --port") from None
+    server.channel_class = _Channel
+    return server
