@@ -41,7 +41,7 @@ def run_in_buckets(
     device = next(model.parameters(), torch.empty(0)).device
     batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 32768)
     sampler = LengthBatchSampler(dataset.lengths, len(dataset), batch_tokens, shuffle=False)
-    bar = tqdm(total=len(dataset), desc=description, unit="ex", mininterval=1, leave=False)
+    bar = tqdm(total=len(dataset), desc=description, unit="ex", delay=1, mininterval=1, leave=False)
     model.eval()
     plan = list(sampler)
     with torch.inference_mode(), autocast(device, precision):

@@ -1,0 +1,235 @@
+"""The demo's page in a real browser: Debian's chromium, driven by Playwright, without a network."""
+
+import json
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import (
+    DistilBERTForQuestionAnswering,
+    DistilBERTForSequenceClassification,
+)
+from distilbert_kit.paths import CODE
+from distilbert_kit.serve import app, server
+from distilbert_kit.serve.comparison import Comparison
+from distilbert_kit.serve.export import save_onnx
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="no playwright: the page is untested"
+)
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium: the page is untested (apt-get install chromium)"
+)
+SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+SHOTS = os.environ.get("SCREENSHOTS")  # a folder for pictures to look at
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A teacher and a student for each task, each folder with weights and graphs."""
+    torch.manual_seed(0)
+    folder, tiny = tmp_path_factory.mktemp("models"), create_model_config("tiny")
+    models = {}
+    for name in ("Teacher", "Student"):
+        squad = DistilBERTForQuestionAnswering(tiny).eval()
+        news = DistilBERTForSequenceClassification(tiny, labels=("negative", "positive")).eval()
+        for kind, model in (("squad", squad), ("sentiment", news)):
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+            path = models[f"{name}, {kind}"] = folder / f"{name}-{kind}"
+            save_onnx(model, path, get_tokenizer())
+            torch_folder = folder / "weights"
+            model.save_pretrained(torch_folder, get_tokenizer())
+            shutil.move(torch_folder / "model.safetensors", path)
+            shutil.rmtree(torch_folder)
+    compared = Comparison(models, Path())
+    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
+    threading.Thread(target=served.run, daemon=True).start()
+    compared.load()
+    yield f"http://127.0.0.1:{served.effective_port}"
+    served.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Opens the page as asked; whatever it logs as an error or sends elsewhere fails the test."""
+    contexts, wrong = [], []
+
+    def open_it(**arguments):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | arguments)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda r: r.url.startswith(address) or wrong.append(r.url))
+        page.goto(address)
+        page.get_by_text("Ready:").wait_for()
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def look(page, name):
+    """Neither barrier nor sideways scrolling; with SCREENSHOTS a picture."""
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"{name}.png", full_page=True)
+    found = axe.Axe().run(page).response["violations"]
+    bad = [
+        (v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")
+    ]
+    assert not bad, bad
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def ask(page, **fields):
+    for name, value in fields.items():
+        page.locator(f"#{name}").fill(value)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.locator("#answers:not([aria-busy]) article").nth(1).wait_for()
+
+
+def test_a_question_is_answered_with_its_span_marked(open_page):
+    page = open_page()
+    context = "Ann 😀 says it is in <b>Paris</b>, or é in Rome."
+    with page.expect_response("**/answer") as answered:
+        ask(page, question="Where?", context=context)
+    rows = answered.value.json()
+    articles = page.locator("article")
+    assert articles.locator("h3").all_inner_texts() == ["Teacher, squad", "Student, squad"]
+    for number, row in enumerate(rows):
+        article, best = articles.nth(number), row["answers"][0]
+        assert article.locator("mark").text_content() == best["text"]
+        assert article.locator(".context").text_content() == context
+        before = article.locator(".context").evaluate("p => p.firstChild.textContent")
+        assert before == context[: best["start"]]
+        figures = article.locator(".figures").inner_text()
+        assert f"{100 * best['probability']:.1f} %" in figures
+        assert f"{row['milliseconds']} ms" in figures and f"{row['megabytes']} MB" in figures
+    assert page.evaluate("document.activeElement.id") == "answers-title"
+    look(page, "desktop")
+
+
+def test_task_precision_examples_and_history(open_page):
+    page = open_page()
+    page.get_by_label("Sentiment and other labels").check()
+    with page.expect_request("**/classify") as sent:
+        page.get_by_role("button", name="Not a single joke in it is funny.").click()
+    assert json.loads(sent.value.post_data)["precision"] == "fp32"
+    page.locator("article").nth(1).wait_for()
+    sizes = page.locator("[data-figure=size]").all_inner_texts()
+    with page.expect_request("**/classify") as sent:
+        page.get_by_label("int8").check()
+    assert json.loads(sent.value.post_data)["precision"] == "int8"
+    page.locator("#asked", has_text="(int8)").wait_for()
+    assert page.locator("[data-figure=size]").all_inner_texts() != sizes
+    assert set(page.locator("article .answer").all_inner_texts()) <= {"negative", "positive"}
+    page.reload()
+    past = page.locator("#history button")
+    past.nth(1).wait_for()
+    assert past.all_inner_texts() == [
+        "Not a single joke in it is funny.\nint8",
+        "Not a single joke in it is funny.\nfp32",
+    ]
+    past.nth(0).click()
+    page.locator("#asked", has_text="(int8)").wait_for()
+    look(page, "labels")
+    page.get_by_role("button", name="Forget them").click()
+    assert page.locator("#past").is_hidden() and page.evaluate("sessionStorage.length") == 0
+
+
+def test_the_keyboard_alone_is_enough(open_page):
+    page = open_page()
+
+    def tab_to(selector):
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("s => document.activeElement.matches(s)", selector):
+                outline = "getComputedStyle(document.activeElement).outlineStyle"
+                assert page.evaluate(outline) != "none"
+                return
+        raise AssertionError(f"{selector} is not reached")
+
+    tab_to("input[name=task]")
+    page.keyboard.press("ArrowRight")
+    tab_to("#text")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a fine film")
+    tab_to("input[name=precision]")
+    page.keyboard.press("ArrowRight")
+    tab_to("#ask")
+    page.keyboard.press("Enter")
+    page.locator("#asked", has_text="a fine film (int8)").wait_for()
+    assert page.locator("article").count() == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_and_a_dark_screen(open_page, scheme):
+    page = open_page(viewport={"width": 375, "height": 800}, color_scheme=scheme)
+    ask(page, question="W" * 60, context="unbroken" * 60)
+    look(page, f"phone-{scheme}")
+    lights = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", lights)[:3])) < 150) == (scheme == "dark")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    look(page, f"desktop-{scheme}")
+
+
+def test_bad_input_and_a_lost_server_are_told(open_page):
+    page = open_page()
+    button = page.get_by_role("button", name="Ask", exact=True)
+    page.locator("#question").fill("  ")
+    button.click()
+    alert = page.get_by_role("alert")
+    assert alert.inner_text() == "Question: this is empty; write something."
+    assert page.evaluate("document.activeElement.id") == "question"
+    assert page.locator("#question").get_attribute("aria-invalid") == "true"
+    look(page, "problem")
+    page.locator("#question").fill("who\u200b")
+    page.locator("#context").fill("a" * (app.LONGEST + 1))
+    button.click()
+    assert "20,001 characters" in alert.inner_text()
+    page.locator("#context").fill("\u200b")
+    button.click()
+    page.get_by_text("empty context").wait_for()
+    page.route("**/answer", lambda route: route.abort())
+    page.locator("#context").fill("Bob")
+    button.click()
+    page.get_by_text("does not answer").wait_for()
+
+
+def test_loading_is_shown_until_the_models_are_there(open_page):
+    page = open_page()
+    ready = page.evaluate("fetch('/state').then((response) => response.json())")
+    loading = ready | {"doing": "loading Teacher", "ready": {"text-classification": []}}
+    page.route("**/state", lambda route: route.fulfill(json=loading))
+    page.reload()
+    page.get_by_text("Loading Teacher …").wait_for()
+    assert page.locator("#form").is_hidden()
+    loading["ready"] = {"text-classification": ["fp32"]}
+    page.get_by_text("(being made)").wait_for()
+    assert page.get_by_label("int8").is_disabled()
+
+
+def test_the_page_has_the_colours_of_the_figures():
+    from distilbert_kit.study.figures import BLUE, ORANGE
+
+    style = (CODE / "static" / "page.css").read_text().lower()
+    assert f"--first: {BLUE};".lower() in style and f"--second: {ORANGE};".lower() in style
