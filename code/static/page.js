@@ -76,7 +76,7 @@ async function follow() {
     form.hidden = !asking;
     if (asking) showPrecisions();
     find("state").textContent = state.doing ? `${state.doing[0].toUpperCase()}${state.doing.slice(1)} …`
-      : state.error ? "" : `Ready: ${state.models.map((model) => model.name).join(" and ")}.`;
+      : state.error ? "" : `Ready: ${state.models.map((model) => model.name).join(" · ")}.`;
     if (state.error) showProblem(state.error);
     if (state.doing) setTimeout(follow, 500);
   } catch {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
@@ -20,6 +21,7 @@ from distilbert_kit.paths import CODE
 from distilbert_kit.serve import app, server
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.export import save_onnx
+from distilbert_kit.study.figures import BLUE, ORANGE
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="no playwright: the page is untested"
@@ -38,19 +40,17 @@ def address(tmp_path_factory):
     """A teacher and a student for each task, each folder with weights and graphs."""
     torch.manual_seed(0)
     folder, tiny = tmp_path_factory.mktemp("models"), create_model_config("tiny")
-    models = {}
-    for name in ("Teacher", "Student"):
-        squad = DistilBERTForQuestionAnswering(tiny).eval()
-        news = DistilBERTForSequenceClassification(tiny, labels=("negative", "positive")).eval()
-        for kind, model in (("squad", squad), ("sentiment", news)):
-            for parameter in model.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
-            path = models[f"{name}, {kind}"] = folder / f"{name}-{kind}"
-            save_onnx(model, path, get_tokenizer())
-            torch_folder = folder / "weights"
-            model.save_pretrained(torch_folder, get_tokenizer())
-            shutil.move(torch_folder / "model.safetensors", path)
-            shutil.rmtree(torch_folder)
+    squad = DistilBERTForQuestionAnswering(tiny).eval()
+    sentiment = DistilBERTForSequenceClassification(tiny, labels=("negative", "positive")).eval()
+    for kind, model in (("squad", squad), ("sentiment", sentiment)):
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(folder / "weights", get_tokenizer())
+        save_onnx(model, folder / kind, get_tokenizer())  # exports take seconds: one for both
+        shutil.move(folder / "weights" / "model.safetensors", folder / kind)
+        shutil.rmtree(folder / "weights")
+    names = [(name, kind) for name in ("Teacher", "Student") for kind in ("squad", "sentiment")]
+    models = {f"{name}, {kind}": folder / kind for name, kind in names}
     compared = Comparison(models, Path())
     served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
     threading.Thread(target=served.run, daemon=True).start()
@@ -229,7 +229,5 @@ def test_loading_is_shown_until_the_models_are_there(open_page):
 
 
 def test_the_page_has_the_colours_of_the_figures():
-    from distilbert_kit.study.figures import BLUE, ORANGE
-
-    style = (CODE / "static" / "page.css").read_text().lower()
-    assert f"--first: {BLUE};".lower() in style and f"--second: {ORANGE};".lower() in style
+    style = (CODE / "static" / "page.css").read_text()
+    assert f"--first: {to_hex(BLUE)};" in style and f"--second: {to_hex(ORANGE)};" in style
