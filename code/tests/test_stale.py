@@ -2,6 +2,7 @@
 
 import sys
 
+import pandas as pd
 import pytest
 import yaml
 from test_distillation import tiny_teacher
@@ -10,7 +11,10 @@ import distill
 import extract_student
 import finetune
 import prepare_corpus
+from distilbert_kit.corpus import text_sources
+from distilbert_kit.data import tables
 from distilbert_kit.data.grammar import build_sentiment
+from distilbert_kit.data.listed import rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES
@@ -296,3 +300,38 @@ def test_publication_follows_recipe_and_every_module_behind_it(write, monkeypatc
         lambda programs: [p for p in original(programs) if p.name != "metrics.py"],
     )
     assert publication.publication_key(recipe) != key
+
+
+@pytest.fixture
+def listed_text(tmp_path, monkeypatch):
+    """A listed data set `text`, whose training split holds three documents."""
+    long = "was not as good as all of our friends had told us that it would be"
+    rows = [{"id": n, "text": f"the {word} film {long}"} for n, word in enumerate("abc")]
+    split = {"rows": len(rows), "sha256": rows_sha256(rows)}
+    listing = {"text": {"columns": ["id", "text"], "splits": {"train": split}}}
+    monkeypatch.setattr(tables, "DATA", tmp_path / "data")
+    monkeypatch.setattr(text_sources, "sources", lambda: listing)
+    for module in (tables, cell_module):
+        monkeypatch.setattr(module, "expected_split", lambda dataset, split: split_of(listing))
+    path = tmp_path / "data" / "text" / "train.parquet"
+    path.parent.mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(path)
+    return path, rows
+
+
+def split_of(listing):
+    return listing["text"]["splits"]["train"]
+
+
+def test_corpus_of_listed_data_is_checked_and_recorded(write, listed_text, monkeypatch, capsys):
+    path, rows = listed_text
+    corpus = {"source": ["data:text/train"], "validation_fraction": 0.01}
+    recipe = write(corpus=corpus)
+    run(monkeypatch, prepare_corpus, recipe)
+    (used,) = read_record(corpus_cell(load_recipe(recipe)).record).data
+    assert (used.name, used.rows, used.sha256) == ("text/train", 3, rows_sha256(rows))
+    pd.DataFrame([*rows[:2], rows[2] | {"text": "another text of the same rows"}]).to_parquet(path)
+    error = refused(monkeypatch, capsys, prepare_corpus, recipe)
+    assert "content SHA-256 is" in error
+    pd.DataFrame(rows[:2]).to_parquet(path)
+    assert "2 rows, expected 3" in refused(monkeypatch, capsys, prepare_corpus, recipe)
