@@ -9,21 +9,26 @@
 
 The folder decides what is done; ours and transformers' are both read. Files and standard input hold
 one text a line; a pair of texts has a tab between them. Of a CSV, --columns names the text's
-column, or the two of a pair. Questions and their contexts are fields of a CSV, of a JSON list or
-of JSON lines (question, context, or --columns); with --question alone, standard input is the
-context. The output is a table, or one JSON object a line with --json; an answer's score is the sum
-of its start and end logit, its start and end are characters of the context.
+column, or the two of a pair; without, the one with a usual name is read. Questions and their
+contexts are fields of a CSV, of a JSON list or of JSON lines (question, context, or --columns), or
+those of a file in SQuAD's format; with --question alone, standard input is the context. Files may
+be compressed with gzip. The output is a table, or one JSON object a line with --json; an answer's
+score is the sum of its start and end logit, its start and end are characters of the context.
 """
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from distilbert_kit.data.csv import find_column, read_csv
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.serve.prediction import Answerer, Texts, load_predictor
+from distilbert_kit.serve.prediction import Answerer, load_predictor
+from distilbert_kit.serve.reading import (
+    as_pairs,
+    check_unicode,
+    read_questions,
+    read_source,
+    read_texts,
+)
 
 WIDTH = 80  # characters of a text in the table
 
@@ -63,96 +68,15 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def read_source(path: Path | None, encoding: str, advice: str) -> str:
-    """The whole of a file, or of standard input."""
-    try:
-        return (path.read_bytes() if path else sys.stdin.buffer.read()).decode(encoding)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file; {advice}") from None
-    except (UnicodeError, LookupError) as error:
-        where = path or "standard input"
-        raise UserError(f"{where}: not {encoding} ({error}); give --encoding") from None
-
-
-def as_pairs(lines: Sequence[str], where: str) -> Texts:
-    """Lines as texts, or as pairs if they hold a tab; UserError for a mixture or an empty text."""
-    parts = [tuple(part.strip() for part in line.split("\t")) for line in lines]
-    if not parts:
-        raise UserError(f"{where}: no texts; give at least one")
-    for number, texts in enumerate(parts, 1):
-        if not all(texts):
-            raise UserError(f"{where}: text {number} is empty; remove it")
-        if len(texts) != len(parts[0]) or len(texts) > 2:
-            raise UserError(
-                f"{where}: text {number} has {len(texts) - 1} tabs and the first "
-                f"{len(parts[0]) - 1}; give single texts without, or pairs with one tab each"
-            )
-    return [texts[0] for texts in parts] if len(parts[0]) == 1 else parts
-
-
-def read_texts(arguments: argparse.Namespace) -> Texts:
-    """The texts, or pairs, of the command line, a file or standard input."""
-    if arguments.texts:
-        return as_pairs(arguments.texts, "command line")
-    where = str(arguments.file or "standard input")
-    if arguments.columns:
-        table = read_csv(arguments.file, arguments.encoding)
-        names = [
-            find_column(list(table.columns), name, (), "--columns", where)
-            for name in arguments.columns
-        ]
-        rows = table[names].fillna("").replace(r"\s+", " ", regex=True)  # tabs join the pairs
-        return as_pairs(rows.agg("\t".join, axis=1).tolist(), where)
-    lines = read_source(arguments.file, arguments.encoding, "give one text a line").splitlines()
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return as_pairs(lines, where)
-
-
-def parse_rows(text: str, where: str) -> list:
-    """The objects of a JSON list, or of JSON lines."""
-    try:
-        whole = json.loads(text)
-        return whole if isinstance(whole, list) else [whole]
-    except json.JSONDecodeError:
-        rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{where}: line {number} is no JSON ({error}); give a list or one object a line"
-            ) from None
-    return rows
-
-
-def read_questions(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+def asked_questions(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Questions and contexts of the command line, a file or standard input."""
-    if arguments.question is not None:
-        context = arguments.context
-        if context is None:
-            context = read_source(arguments.context_file, arguments.encoding, "give a text")
-        return [arguments.question], [context]
-    where, names = str(arguments.file or "standard input"), arguments.columns
-    names = ("question", "context") if names is None else tuple(names)
-    if len(names) != 2:
-        raise UserError("--columns: name the question's column and the context's")
-    if arguments.file and arguments.file.suffix.lower() in (".csv", ".tsv"):
-        table = read_csv(arguments.file, arguments.encoding)
-        found = [find_column(list(table.columns), n, (), "--columns", where) for n in names]
-        rows = table[found].fillna("").set_axis(names, axis=1).to_dict("records")
-    else:
-        advice = "give JSON or CSV with question and context"
-        rows = parse_rows(read_source(arguments.file, arguments.encoding, advice), where)
-    if not rows:
-        raise UserError(f"{where}: no questions; give --question and --context, or a file")
-    for number, row in enumerate(rows, 1):
-        for name in names:
-            value = row.get(name) if isinstance(row, dict) else None
-            if not isinstance(value, str) or not value.strip():
-                raise UserError(f"{where}: row {number} has no text {name!r}; add it")
-    questions, contexts = ([row[name] for row in rows] for name in names)
-    return questions, contexts
+    if arguments.question is None:
+        return read_questions(arguments.file, arguments.columns, arguments.encoding)
+    context = arguments.context
+    if context is None:
+        context = read_source(arguments.context_file, arguments.encoding, "give a text")
+    check_unicode([arguments.question, context], "command line")
+    return [arguments.question], [context]
 
 
 def predict(arguments: argparse.Namespace) -> list[dict]:
@@ -163,10 +87,12 @@ def predict(arguments: argparse.Namespace) -> list[dict]:
             raise UserError(
                 f"{name}: it answers questions; give --question and --context, or --file"
             )
-        return predictor(*read_questions(arguments), n_best=arguments.n_best or 1)
+        return predictor(*asked_questions(arguments), n_best=arguments.n_best or 1)
     if arguments.question is not None or arguments.n_best is not None:
         raise UserError(f"{name}: a classifier; give texts instead of --question and --n-best")
-    return predictor(read_texts(arguments))
+    if arguments.texts:
+        return predictor(as_pairs(arguments.texts, "command line"))
+    return predictor(read_texts(arguments.file, arguments.columns, arguments.encoding))
 
 
 def shorten(text: str) -> str:

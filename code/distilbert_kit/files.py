@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and their hashes."""
 
 import errno
+import gzip
 import hashlib
 import itertools
 import json
@@ -8,11 +9,12 @@ import os
 import platform
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import UserError
 
@@ -134,6 +136,29 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path}: no such file; run prepare_corpus.py first") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); prepare the corpus again") from None
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[BinaryIO]:
+    """A file for reading; what gzip compressed, told by its first bytes, comes out as it was.
+
+    Raises UserError for a compressed file that is cut short or damaged.
+    """
+    with path.open("rb") as file:
+        if not (file.seekable() and file.peek(2)[:2] == b"\x1f\x8b"):
+            yield file
+            return
+        try:
+            with gzip.open(file) as inside:
+                yield inside
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole of a file, decompressed if gzip compressed it."""
+    with open_binary(path) as file:
+        return file.read()
 
 
 def file_sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..data.listed import DataUsed, sources
 from ..errors import UserError
-from ..files import file_sha256
+from ..files import file_sha256, open_binary
 
 # The embedded corpus: documentation of libraries that the requirements pin.
 LIBRARIES = ("matplotlib", "numpy", "pandas", "scikit-learn", "scipy", "torch", "transformers")
@@ -110,7 +110,7 @@ def _listed_source(name: str, column: str) -> Source:
 
 
 def _read_lines(path: Path, encoding_errors: str) -> Iterator[str]:
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 yield line.decode("utf-8", encoding_errors).rstrip("\r\n")

@@ -1,6 +1,7 @@
 """A CSV with texts and labels: read with plain errors, split without a text on two sides."""
 
 import csv
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +10,12 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from ..files import read_bytes
 
 SEPARATORS = ",;\t|"
-
-
 MOST_COLUMNS = 10_000
-
-
 TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "comment", "document")
-
-
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
-
-
 HELD_OUT = {"validation": 0.1, "test": 0.1}  # shares of the distinct texts of every class
 
 
@@ -32,11 +26,10 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
     the header or of more than 10,000 columns.
     """
     try:
-        with path.open(encoding=encoding, newline="") as file:
-            first = file.readline()
-            separator = max(SEPARATORS, key=first.count)
-            file.seek(0)
-            header = next(csv.reader(file, delimiter=separator), [])
+        content = read_bytes(path).decode(encoding)
+        first = content.partition("\n")[0]
+        separator = max(SEPARATORS, key=first.count)
+        header = next(csv.reader(io.StringIO(content, newline=""), delimiter=separator), [])
         if not header:
             raise UserError(f"{path}: empty; give a CSV whose first line names the columns")
         if len(header) > MOST_COLUMNS:
@@ -46,15 +39,16 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # fields beyond the header
-            return pd.read_csv(
-                path,
+            table = pd.read_csv(
+                io.StringIO(content, newline=""),
                 sep=separator,
-                encoding=encoding,
                 dtype=str,
                 keep_default_na=False,  # "None" and "NA" may be words
                 na_values=["", "NaN", "nan"],
                 index_col=False,
             )
+        _check_quotes(table, path, separator)
+        return table
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"{path}: no such file; give a CSV whose first line names the columns"
@@ -69,6 +63,23 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
             f"{path}: not a regular CSV ({str(error).strip()}); put texts that hold "
             f"{separator!r} or line breaks in double quotes"
         ) from None
+
+
+def _check_quotes(table: pd.DataFrame, path: Path, separator: str) -> None:
+    """Refuse a field that swallowed whole rows: a quote begins it and the next lone one ends it.
+
+    Its lines but the first and last have as many separators as a row; a text with line breaks
+    of its own has that many only by chance, so two lines are asked for.
+    """
+    many = len(table.columns) - 1
+    for column in table.columns:
+        for row, field in table[column][table[column].str.contains("\n", na=False)].items():
+            inner = field.split("\n")[1:-1]
+            if many and len(inner) > 1 and all(line.count(separator) == many for line in inner):
+                raise UserError(
+                    f"{path}: data row {row + 1} holds {len(inner)} lines that look like rows: a "
+                    'lone double quote begins it; write "" for a quote inside of a text'
+                )
 
 
 def find_column(
@@ -122,7 +133,20 @@ def load_labelled_texts(
     table = table.dropna()
     if table.empty:
         raise UserError(f"{path}: no row with a text and a label; give some")
+    _check_labels(table["label"], path)
     return table
+
+
+def _check_labels(labels: pd.Series, path: Path) -> None:
+    """Refuse one class written in two ways: 1 and 1.0, or Spam and spam."""
+    names: dict[str, str] = {}
+    for label in labels.unique():
+        number = pd.to_numeric(label, errors="coerce")
+        meaning = label.casefold() if pd.isna(number) else repr(float(number))
+        if (other := names.setdefault(meaning, label)) != label:
+            raise UserError(
+                f"{path}: the labels {other!r} and {label!r} seem to be one class; write them alike"
+            )
 
 
 def sorted_labels(labels: pd.Series) -> tuple[str, ...]:
