@@ -574,8 +574,17 @@ def test_report_without_tables_says_what_to_do(results, tmp_path):
         build_report.typeset("report", make_recipe(tmp_path))
 
 
-def test_from_records_to_report_and_poster(results):
-    recipe = load_recipe("quick")
+def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
+    """With every benchmark, of a machine without bf16 instructions."""
+    monkeypatch.setitem(RATES, "bf16_gflops", None)
+    monkeypatch.setitem(RATES, "bf16", shared.NO_BF16)
+    recipe = make_recipe(
+        tmp_path,
+        training_speed={"examples": 64, "rounds": 3},
+        distillation_speed={"rounds": 2, "sequences": 24},
+        corpus_speed={"compared_mb": 1, "memory_mb": [1, 2]},
+        question_answering_speed={"questions": 40, "rounds": 2},
+    )
     write_evidence(recipe)
     commands = publication.publication_commands(recipe)
     commands.pop("report")  # would write the PDFs of the project
@@ -589,6 +598,9 @@ def test_from_records_to_report_and_poster(results):
         assert process.returncode == 0, errors[-2000:]
     table = json.loads((recipe.folder / "tables" / "study.json").read_text())
     assert table["scale"] == recipe.scale and not table["evidence"]["missing"]
+    step = json.loads((recipe.folder / "tables" / "distillation.json").read_text())["step"]
+    assert step["bf16"] == shared.NO_BF16
+    assert [row["variant"] for row in step["rows"]] == ["textbook_fp32", "ours_fp32"]
     for document in ("report", "poster"):
         pdf = build_report.typeset(document, recipe)
         assert pdf.startswith(b"%PDF") and pdf == build_report.typeset(document, recipe)

@@ -61,8 +61,10 @@ class Input(BaseModel):
 
 
 class Record(BaseModel):
-    """The result of one stage on one cell. All but `measured` is equal in equal runs.
+    """The result of one stage on one cell.
 
+    All but `measured` is equal in equal runs on one machine, with as many threads; the README says
+    how nearly it is on another.
     `stage_version` is raised when the meaning of the stage's result changes.
     """
 

@@ -134,7 +134,8 @@ def train(
 
     `loader` has a LengthBatchSampler. Everything random follows from `seed`. With a
     `checkpoint_folder`, state is kept there every `checkpoint_every` updates and a run that was
-    cut off goes on from the last one, to the same weights bit for bit (on a CPU). It then needs an
+    cut off goes on from the last one, to the same weights bit for bit (on a CPU, the same
+    machine with as many threads: another sums products in another order). It then needs an
     `identity`: a name or hash of all that decides the result and that the loop cannot see, the
     starting weights, the data, the loss and its teacher. Raises NonFiniteLossError naming the
     update, and UserError for a checkpoint of another identity, of other settings or precision.
