@@ -24,8 +24,9 @@ $(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml
 
 setup: $(VENV)/.installed  ## create .venv and install the pinned requirements
 
-data: setup  ## fetch the data sets of RECIPE (or of DATASET) into data/
-	$(BIN)/python code/fetch_data.py --recipe $(RECIPE) $(if $(DATASET),--dataset $(DATASET))
+data: setup  ## fetch the data sets of RECIPE (or DATASET, or known WEIGHTS) into data/
+	$(BIN)/python code/fetch_data.py --recipe $(RECIPE) $(if $(DATASET),--dataset $(DATASET)) \
+	$(if $(WEIGHTS),--weights $(WEIGHTS))
 
 reproduce: setup  ## run what is missing of RECIPE (default: quick) and build its report
 	$(SNAKEMAKE)

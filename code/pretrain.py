@@ -2,6 +2,8 @@
 
     python code/pretrain.py --recipe my-recipe.yaml --model teacher
 
+With `pretrain: {start: …, train: head}` the head alone is trained, on a frozen body.
+
 A run that was killed goes on from its last checkpoint when the same command is given again.
 """
 
@@ -10,7 +12,7 @@ import argparse
 import torch
 
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.study.cells import checkpoint, model_cell
@@ -34,7 +36,15 @@ def main() -> None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to pretrain")
     torch.manual_seed(recipe.corpus.seed)
     if spec.start:
-        model = DistilBERTForMaskedLM.from_pretrained(checkpoint(recipe, spec.start))
+        source = checkpoint(recipe, spec.start)
+        if spec.train == "head" and has_masked_lm_head(source):
+            raise UserError(
+                f"recipe {recipe.name}: {spec.start} has a masked-LM head already, so train: head "
+                "would replace it; use the model as it is, or train: all"
+            )
+        model = DistilBERTForMaskedLM.from_pretrained(source)
+        if spec.train == "head":
+            model.freeze_body()
     else:
         model = DistilBERTForMaskedLM(create_model_config(spec.shape))
     tokenizer = get_tokenizer(pinned_weights(recipe, recipe.tokenizer_of(arguments.model)))

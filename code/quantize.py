@@ -63,7 +63,7 @@ def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: 
         references = np.asarray(table[task.label_column])
         draft.metrics[split] = score_variants(variants, dataset, references, task, order)
         draft.data.append(used)
-    lengths = [n for n in settings["lengths"] if n <= model.config.max_position_embeddings]
+    lengths = [n for n in settings["lengths"] if n <= model.config.max_length]
     draft.extra["latency"] = latency_by_length(variants, lengths, settings["length_repeats"])
 
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .errors import UserError
+
 
 class Strict(BaseModel):
     """A part of a recipe: unknown keys are errors."""
@@ -51,13 +53,20 @@ class WindowSettings(TextSettings):
 
     @model_validator(mode="after")
     def _no_gap(self) -> "WindowSettings":
-        room = self.max_length - self.question_length - 3  # [CLS] and two [SEP]
+        try:
+            self.check_room(3)  # BERT's [CLS] and two [SEP]; others are looked at with the texts
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def check_room(self, special_tokens: int) -> None:
+        """Raise UserError if windows with so many special tokens would leave out text."""
+        room = self.max_length - self.question_length - special_tokens
         if self.stride > room:
-            raise ValueError(
+            raise UserError(
                 f"stride {self.stride} skips text: a window of {self.max_length} tokens has room "
                 f"for {room} beside a question of {self.question_length}; raise max_length"
             )
-        return self
 
 
 class FinetuneSettings(TrainSettings, TextSettings):

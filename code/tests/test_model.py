@@ -10,6 +10,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import PRESETS, ModelConfig, create_model_config
 from distilbert_kit.models.model import count_parameters
 
+PADDING = {"bert": 0, "distilbert": 0, "mpnet": 1}
 HEADS = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"]
 SHAPES = [
     {"hidden_size": 24, "num_heads": 3, "num_layers": 2, "intermediate_size": 50},
@@ -17,12 +18,14 @@ SHAPES = [
 ]
 
 
-def random_batch(types: bool, length: int = 13, vocab: int = 97) -> dict[str, torch.Tensor]:
+def random_batch(model_type: str, length: int = 13, vocab: int = 97) -> dict[str, torch.Tensor]:
     """Rows of several lengths, one of them with a single real token."""
+    pad = PADDING[model_type]
     lengths = torch.tensor([length, 7, 1, 10])
     mask = (torch.arange(length) < lengths[:, None]).long()
-    batch = {"input_ids": torch.randint(1, vocab, mask.shape) * mask, "attention_mask": mask}
-    if types:
+    ids = torch.randint(2, vocab, mask.shape)
+    batch = {"input_ids": torch.where(mask.bool(), ids, pad), "attention_mask": mask}
+    if model_type == "bert":
         batch["token_type_ids"] = (torch.arange(length) > 4).long().expand_as(mask) * mask
     return batch
 
@@ -39,6 +42,7 @@ def same_pair(tmp_path, model_type: str, head: str, shape: dict, dtype=torch.flo
         attention_dropout=0.0,
         classifier_dropout=0.0,
         qa_dropout=0.0,
+        pad_token_id=PADDING[model_type],
         **shape,
     )
     ours = getattr(kit, f"DistilBERT{head}")(config).to(dtype)
@@ -59,10 +63,10 @@ def outputs(result) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["h24", "h32"])
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+@pytest.mark.parametrize("model_type", list(PADDING))
 def test_outputs_and_gradients_equal_transformers(tmp_path, model_type, head, shape):
     ours, theirs = same_pair(tmp_path, model_type, head, shape)
-    batch = random_batch(types=model_type == "bert")
+    batch = random_batch(model_type)
     real = batch["attention_mask"].bool()
     sums = []
     for model in (ours, theirs):
@@ -88,10 +92,10 @@ def test_outputs_and_gradients_equal_transformers(tmp_path, model_type, head, sh
         torch.testing.assert_close(trained[name].grad / scale, gradient / scale, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+@pytest.mark.parametrize("model_type", list(PADDING))
 def test_bfloat16_equals_transformers_within_rounding(tmp_path, model_type):
     ours, theirs = same_pair(tmp_path, model_type, "Model", SHAPES[0], torch.bfloat16)
-    batch = random_batch(types=model_type == "bert")
+    batch = random_batch(model_type)
     real = batch["attention_mask"].bool()
     mine, reference = (m(**batch).last_hidden_state[real].float() for m in (ours, theirs))
     # bf16 keeps 8 bits: two orders of summation differ by a few of its steps
@@ -99,12 +103,20 @@ def test_bfloat16_equals_transformers_within_rounding(tmp_path, model_type):
     assert torch.nn.functional.cosine_similarity(mine, reference, dim=-1).min() > 0.999
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+@pytest.mark.parametrize("model_type", list(PADDING))
 @pytest.mark.parametrize("head", HEADS)
 def test_reads_what_transformers_saves(tmp_path, model_type, head):
     shape = {"vocab_size": 61, "max_position_embeddings": 20}
     if model_type == "bert":
         config = transformers.BertConfig(
+            hidden_size=16,
+            num_attention_heads=2,
+            num_hidden_layers=2,
+            intermediate_size=20,
+            **shape,
+        )
+    elif model_type == "mpnet":
+        config = transformers.MPNetConfig(
             hidden_size=16,
             num_attention_heads=2,
             num_hidden_layers=2,
@@ -120,7 +132,7 @@ def test_reads_what_transformers_saves(tmp_path, model_type, head):
     theirs = getattr(transformers, name).from_config(config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     ours = getattr(kit, f"DistilBERT{head}").from_pretrained(tmp_path / "theirs", require_head=True)
-    batch = random_batch(types=False, length=11, vocab=61)
+    batch = random_batch("distilbert" if model_type == "bert" else model_type, 11, 61)
     real = batch["attention_mask"].bool()
     for mine, reference in zip(outputs(ours(**batch)), outputs(theirs(**batch)), strict=True):
         if mine.shape[:2] == real.shape:
@@ -159,7 +171,7 @@ def test_published_parameter_counts():
 
 def test_losses_of_heads_equal_transformers(tmp_path):
     ours, theirs = same_pair(tmp_path, "distilbert", "ForMaskedLM", SHAPES[0])
-    batch = random_batch(types=False)
+    batch = random_batch("distilbert")
     labels = batch["input_ids"].clone()
     labels[:, ::2] = -100
     torch.testing.assert_close(

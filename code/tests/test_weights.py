@@ -160,7 +160,7 @@ class TestDamage:
     def test_other_architecture(self, folder):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-        with pytest.raises(UserError, match="neither bert nor distilbert"):
+        with pytest.raises(UserError, match="is none of distilbert, bert, mpnet"):
             self.read(folder)
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
         with pytest.raises(UserError, match="missing"):

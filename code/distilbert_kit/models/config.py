@@ -1,8 +1,12 @@
-"""Model shapes: one configuration class for DistilBERT and for its BERT teacher."""
+"""Model shapes: one configuration class for DistilBERT, for BERT and for MPNet."""
 
 from dataclasses import dataclass, replace
 
 from ..errors import UserError
+
+# Which models may be teacher and student of each other: those of one family.
+FAMILIES = {"bert": "Bert", "distilbert": "Bert", "mpnet": "MPNet"}
+
 
 # Names of transformers.activations.ACT2FN.
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
@@ -12,6 +16,8 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 class ModelConfig:
     """Shape of an encoder. `model_type` "bert" adds token types and a pooler to "distilbert".
 
+    "mpnet" (arXiv 2004.09297) adds a bias for the distance of two tokens, shared by all layers, and
+    a pooler; it has no token types, and its positions begin at 2.
     The defaults are DistilBERT-base (arXiv 1910.01108, section 3). Dropouts are probabilities;
     `classifier_dropout` stands before the classification head, `qa_dropout` before the span head.
     """
@@ -34,8 +40,8 @@ class ModelConfig:
     activation: str = "gelu"
 
     def __post_init__(self) -> None:
-        if self.model_type not in ("bert", "distilbert"):
-            raise UserError(f"model_type {self.model_type!r}: use 'bert' or 'distilbert'")
+        if self.model_type not in FAMILIES:
+            raise UserError(f"model_type {self.model_type!r}: use {', '.join(FAMILIES)}")
         if self.activation not in ACTIVATIONS:
             raise UserError(
                 f"activation {self.activation!r} is not done here: use {', '.join(ACTIVATIONS)}"
@@ -45,6 +51,21 @@ class ModelConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "
                 "change one of them"
             )
+
+    @property
+    def family(self) -> str:
+        """Models of one family have the same blocks: a student can be cut from its teacher."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position embeddings that the first token reads."""
+        return 2 if self.model_type == "mpnet" else 0  # after the padding's, as transformers
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.max_position_embeddings - self.first_position
 
 
 _BERT = ModelConfig(
@@ -61,6 +82,16 @@ PRESETS = {
     "MiniLM-L6 (23M)": _MINILM,
     "DistilMiniLM-L3 (17M)": replace(
         ModelConfig(), hidden_size=384, intermediate_size=1536, num_layers=3
+    ),
+    "mpnet-base (109M)": ModelConfig(
+        model_type="mpnet",
+        vocab_size=30527,
+        max_position_embeddings=514,
+        num_layers=12,
+        classifier_dropout=0.1,
+        qa_dropout=0.0,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
     ),
     # The depths of the paper's pair, for dry runs.
     "bert-tiny (1M)": replace(_BERT, hidden_size=16, intermediate_size=32, num_heads=2),

@@ -1,4 +1,4 @@
-"""Hugging Face names and configurations of BERT and DistilBERT, in and out."""
+"""Hugging Face names and configurations of BERT, DistilBERT and MPNet, in and out."""
 
 import json
 import re
@@ -8,10 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    DistilBertConfig,
-)
+from transformers import BertConfig, DistilBertConfig, MPNetConfig, PreTrainedConfig
 
 from ..errors import UserError
 from .config import ModelConfig
@@ -35,12 +32,23 @@ _ENCODER = {
         r"blocks.(\d+).output_norm": r"encoder.layer.\1.output.LayerNorm",
         "pooler": "pooler.dense",
     },
+    "mpnet": {
+        "embeddings.norm": "embeddings.LayerNorm",
+        "relative_bias": "encoder.relative_attention_bias",
+        r"blocks.(\d+).attention.output": r"encoder.layer.\1.attention.attn.o",
+        r"blocks.(\d+).attention_norm": r"encoder.layer.\1.attention.LayerNorm",
+        r"blocks.(\d+).feed_forward.inner": r"encoder.layer.\1.intermediate.dense",
+        r"blocks.(\d+).feed_forward.outer": r"encoder.layer.\1.output.dense",
+        r"blocks.(\d+).output_norm": r"encoder.layer.\1.output.LayerNorm",
+        "pooler": "pooler.dense",
+    },
 }
 
 
 _QKV = {
     "distilbert": [f"transformer.layer.{{}}.attention.{x}_lin" for x in "qkv"],
     "bert": [f"encoder.layer.{{}}.attention.self.{x}" for x in ("query", "key", "value")],
+    "mpnet": [f"encoder.layer.{{}}.attention.attn.{x}" for x in "qkv"],
 }
 
 
@@ -55,13 +63,25 @@ _HEADS = {
         "transform_norm": "cls.predictions.transform.LayerNorm",
         "decoder_bias": "cls.predictions.bias",
     },
+    "mpnet": {
+        "transform": "lm_head.dense",
+        "transform_norm": "lm_head.layer_norm",
+        "decoder_bias": "lm_head.bias",
+        "pre_classifier": "classifier.dense",
+        "classifier": "classifier.out_proj",
+    },
 }
+
+
+# Configurations of transformers that name things alike.
+_BERT_LIKE = {"bert": BertConfig, "mpnet": MPNetConfig}
 
 
 # The decoder's weight, where a checkpoint has one apart from the word embeddings.
 _DECODERS = {
     "distilbert": "vocab_projector.weight",
     "bert": "cls.predictions.decoder.weight",
+    "mpnet": "lm_head.decoder.weight",
 }
 
 
@@ -74,6 +94,7 @@ _REFUSED = {
     "pruned_heads": (None, {}),
     "quantization_config": (None, {}),
     "auto_map": (None, {}),
+    "relative_attention_num_buckets": (None, 32),
 }
 
 
@@ -178,7 +199,7 @@ def read_config(folder: Path) -> HubConfig:
     if wrong := [key for key, allowed in _REFUSED.items() if hub.get(key) not in allowed]:
         raise UserError(
             f"{path}: {wrong[0]} {json.dumps(hub[wrong[0]])} is not done here; "
-            "give a plain BERT or DistilBERT"
+            "give a plain BERT, DistilBERT or MPNet"
         )
     try:
         shape, parsed = _read_shape(hub)
@@ -197,7 +218,7 @@ def read_config(folder: Path) -> HubConfig:
     return HubConfig(shape, labels, multi_label, hub.get("tie_word_embeddings", True))
 
 
-def _read_shape(hub: dict) -> tuple[ModelConfig, BertConfig | DistilBertConfig]:
+def _read_shape(hub: dict) -> tuple[ModelConfig, PreTrainedConfig]:
     """The shape in a parsed `config.json`, and what transformers makes of the whole of it."""
     model_type = hub.get("model_type")
     if model_type == "distilbert":
@@ -212,9 +233,9 @@ def _read_shape(hub: dict) -> tuple[ModelConfig, BertConfig | DistilBertConfig]:
             "type_vocab_size": 0,
             "layer_norm_eps": 1e-12,
         }
-    elif model_type == "bert":
-        parsed = BertConfig(**hub)
-        classifier_dropout = parsed.classifier_dropout
+    elif model_type in _BERT_LIKE:
+        parsed = _BERT_LIKE[model_type](**hub)
+        classifier_dropout = getattr(parsed, "classifier_dropout", None)
         extra = {
             "activation": parsed.hidden_act,
             "dropout": parsed.hidden_dropout_prob,
@@ -224,11 +245,11 @@ def _read_shape(hub: dict) -> tuple[ModelConfig, BertConfig | DistilBertConfig]:
             ),
             "qa_dropout": 0.0,
             "intermediate_size": parsed.intermediate_size,
-            "type_vocab_size": parsed.type_vocab_size,
+            "type_vocab_size": getattr(parsed, "type_vocab_size", 0),
             "layer_norm_eps": parsed.layer_norm_eps,
         }
     else:
-        raise UserError(f"model_type {model_type!r} is neither bert nor distilbert")
+        raise UserError(f"model_type {model_type!r} is none of {', '.join(_ENCODER)}")
     config = ModelConfig(
         model_type=model_type,
         vocab_size=parsed.vocab_size,
@@ -243,7 +264,7 @@ def _read_shape(hub: dict) -> tuple[ModelConfig, BertConfig | DistilBertConfig]:
     return config, parsed
 
 
-def hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
+def hub_config(model: nn.Module) -> PreTrainedConfig:
     """transformers' configuration of one of our models, with its label names."""
     config, kind = model.config, _ARCHITECTURES[type(model).__name__]
     labels = dict(enumerate(getattr(model, "labels", ("LABEL_0", "LABEL_1"))))
@@ -273,17 +294,18 @@ def hub_config(model: nn.Module) -> BertConfig | DistilBertConfig:
             architectures=[f"DistilBert{kind}"],
             **common,
         )
-    return BertConfig(
+    if config.model_type == "bert":
+        common["type_vocab_size"] = config.type_vocab_size
+        common["classifier_dropout"] = config.classifier_dropout
+    return _BERT_LIKE[config.model_type](
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=config.attention_dropout,
-        classifier_dropout=config.classifier_dropout,
-        type_vocab_size=config.type_vocab_size,
         layer_norm_eps=config.layer_norm_eps,
         hidden_act=config.activation,
-        architectures=[f"Bert{kind}"],
+        architectures=[f"{config.family}{kind}"],
         **common,
     )

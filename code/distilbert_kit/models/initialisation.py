@@ -10,6 +10,15 @@ from ..errors import UserError
 from .config import ModelConfig
 from .model import DistilBERTForMaskedLM
 
+# What a student of BERT is other than its teacher; one of MPNet is an MPNet.
+_DISTILBERT = {
+    "model_type": "distilbert",
+    "type_vocab_size": 0,
+    "classifier_dropout": ModelConfig.classifier_dropout,
+    "qa_dropout": ModelConfig.qa_dropout,
+}
+
+
 LAYER_STRATEGIES = ("released", "even", "first", "last", "random")
 
 
@@ -53,8 +62,9 @@ def extract_student(
 ) -> nn.Module:
     """Cut a DistilBERT student out of a masked-LM teacher (arXiv 1910.01108, section 3).
 
-    Copied: word and position embeddings, all LayerNorms, the chosen blocks, the decoder bias (its
-    weight is the word embeddings), and, when asked, the vocabulary transform, which the author
+    Of an MPNet teacher the student is an MPNet. Copied: word and position embeddings, MPNet's
+    relative-position bias, all LayerNorms, the chosen blocks, the decoder bias (its weight is the
+    word embeddings), and, when asked, the vocabulary transform, which the author
     advises (transformers#1582). Not copied: token types and pooler, which the student lacks.
     """
     deepest = teacher.config.num_layers - 1
@@ -62,11 +72,8 @@ def extract_student(
         raise UserError(f"teacher layer {wrong[0]} does not exist: choose from 0 to {deepest}")
     shape = dataclasses.replace(
         teacher.config,
-        model_type="distilbert",
         num_layers=len(layers),
-        type_vocab_size=0,
-        classifier_dropout=ModelConfig.classifier_dropout,
-        qa_dropout=ModelConfig.qa_dropout,
+        **({} if teacher.config.model_type == "mpnet" else _DISTILBERT),
     )
     student = DistilBERTForMaskedLM(shape)
     source = teacher.state_dict()

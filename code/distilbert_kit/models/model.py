@@ -4,6 +4,8 @@ One encoder serves both: a configuration with `model_type="bert"` adds token typ
 Shapes: B batch, L length, H hidden size, V vocabulary, C classes.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,20 +50,50 @@ class Embeddings(nn.Module):
             config.vocab_size, size, padding_idx=config.pad_token_id
         )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
+        self.first_position, self.max_length = config.first_position, config.max_length
         if config.type_vocab_size:
             self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.norm = LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        length, most = input_ids.shape[1], self.position_embeddings.num_embeddings
+        length, most, first = input_ids.shape[1], self.max_length, self.first_position
         if length > most:
             raise UserError(f"a sequence of {length} tokens: this model takes {most}; cut it")
-        x = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]
+        positions = self.position_embeddings.weight[first : first + length]
+        x = self.word_embeddings(input_ids) + positions
         if hasattr(self, "token_type_embeddings"):
             types = self.token_type_embeddings
             x = x + (types.weight[0] if token_type_ids is None else types(token_type_ids))
         return self.dropout(self.norm(x))
+
+
+class RelativePositionBias(nn.Embedding):
+    """MPNet's bias of attention by distance: one number a head for each of 32 ranges."""
+
+    BUCKETS, FARTHEST = 32, 128  # as transformers has them fixed; farther tokens share a range
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(self.BUCKETS, config.num_heads)
+        distances = torch.arange(1 - config.max_length, config.max_length)
+        self.register_buffer("buckets", self._bucket(distances), persistent=False)
+
+    @classmethod
+    def _bucket(cls, distance: Tensor) -> Tensor:
+        """The range of key position - query position: T5's, arXiv 1910.10683, section 2.1."""
+        each = cls.BUCKETS // 2  # a half looks back, the other ahead
+        exact = each // 2
+        size = distance.abs()
+        scale = math.log(cls.FARTHEST / exact)
+        far = (size.clamp(min=exact).float() / exact).log() / scale * (each - exact)
+        far = (exact + far.long()).clamp(max=each - 1)
+        return (distance > 0) * each + torch.where(size < exact, size, far)
+
+    def forward(self, length: int) -> Tensor:
+        """[1, heads, length, length], to be added to the scores of queries (rows) and keys."""
+        places = torch.arange(length, device=self.buckets.device)
+        distances = places[None, :] - places[:, None] + len(self.buckets) // 2
+        return self.weight[self.buckets[distances]].permute(2, 0, 1)[None]
 
 
 class MultiHeadAttention(nn.Module):
@@ -77,8 +109,9 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, attention_mask: Tensor | None, queries: int | None = None
     ) -> Tensor:
-        """x [B, L, H]; attention_mask [B, 1, 1, L] boolean, True where attended, or None.
+        """x [B, L, H]; attention_mask boolean, True where attended, [B, 1, 1, L], or None.
 
+        Or one of numbers, added to the scores, [B or 1, heads, L, L].
         With `queries` only so many first positions look around: [B, queries, H].
         """
         batch, length, size = x.shape
@@ -87,6 +120,8 @@ class MultiHeadAttention(nn.Module):
             .view(batch, length, 3, self.num_heads, size // self.num_heads)
             .permute(2, 0, 3, 1, 4)
         )
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, :, :queries]
         attend = self._attend_with_dropout if self.training else F.scaled_dot_product_attention
         context = attend(query[:, :, :queries], key, value, attention_mask)
         return self.output(context.transpose(1, 2).flatten(2))
@@ -101,8 +136,10 @@ class MultiHeadAttention(nn.Module):
             )
         scores = query * query.shape[-1] ** -0.5 @ key.mT
         if attention_mask is not None:
-            lowest = torch.finfo(scores.dtype).min
-            scores = scores + torch.where(attention_mask, 0.0, lowest).to(scores.dtype)
+            if attention_mask.dtype == torch.bool:
+                lowest = torch.finfo(scores.dtype).min
+                attention_mask = torch.where(attention_mask, 0.0, lowest).to(scores.dtype)
+            scores = scores + attention_mask
         return self.dropout(scores.softmax(-1)) @ value
 
 
@@ -126,7 +163,8 @@ class TransformerEncoderBlock(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(config)
         # BERT drops out the attention output; DistilBERT as released does not.
-        self.attention_dropout = Dropout(config.dropout if config.model_type == "bert" else 0.0)
+        dropped = config.model_type != "distilbert"
+        self.attention_dropout = Dropout(config.dropout if dropped else 0.0)
         self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
@@ -154,16 +192,18 @@ def _initialise(module: nn.Module, std: float) -> None:
 
 
 class DistilBERTModel(PretrainedMixin, nn.Module):
-    """The encoder without a head; with `model_type="bert"`, BERT with its pooler."""
+    """The encoder without a head; with another `model_type`, BERT or MPNet with its pooler."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, pooler: bool = True):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
         self.blocks = nn.ModuleList(
             TransformerEncoderBlock(config) for _ in range(config.num_layers)
         )
-        if config.model_type == "bert":
+        if config.model_type == "mpnet":
+            self.relative_bias = RelativePositionBias(config)
+        if config.model_type != "distilbert" and pooler:
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         _initialise(self, config.initializer_range)
 
@@ -190,12 +230,17 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             # Keeps the residual stream in the low precision too: half the memory traffic.
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.config.model_type == "mpnet":
+            bias = self.relative_bias(x.shape[1]).to(x.dtype)
+            if attention_mask is not None:
+                bias = bias.masked_fill(~attention_mask, torch.finfo(x.dtype).min)
+            attention_mask = bias
         for block in self.blocks[:-1]:
             x = block(x, attention_mask)
         return self.blocks[-1](x, attention_mask, positions)
 
     def pool(self, hidden: Tensor) -> Tensor | None:
-        """BERT's pooler on the first position: [B, L, H] -> [B, H]; None without one."""
+        """The pooler on the first position: [B, L, H] -> [B, H]; None without one."""
         return torch.tanh(self.pooler(hidden[:, 0])) if hasattr(self, "pooler") else None
 
     def forward(
@@ -204,18 +249,18 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """As `hidden_states`, with `.last_hidden_state` and BERT's `.pooler_output` [B, H]."""
+        """As `hidden_states`, with `.last_hidden_state` and the `.pooler_output` [B, H]."""
         hidden = self.hidden_states(input_ids, attention_mask, token_type_ids)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.pool(hidden))
 
 
 class _WithHead(PretrainedMixin, nn.Module):
-    """An encoder under a head; heads that do not read the pooler keep it, untrained."""
+    """An encoder under a head; heads that do not read BERT's pooler keep it, untrained."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.encoder = DistilBERTModel(config)
+        self.encoder = DistilBERTModel(config, pooler=config.model_type == "bert")
         if config.model_type == "bert" and not self.reads_pooler:
             self.encoder.pooler.requires_grad_(False)
 
@@ -227,10 +272,25 @@ class DistilBERTForMaskedLM(_WithHead):
         super().__init__(config)
         size = config.hidden_size
         self.transform = nn.Linear(size, size)
-        self.activation = ACT2FN[config.activation]
+        # MPNet's head has its own activation.
+        self.activation = ACT2FN["gelu" if config.model_type == "mpnet" else config.activation]
         self.transform_norm = LayerNorm(size, eps=config.layer_norm_eps)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
         _initialise(self.transform, config.initializer_range)
+
+    def freeze_body(self) -> None:
+        """From now on train the head alone, on what the encoder says without dropout.
+
+        The decoder is the word embeddings, which are the encoder's: they stay as they are too.
+        """
+        self.encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "DistilBERTForMaskedLM":
+        """As every module's; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -273,7 +333,7 @@ class DistilBERTForSequenceClassification(_WithHead):
         super().__init__(config)
         self.num_labels, self.multi_label = num_labels, multi_label
         self.labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(num_labels))
-        if config.model_type == "distilbert":
+        if config.model_type != "bert":
             self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
@@ -292,8 +352,11 @@ class DistilBERTForSequenceClassification(_WithHead):
         Labels of a multi-label model are 0 or 1, [B, C]; the loss is the mean binary one.
         """
         hidden = self.encoder.hidden_states(input_ids, attention_mask, token_type_ids, positions=1)
-        pooled = self.encoder.pool(hidden)
-        if pooled is None:
+        if self.config.model_type == "bert":
+            pooled = self.encoder.pool(hidden)
+        elif self.config.model_type == "mpnet":
+            pooled = torch.tanh(self.pre_classifier(self.dropout(hidden[:, 0])))
+        else:
             pooled = F.relu(self.pre_classifier(hidden[:, 0]))
         logits = self.classifier(self.dropout(pooled))
         if labels is None:

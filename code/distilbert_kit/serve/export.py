@@ -145,7 +145,7 @@ class OnnxModel(nn.Module):
 
     def forward(self, **batch: Tensor) -> SequenceClassifierOutput | QuestionAnsweringModelOutput:
         """Logits by their names in `OUTPUTS`, of ids, mask (and token types) [B, L]."""
-        length, most = batch["input_ids"].shape[1], self.config.max_position_embeddings
+        length, most = batch["input_ids"].shape[1], self.config.max_length
         if length > most:
             raise UserError(f"a sequence of {length} tokens: this model takes {most}; cut it")
         if "token_type_ids" not in batch:  # all of the first type, as the model has it

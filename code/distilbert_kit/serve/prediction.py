@@ -83,7 +83,7 @@ class Answerer:
 def _load_classifier(folder: Path, max_length: int | None) -> Classifier:
     model = load_fine_tuned(DistilBERTForSequenceClassification, folder)
     tokenizer = get_tokenizer(folder)
-    most = min(max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
+    most = min(max_length or tokenizer.model_max_length, model.config.max_length)
     return Classifier(model, tokenizer, most)
 
 
@@ -91,7 +91,7 @@ def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
     model = load_fine_tuned(DistilBERTForQuestionAnswering, folder)
     tokenizer = get_tokenizer(folder)
     most = max_length or WindowSettings().max_length
-    most = min(most, tokenizer.model_max_length, model.config.max_position_embeddings)
+    most = min(most, tokenizer.model_max_length, model.config.max_length)
     try:
         return Answerer(model, tokenizer, WindowSettings(max_length=most))
     except ValidationError as error:

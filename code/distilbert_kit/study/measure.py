@@ -147,7 +147,7 @@ def forward_flops(
     if head == "mlm":
         projected = int(length.sum()) if head_tokens is None else head_tokens
         return total + 2 * projected * hidden * (hidden + config.vocab_size)
-    if config.model_type == "bert" or head == "classification":
+    if config.model_type != "distilbert" or head == "classification":
         total += 2 * hidden**2 * len(length)  # the pooler, or DistilBERT's pre-classifier
     if head == "classification":
         total += 2 * hidden * num_labels * len(length)
@@ -172,6 +172,15 @@ def training_flops(
     if teacher is not None:
         total += forward_flops(teacher, lengths, head="mlm", head_tokens=teacher_head_tokens)
     return total
+
+
+def head_training_flops(model: ModelConfig, lengths: Iterable[int], head_tokens: int) -> int:
+    """The same of training a masked-LM head alone: 1 x the forward pass, and the head's backward.
+
+    The transform has a gradient of each factor, the decoder of its input only: it is frozen.
+    """
+    backward = 2 * head_tokens * model.hidden_size * (2 * model.hidden_size + model.vocab_size)
+    return forward_flops(model, list(lengths), head="mlm", head_tokens=head_tokens) + backward
 
 
 def model_size(model: nn.Module) -> dict[str, int]:

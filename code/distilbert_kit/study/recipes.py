@@ -3,6 +3,7 @@
 import difflib
 import graphlib
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
@@ -39,15 +40,23 @@ class Extract(Strict):
 
 
 class Pretrain(Strict):
-    """Masked-LM training from another model (`start`) or from scratch (`shape`, a preset)."""
+    """Masked-LM training from another model (`start`) or from scratch (`shape`, a preset).
+
+    `train: head` is for weights that were published without a masked-LM head: it alone is trained,
+    and the model that teaches is the one as published.
+    """
 
     start: str | None = None
     shape: str | None = None
+    # Not dumped by default: the keys of earlier records stay as they were.
+    train: Literal["all", "head"] = Field("all", exclude_if=lambda part: part == "all")
 
     @model_validator(mode="after")
     def _one(self) -> "Pretrain":
         if (self.start is None) == (self.shape is None):
             raise ValueError("give exactly one of start, shape")
+        if self.train == "head" and self.start is None:
+            raise ValueError("train: head needs a start, whose other weights stay as they are")
         return self
 
 

