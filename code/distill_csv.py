@@ -12,6 +12,7 @@ record.
 """
 
 import argparse
+import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_te
 from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.files import write_atomically
+from distilbert_kit.files import check_output_folder, is_temporary, locked, write_atomically
 from distilbert_kit.metrics import agreement
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import choose_layers, extract_student
@@ -103,14 +104,24 @@ def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, 
         raise UserError(f"--{option} {first['input']}: {first['msg']}") from None
 
 
-def check_output(folder: Path) -> None:
-    """Refuse a folder that holds anything but earlier outputs of this script."""
+def clear_output(folder: Path, teacher: str) -> None:
+    """Take away what an earlier run of this script left, finished or not; refuse anything else.
+
+    A run that is stopped then never leaves its teacher beside the students of the run before.
+    """
     if folder.is_file():
         raise UserError(f"{folder}: a file; name a folder")
     if folder.is_dir():
-        other = [path.name for path in folder.iterdir() if path.name not in {*MODELS, *FILE_NAMES}]
-        if other:
-            raise UserError(f"{folder}: holds {other[0]!r} already; name a new folder")
+        ours = {*MODELS, *FILE_NAMES, "failed"}
+        for path in folder.iterdir():
+            if path.name not in ours and not is_temporary(path):
+                raise UserError(f"{folder}: holds {path.name!r} already; name a new folder")
+    for name in MODELS:
+        check_output_folder(folder / name, teacher)
+    for name in FILE_NAMES:
+        (folder / name).unlink(missing_ok=True)
+    for name in MODELS:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def fine_tune(
@@ -266,7 +277,14 @@ def results_table(metrics: dict, milliseconds: dict[str, float], rows: int) -> s
 def main() -> None:
     arguments = parse_arguments()
     (settings, targets), output = training_settings(arguments), arguments.output
-    check_output(output)
+    with locked(output):
+        clear_output(output, arguments.teacher)
+        run(arguments, settings, targets)
+
+
+def run(arguments: argparse.Namespace, settings: FinetuneSettings, targets: SoftTargets) -> None:
+    """Train, quantise, measure and record, once the output folder is free."""
+    output = arguments.output
     table = load_labelled_texts(
         arguments.csv,
         arguments.text_column,

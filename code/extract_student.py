@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from distilbert_kit.errors import UserError, entry_point, refuse_options
+from distilbert_kit.files import check_output_folder
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM, count_parameters
@@ -55,6 +56,7 @@ def _describe(student: DistilBERTForMaskedLM, spec: Extract) -> dict:
 def _from_teacher(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         raise UserError("--teacher needs --out: name the student's folder")
+    check_output_folder(arguments.out, arguments.teacher)
     torch.manual_seed(arguments.seed)
     teacher = DistilBERTForMaskedLM.from_pretrained(arguments.teacher)
     depth = teacher.config.num_layers

@@ -15,9 +15,10 @@ import numpy as np
 
 from distilbert_kit.data.tasks import Task, get_task
 from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.files import check_output_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
-from distilbert_kit.serve.export import FILES, save_onnx
+from distilbert_kit.serve.export import save_onnx
 from distilbert_kit.study.cells import quantize_cell
 from distilbert_kit.study.deployment import (
     latency_by_length,
@@ -89,8 +90,7 @@ def main() -> None:
     recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
     if arguments.checkpoint:
         checkpoint, folder = resolve_checkpoint(arguments.checkpoint), arguments.output
-        if folder.exists() and not (folder / FILES["int8"]).is_file():
-            raise UserError(f"{folder}: is there and no quantised model; name a new folder")
+        check_output_folder(folder, checkpoint)
         record = folder.with_name(f"{folder.name}.json")
         provenance = {
             "stage": "quantize",

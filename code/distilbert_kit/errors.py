@@ -1,11 +1,14 @@
-"""One-line errors for users: what is wrong, where, and what to do."""
+"""One-line errors for users: what is wrong, where, and what to do; and how every script ends."""
 
 import argparse
 import errno
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 
 class UserError(Exception):
@@ -25,38 +28,107 @@ def refuse_options(
             raise UserError(f"--{name.replace('_', '-')}: {reason}")
 
 
-_DISK_ADVICE = {
+class _Stopped(BaseException):
+    """A signal asks this process to end: what is half-written goes, as after Ctrl-C."""
+
+
+_ADVICE = {
     errno.ENOSPC: "free some space and run the same command again",
-    errno.EFBIG: "allow larger files (ulimit -f) and run the same command again",
     errno.EDQUOT: "free some space and run the same command again",
-    errno.EROFS: "point RESULTS_DIR at a folder that can be written",
-    errno.EACCES: "check the permissions, or point RESULTS_DIR at a folder that can be written",
-}
+    errno.EFBIG: "allow larger files (ulimit -f) and run the same command again",
+    errno.EMFILE: "allow more open files (ulimit -n) and run the same command again",
+    errno.EROFS: "choose another place (an option, or RESULTS_DIR)",
+    errno.EACCES: "check the permissions, or choose another place (an option, or RESULTS_DIR)",
+    errno.EPERM: "check the permissions, or choose another place (an option, or RESULTS_DIR)",
+    errno.EBUSY: "choose another place",
+    errno.EIO: "the disk or its network fails: choose another place",
+    errno.ESPIPE: "give a file, not a pipe",
+} | dict.fromkeys(
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),
+    "check the path",
+)
+
+
+def describe_settings_error(error: Exception) -> str:
+    """The first problem of a pydantic ValidationError: which setting, its value, what it may be.
+
+    A setting that was given on the command line is called by its option.
+    """
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or error.title
+    option = f"--{name.replace('_', '-')}"
+    if any(word.partition("=")[0] == option for word in sys.argv):
+        name = option
+    shown = repr(first["input"]) if isinstance(first["input"], str) else str(first["input"])
+    value = f" {shown}" if first["loc"] and len(shown) <= 40 else ""
+    return f"{name}{value}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _end(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and message of what a user can understand; None for a defect of ours."""
+    pydantic = sys.modules.get("pydantic")  # loaded by whatever could raise its errors
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if pydantic and isinstance(error, pydantic.ValidationError):
+        return 2, f"error: {describe_settings_error(error)}"
+    if isinstance(error, NonFiniteLossError):
+        return 3, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "stopped by Ctrl-C"
+    if isinstance(error, _Stopped):
+        number = error.args[0]
+        return 128 + number, f"stopped by {signal.Signals(number).name}"
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE, ""  # as `yes | head -1` ends: without a word
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        where = error.filename or "the output"
+        return 2, f"error: {os.strerror(error.errno)}: {where}: {_ADVICE[error.errno]}"
+    return None
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise _Stopped(number)
+
+
+@contextmanager
+def _stopping_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the script as Ctrl-C does, not in mid-air."""
+    taken = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one on purpose
+                taken[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, before in taken.items():
+            signal.signal(number, before)
 
 
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a script's `main`: bad input ends with one line on stderr and exit status 2.
+    """Wrap a script's `main`: how it ends when something is wrong, in one line on stderr.
 
-    A non-finite loss ends with status 3. Anything else is a defect of ours and keeps its traceback.
+    Status 2: bad input, or a disk that refuses. 3: a non-finite loss. 130: Ctrl-C. 143: SIGTERM.
+    141: the reader of the output has gone. Anything else is a defect of ours and keeps its
+    traceback.
     """
 
     @functools.wraps(main)
     def run() -> None:
         try:
-            main()
-        except UserError as error:
-            code, message = 2, str(error)
-        except NonFiniteLossError as error:
-            code, message = 3, str(error)
-        except OSError as error:
-            if error.errno not in _DISK_ADVICE:
+            with _stopping_signals():
+                main()
+                sys.stdout.flush()
+        except BaseException as error:
+            found = _end(error)
+            if found is None:
                 raise
-            where = error.filename or "the output folder"
-            advice = _DISK_ADVICE[error.errno]
-            code, message = 2, f"{os.strerror(error.errno)}: {where}: {advice}"
-        else:
-            return
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(code)
+            if isinstance(error, OSError):  # what is still buffered would fail again at the exit
+                with suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status, message = found
+            if message:
+                print(" ".join(message.split()), file=sys.stderr)
+            sys.exit(status)
 
     return run

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,11 @@ def _host() -> str:
 def _temporary_name(path: Path) -> Path:
     """A name beside `path` that no other process or machine uses: two may write one result."""
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{next(_NUMBERS)}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is what a writer of the kit has not given its name yet, or a lock."""
+    return re.fullmatch(r"\..+\.(tmp|lock)", path.name) is not None
 
 
 def _remove(path: Path) -> None:
@@ -73,14 +79,126 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+# In a folder that the kit wrote: the names of its files.
+MARK = ".distilbert-kit.json"
+# What the kit leaves beside a model's files later on: record, card, a teacher's logits.
+_STAMPS = re.compile(r"record\.json|README\.md|logits-[0-9a-f]+\.safetensors")
+# Before there were marks: a record beside nothing but these.
+_OLDER_FILES = {
+    "config.json",
+    "model.safetensors",
+    "model.onnx",
+    "model_quantized.onnx",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+}
+
+
+def _names(folder: Path) -> list[str]:
+    """The files and links below a folder, by their paths there."""
+    found = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _foreign_file(folder: Path) -> str | None:
+    """A file below `folder` that the kit did not write there."""
+    names = _names(folder)
+    try:
+        made = set(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
+    except FileNotFoundError:
+        made = _OLDER_FILES if _is_record(folder / "record.json") else set()
+    except (OSError, ValueError, TypeError, KeyError):
+        return MARK
+    kept = (name for name in names if name != MARK and not (made and _STAMPS.fullmatch(name)))
+    return next((name for name in kept if name not in made), None)
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        return {"stage", "key", "settings"} <= set(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a path below a file, and one where this process may not write."""
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise UserError(f"{above}: a file, no folder can be in it; name another place")
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free it, or name another place"
+        ) from None
+
+
+def check_output_file(path: Path) -> None:
+    """Raise UserError unless a file can be written to `path`: asked before the work is done."""
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; name a file")
+    _check_place(path)
+
+
+def check_output_folder(folder: Path, *inputs: str | Path) -> None:
+    """Raise UserError unless a folder can be written in the place of `folder`, losing nothing.
+
+    Nothing may be there but an empty folder or one that the kit made, without a file of somebody
+    else, and none of the `inputs` of the run.
+    """
+    place = folder.resolve()
+    if os.path.lexists(place) and not place.is_dir():
+        raise UserError(f"{folder}: a file; name a folder")
+    if Path.cwd().is_relative_to(place):
+        raise UserError(f"{folder}: the working folder or one above it; name a folder of its own")
+    for given in map(Path, inputs):
+        if given.exists() and given.resolve().is_relative_to(place):
+            raise UserError(f"{folder}: {given} is there, which this run reads; name a new folder")
+    if place.is_dir() and (foreign := _foreign_file(place)):
+        raise UserError(
+            f"{folder}: holds {foreign!r}, which this kit did not write there; name a new folder"
+        )
+    _check_place(place)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process at a time works for `path`; UserError for the second."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout:
+        raise UserError(
+            f"{path}: another process is writing it; wait for that one, or name another place"
+        ) from None
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place only if all went well."""
+    """A temporary folder beside `folder` that takes its place only if all went well.
+
+    Only an empty folder, or one that the kit made, is replaced: `check_output_folder` says which,
+    before and after. What `folder` links to is replaced, not the link.
+    """
+    check_output_folder(folder)
+    folder = folder.resolve()
     with _temporary(folder) as temporary:
         temporary.mkdir()
         yield temporary
+        write_json(temporary / MARK, {"files": _names(temporary)})
         for path in (path for path in temporary.rglob("*") if path.is_file()):
             _sync(path)
+        check_output_folder(folder)
         while True:
             old = _temporary_name(folder)
             with suppress(FileNotFoundError):
@@ -100,6 +218,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`; synced, it takes its place only if all went well."""
+    check_output_file(path)
     with _temporary(path) as temporary:
         yield temporary
         _sync(temporary)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from distilbert_kit.errors import UserError
 from distilbert_kit.files import (
+    MARK,
+    check_output_folder,
     known_sha256,
+    locked,
     replacing_file,
     replacing_folder,
     write_atomically,
@@ -52,9 +56,14 @@ def test_writers_of_one_file_do_not_mix(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
+def written(folder):
+    with replacing_folder(folder) as temporary:
+        (temporary / "old").touch()
+    return folder
+
+
 def test_writers_of_one_folder_do_not_mix(tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "old").touch()
+    written(tmp_path / "d")
 
     def write(number, all_begun):
         with replacing_folder(tmp_path / "d") as temporary:
@@ -63,7 +72,7 @@ def test_writers_of_one_folder_do_not_mix(tmp_path):
             (temporary / "b").write_text(str(number))
 
     race(write)
-    assert {path.name for path in (tmp_path / "d").iterdir()} == {"a", "b"}
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {"a", "b", MARK}
     assert (tmp_path / "d" / "a").read_text() == (tmp_path / "d" / "b").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
@@ -76,12 +85,11 @@ def test_first_of_several_writers_wins(tmp_path):
 
 
 def test_failed_replacement_keeps_the_old_folder(tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "old").touch()
+    written(tmp_path / "d")
     with pytest.raises(ZeroDivisionError), replacing_folder(tmp_path / "d") as temporary:
         (temporary / "new").touch()
         1 / 0  # noqa: B018
-    assert [path.name for path in (tmp_path / "d").iterdir()] == ["old"]
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {"old", MARK}
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
@@ -109,3 +117,49 @@ def test_hash_of_a_changed_file_is_new(tmp_path):
     first = known_sha256(path)
     path.write_text("another")
     assert known_sha256(path) != first
+
+
+def test_only_what_the_kit_made_is_replaced(tmp_path):
+    """A folder of somebody else, a file in one of the kit's, an input, a link's target, `.`."""
+    thesis = tmp_path / "keep" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("x")
+    with pytest.raises(UserError, match=r"holds 'thesis.txt', which this kit did not write"):
+        written(thesis.parent)
+    model = written(tmp_path / "model")
+    (model / "README.md").touch()  # the card, written later
+    written(model)
+    (model / "runs").mkdir()
+    (model / "runs" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds 'runs/notes.txt'"):
+        written(model)
+    assert thesis.read_text() == "x" and (model / "runs" / "notes.txt").exists()
+    other = written(tmp_path / "other")
+    for folder in (other, tmp_path):
+        with pytest.raises(UserError, match="which this run reads; name a new folder"):
+            check_output_folder(folder, other)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="a file"):
+            written(place)
+    with pytest.raises(UserError, match="the working folder or one above it"):
+        check_output_folder(Path("."))
+    link = tmp_path / "link"
+    link.symlink_to(other)
+    written(link)
+    assert link.is_symlink() and (other / "old").exists()
+    (other / MARK).write_text("{")
+    with pytest.raises(UserError, match="which this kit did not write"):
+        written(other)
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with (
+        locked(tmp_path / "out"),
+        pytest.raises(UserError, match="another process is writing it"),
+        locked(tmp_path / "out"),
+    ):
+        pass
+    with locked(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())

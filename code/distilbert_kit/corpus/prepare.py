@@ -354,8 +354,9 @@ def _write_shards(
     for shard in chain.from_iterable(state["splits"][split]["shards"] for split in SPLITS):
         for sequence in Shard(folder, shard):
             sequencer.remember(sequence.tobytes())
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
+    for split in SPLITS:  # what a killed run was writing
+        for leftover in folder.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9].bin.tmp"):
+            leftover.unlink()
     writers: dict[str, ShardWriter] = {}
 
     def commit() -> None:
