@@ -40,7 +40,7 @@ from distilbert_kit.models.model import (
     count_parameters,
 )
 from distilbert_kit.serve.export import FILES, OnnxModel, count_onnx_parameters, save_onnx
-from distilbert_kit.settings import FinetuneSettings, SoftTargets
+from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
 from distilbert_kit.study.measure import alternate_over
 from distilbert_kit.study.model_card import write_model_card
 from distilbert_kit.study.records import read_record, recording
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=2.0, help="of the soft targets")
     parser.add_argument("--soft-weight", type=float, default=0.5, help="0: labels only; 1: teacher")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=read_seed, default=0)
     return parser.parse_args()
 
 

@@ -18,6 +18,7 @@ from distilbert_kit.files import check_output_folder
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM, count_parameters
+from distilbert_kit.settings import read_seed
 from distilbert_kit.study.cells import checkpoint, model_cell
 from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.recipes import Extract
@@ -34,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", default="even", help="with --teacher: strategy or numbers")
     parser.add_argument("--count", type=int, help="number of layers for a strategy")
     parser.add_argument("--no-vocabulary-transform", action="store_true")
-    parser.add_argument("--seed", type=int, default=0, help="with --teacher")
+    parser.add_argument("--seed", type=read_seed, default=0, help="with --teacher")
     parser.add_argument("--out", type=Path, help="output folder with --teacher")
     arguments = parser.parse_args()
     if arguments.teacher is None:

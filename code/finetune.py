@@ -20,7 +20,7 @@ from distilbert_kit.data.batches import LengthBatchSampler, create_dataloader
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
-from distilbert_kit.settings import SoftTargets
+from distilbert_kit.settings import SoftTargets, read_seed
 from distilbert_kit.study.cell import Cell
 from distilbert_kit.study.cells import (
     checkpoint,
@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
     parser.add_argument("--model", required=True, help="a model of the recipe")
     parser.add_argument("--task", required=True, help="a task of the registry")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=read_seed, default=0)
     parser.add_argument("--save", action="store_true", help="keep the fine-tuned model")
     parser.add_argument("--teacher", help="a fine-tuned model that teaches, beside the recipe")
     parser.add_argument("--temperature", type=float, help="with --teacher (default: 2)")

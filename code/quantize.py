@@ -19,6 +19,7 @@ from distilbert_kit.files import check_output_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.serve.export import save_onnx
+from distilbert_kit.settings import read_seed
 from distilbert_kit.study.cells import quantize_cell
 from distilbert_kit.study.deployment import (
     latency_by_length,
@@ -38,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
     parser.add_argument("--model", help="a model of the recipe")
     parser.add_argument("--task", required=True, help="a task of the registry")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=read_seed, default=0)
     parser.add_argument("--checkpoint", help="a fine-tuned folder, instead of a recipe's model")
     parser.add_argument("--output", type=Path, help="output folder with --checkpoint")
     arguments = parser.parse_args()

@@ -1,22 +1,39 @@
 """The settings that training is made of: optimisation, texts, losses; all keys checked."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import UserError
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
+
+
+def read_seed(text: str) -> int:
+    """A seed of the command line; UserError when it is none."""
+    try:
+        return TypeAdapter(Seed).validate_python(text)
+    except ValidationError:
+        raise UserError(f"--seed {text}: give a whole number from 0 to {2**32 - 1:,}") from None
+
 
 class Strict(BaseModel):
-    """A part of a recipe: unknown keys are errors."""
+    """A part of a recipe: unknown keys, infinite numbers and NaN are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainSettings(Strict):
     """Optimisation of one run. One update reads `batch_size` examples."""
 
-    epochs: float = Field(gt=0)
+    epochs: float = Field(gt=0, le=10_000)
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(gt=0)
     batch_tokens: int | None = Field(None, gt=0, description="most padded tokens in a micro-batch")
@@ -100,7 +117,7 @@ class CorpusSettings(Strict):
     validation_fraction: float = Field(0.01, gt=0, lt=1)
     mask_probability: float = Field(0.15, gt=0, lt=1)
     mask_smoothing: float = Field(0.7, ge=0, description="0: all tokens alike")
-    seed: int = 56
+    seed: Seed = 56
 
 
 class LossWeights(Strict):

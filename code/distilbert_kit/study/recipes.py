@@ -17,6 +17,7 @@ from ..settings import (
     FinetuneSettings,
     LossWeights,
     MaskedLMSettings,
+    Seed,
     SoftTargets,
     Strict,
 )
@@ -113,7 +114,7 @@ class KeptModels(Strict):
 
     models: list[str] = Field(min_length=1)
     task: str
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def names(self) -> list[str]:
@@ -130,7 +131,7 @@ class CrossEvaluation(Strict):
     models: list[str] = Field(min_length=1)
     tasks: list[str] = Field(min_length=1)
     tested_on: list[str] = Field(default_factory=list)
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def names(self) -> list[str]:
@@ -144,7 +145,7 @@ class Recipe(Strict):
     name: str
     title: str
     scale: Scale
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     models: dict[str, ModelSpec]
     teacher: str
     student: str
@@ -324,9 +325,11 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
     """Read `recipes/<name>.yaml` or a file; UserError names a missing, unknown or wrong key."""
     path = recipe_path(name_or_file)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         recipe = Recipe.model_validate(content)
         recipe._file = path
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name}: not UTF-8 at byte {error.start + 1}; save it so") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path.name}: not YAML ({error})") from None
     except ValidationError as error:

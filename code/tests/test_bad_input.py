@@ -1,0 +1,104 @@
+"""Numbers out of range, recipes that are no text, stopped scripts: one line and its status."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.settings import TrainSettings, read_seed
+from distilbert_kit.study.recipes import load_recipe
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "1.5", "nan", "one", ""])
+def test_seeds_are_what_torch_and_numpy_take(seed, tmp_path):
+    with pytest.raises(UserError, match=r"--seed .*: give a whole number from 0 to 4,294,967,295"):
+        read_seed(seed)
+    assert (read_seed("0"), read_seed(str(2**32 - 1))) == (0, 2**32 - 1)
+
+
+RATES = ("epochs", "learning_rate", "weight_decay", "max_grad_norm")
+NOT_FINITE = [(key, value) for key in RATES for value in (float("inf"), float("nan"), -1.0)]
+
+
+@pytest.mark.parametrize(("key", "value"), [*NOT_FINITE, ("epochs", 1e300)])
+def test_settings_are_finite(key, value):
+    with pytest.raises(ValueError, match=key):
+        TrainSettings(**{"epochs": 1, "learning_rate": 1e-4, "batch_size": 8} | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("seeds: [0]", "seeds: [-1]"), "seeds.0: "),
+        (lambda text: text.replace("seeds: [0]", "seeds: [4294967296]"), "seeds.0: "),
+        (lambda text: text + "\nepochs: .inf", "unknown key 'epochs'"),
+        (lambda text: text.replace("epochs: 3 ", "epochs: .inf "), "finetune.epochs: "),
+        (lambda text: "\u00e9", "not UTF-8 at byte 1"),
+        (lambda text: "[1, 2]", "recipe: "),
+    ],
+)
+def test_a_bad_recipe_is_one_line(tmp_path, change, message):
+    text = (RECIPES / "quick.yaml").read_text()
+    changed = change(text)
+    assert changed != text
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(changed.encode("latin-1" if changed == "\u00e9" else "utf-8"))
+    with pytest.raises(UserError) as refused:
+        load_recipe(path)
+    assert str(refused.value).startswith("mine.yaml: ") and message in str(refused.value)
+
+
+STOPPED = """
+import os, signal, sys
+from distilbert_kit.errors import entry_point
+
+@entry_point
+def main():
+    print("begun", flush=True)
+    if sys.argv[1] == "pipe":
+        for _ in range(100000):
+            print("x" * 100)
+    os.kill(os.getpid(), int(sys.argv[1]))
+    signal.pause()
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_stopped_script_says_so_in_one_line(number, status):
+    run = subprocess.run(
+        [sys.executable, "-c", STOPPED, str(int(number))], cwd=CODE, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (status, "begun\n")
+    assert run.stderr.startswith("stopped by ") and run.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_ends_without_a_word():
+    run = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, "pipe"],
+        cwd=CODE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr.read() == b"" and run.wait() == 141
+
+
+def test_advice_fits_what_the_disk_said(capsys):
+    @entry_point
+    def main():
+        raise PermissionError(13, os.strerror(13), "somewhere")
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert "somewhere: check the permissions, or choose another place" in error
