@@ -1,6 +1,7 @@
 """Graphs in fp32 and int8 after reloading: equal logits, honest counts, the cell and its card."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from scipy.special import softmax
 
 import quantize
 from distilbert_kit.data.batches import ClassificationDataset
@@ -23,6 +25,7 @@ from distilbert_kit.models.model import (
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.serve.export import (
     FILES,
+    OUTPUTS,
     OnnxModel,
     count_onnx_parameters,
     load_fine_tuned,
@@ -39,6 +42,7 @@ from distilbert_kit.study.deployment import (
     score_variants,
     size_of_variants,
 )
+from distilbert_kit.study.model_card import write_model_card
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record, recording
 from distilbert_kit.training.classification import load_task_split, predict_logits
@@ -252,8 +256,19 @@ def test_card_is_read_by_the_hub_client(recipe):
     assert json.loads((cell.folder / "record.json").read_text())["key"] == cell.key
 
 
-def test_answers_of_reloaded_graphs_are_those_of_the_model(tmp_path):
-    """Question answering too: fp32 to rounding, int8 with nearly the same logits."""
+def run_card(folder, monkeypatch, capsys) -> str:
+    """What the snippet of a model card prints, run as it stands in the model's folder."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(code, {})
+    return capsys.readouterr().out
+
+
+def test_answers_of_graphs_and_what_the_cards_say_run_as_they_stand(
+    tmp_path, recipe, saved, monkeypatch, capsys
+):
+    """Question answering too: fp32 to rounding, int8 nearly; cards of both heads, both forms."""
     shape = create_model_config(
         "MiniLM-L6", num_layers=1, hidden_size=32, num_heads=4, intermediate_size=64
     )
@@ -268,5 +283,36 @@ def test_answers_of_reloaded_graphs_are_those_of_the_model(tmp_path):
     np.testing.assert_allclose(exact, expected, atol=1e-4 * expected.std())
     rounded = predict_spans(OnnxModel(tmp_path / "graphs", "int8"), dataset)
     assert 0 < np.abs(rounded - expected).max() < 0.5 * expected.std()
+    model.save_pretrained(tmp_path / "weights", tokenizer)
+    record = read_record(experiment.finetune_cell(recipe, "teacher", "sentiment", 0).record)
+    pair, labels = ("Where is it?", "It is in Paris."), OUTPUTS[type(model)]
+    with torch.inference_mode():
+        output = model(**tokenizer(*pair, return_tensors="pt"))
+    for folder, classifies in [
+        (tmp_path / "graphs", False), (tmp_path / "weights", False),
+        (saved[2], True), (saved[1], True),
+    ]:  # fmt: skip
+        write_model_card(folder, record, ["minilm"])
+        found = run_card(folder, monkeypatch, capsys)
+        if classifies:
+            (expected,) = load_predictor(folder)(["a fine film"])
+            if folder == saved[1]:
+                (said,) = eval(found)
+                assert said["label"] == expected["label"]
+                assert said["score"] == pytest.approx(expected["probability"], abs=1e-4)
+            else:
+                (logits,) = eval(found, {"array": np.array, "float32": np.float32})
+                shares = list(expected["probabilities"].values())
+                np.testing.assert_allclose(softmax(logits[0]), shares, atol=1e-4)
+        elif folder.name == "graphs":
+            logits = eval(found, {"array": np.array, "float32": np.float32})
+            assert len(logits) == 2 and logits[0].shape == output.start_logits.shape
+            ours = OnnxModel(folder)(**tokenizer(*pair, return_tensors="pt"))
+            for given, name in zip(logits, labels, strict=True):
+                np.testing.assert_allclose(given, ours[name], atol=1e-5)
+        else:
+            ids = tokenizer(*pair)["input_ids"]
+            first, last = (int(output[name].argmax()) for name in labels)
+            assert found.strip() == tokenizer.decode(ids[first : last + 1]).strip()
     (row, _) = load_predictor(tmp_path / "graphs")(questions, contexts)
     assert contexts[0][row["answers"][0]["start"] :].startswith(row["answers"][0]["text"])

@@ -46,6 +46,39 @@ _USE = {
 _START = "A starting point for fine-tuning on English texts. It answers nothing by itself."
 
 
+# How the files are used elsewhere, run from their folder. transformers 5 has no pipeline for
+# question answering.
+_PIPELINE_CODE = """from transformers import pipeline
+
+print(pipeline("%s", model=".")(%s))
+"""
+
+
+_QUESTION_CODE = """import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+inputs = tokenizer("Where is it?", "It is in Paris.", return_tensors="pt")
+with torch.inference_mode():
+    output = AutoModelForQuestionAnswering.from_pretrained(".")(**inputs)
+first, last = output.start_logits.argmax(), output.end_logits.argmax()
+print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))
+"""
+
+
+_ONNX_CODE = """import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+encoded = Tokenizer.from_file("tokenizer.json").encode(%s)
+given = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask}
+given["token_type_ids"] = encoded.type_ids
+session = onnxruntime.InferenceSession("model_quantized.onnx")  # int8
+names = [wanted.name for wanted in session.get_inputs()]
+print(session.run(None, {name: np.array([given[name]]) for name in names}))  # logits
+"""
+
+
 _TEMPLATE = """---
 {{ card_data }}
 ---
@@ -59,6 +92,16 @@ A model {{ made }}, by the stage `{{ record.stage }}` of recipe `{{ record.recip
 
 {{ use }} On other texts its scores say little: evaluate it on your own first. It carries the
 biases of the text its base model was trained on, and must not decide about people.
+
+{%- if code %}
+
+## How to use it
+
+In this folder:
+
+```python
+{{ code }}```
+{%- endif %}
 
 ## Evaluation
 {% if results %}
@@ -102,6 +145,17 @@ def _pipeline(folder: Path) -> str:
     """What the head is for, in the hub's words, by the architecture in `config.json`."""
     (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
     return next((tag for head, tag in _PIPELINES.items() if architecture.endswith(head)), "")
+
+
+def _code(folder: Path, pipeline: str) -> str:
+    """Python that opens the folder's files without this kit; none for a bare encoder."""
+    if (folder / "model_quantized.onnx").exists():
+        texts = '"Where is it?", "It is in Paris."'
+        return _ONNX_CODE % (texts if pipeline == "question-answering" else '"a fine film"')
+    if pipeline == "question-answering":
+        return _QUESTION_CODE
+    text = "a [MASK] film" if pipeline == "fill-mask" else "a fine film"
+    return _PIPELINE_CODE % (pipeline, f'"{text}"') if pipeline else ""
 
 
 def evaluation_results(record: Record, pipeline: str) -> list[EvalResult]:
@@ -155,5 +209,6 @@ def write_model_card(folder: Path, record: Record, weights: Iterable[str]) -> No
         results=results,
         scale=SCALES[record.scale],
         use=_USE.get(pipeline, _START),
+        code=_code(folder, pipeline),
     )
     write_atomically(folder / "README.md", str(card))
