@@ -9,7 +9,7 @@ import argparse
 
 from distilbert_kit.errors import entry_point
 from distilbert_kit.files import content_key
-from distilbert_kit.study.claims import judge_all, load_ledger
+from distilbert_kit.study.claims import evidence_by_column, judge_all, load_ledger
 from distilbert_kit.study.evidence.scores import present_records
 from distilbert_kit.study.figures import save_table
 from distilbert_kit.study.recipes import load_recipe
@@ -42,7 +42,8 @@ def main() -> None:
         if recipe.name in row.recipes
     ]
     (recipe.folder / "notebooks").mkdir(exist_ok=True)  # they run next; papermill makes no folder
-    save_table(recipe, "claims", {**settings, "claims": rows, "deviations": deviations})
+    table = {**settings, "claims": rows, "columns": evidence_by_column(recipe, ledger, rows)}
+    save_table(recipe, "claims", {**table, "deviations": deviations})
     for row in rows:
         print(f"{row['verdict']:14} {row['title']}: {row['reason']}")
 

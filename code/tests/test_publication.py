@@ -16,8 +16,7 @@ from distilbert_kit.data.tasks import get_task
 from distilbert_kit.paths import CODE, NOTEBOOKS, RECIPES
 from distilbert_kit.study import cells as experiment
 from distilbert_kit.study import claims, figures, publication, recipes
-from distilbert_kit.study.evidence import lost as lost_evidence
-from distilbert_kit.study.evidence import scores as evidence
+from distilbert_kit.study.evidence import comparisons, distillation, lost, scores
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.training import classification as evaluation
@@ -319,7 +318,7 @@ def test_size_and_speed_claims(tiny):
     assert found["parameters_distilbert"]["value"] == pytest.approx(66.362880)
     assert found["parameters_bert"]["value"] == pytest.approx(109.482240)
     assert found["smaller"]["verdict"] == "supported"
-    record = evidence.benchmark_record(tiny, "size_speed")
+    record = scores.benchmark_record(tiny, "size_speed")
     # The ratio of two totals inside the wider of both bounds; the setting is named.
     passes = {
         name: {maker: np.array(each) for maker, each in measured["pass_seconds"].items()}
@@ -367,19 +366,62 @@ def test_paper_scale_with_a_distilled_student_is_judged(results, tmp_path):
     sst2 = next(c for c in ledger.claims if c.id == "sst2")
     finding = claims.find(sst2, recipe)
     assert not finding.untested and finding.scale == "paper scale" and finding.seeds == 2
-    rows = evidence.score_rows(recipe)
+    rows = scores.score_rows(recipe)
     mean = {
         row["model"]: row["over_seeds"]["mean"]
         for row in rows
         if row["task"] == "sst2" and row["primary"]
     }
-    assert finding.value == pytest.approx(100 * (mean["teacher"] - mean["student"]))
+    assert finding.value == pytest.approx(100 * (mean["student"] - mean["teacher"]))
     glue = claims.find(next(c for c in ledger.claims if c.id == "glue"), recipe)
-    assert "7 of the claim's tasks" in glue.untested
+    assert "only on 2 of the claim's 9 tasks" in glue.untested
     control = claims.find(
         claim(kind="retention", reference="undistilled", tasks=["sst2", "rte"]), recipe
     )
     assert not control.untested and control.low <= control.value <= control.high
+
+
+def test_a_difference_that_is_not_shown_is_said_to_be_none():
+    helps = claim(expected=0.0, tolerance=0.0, direction="at most")
+    found = claims.Finding(value=-1.0, low=-3.0, high=1.0)
+    assert claims.judge(helps, found, 3)[0] == "partly"
+    assert "no difference is shown" in claims.judge(helps, found, 3)[1]
+    inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="on 2 of 9 tasks")
+    assert claims.judge(helps, inside, 3) == (
+        "partly",
+        "inside the supporting range, but on 2 of 9 tasks",
+    )
+
+
+def test_little_difference_is_judged_on_both_sides():
+    mlm = next(c for c in claims.load_ledger().claims if c.id == "loss_mlm")
+    for value, verdict in ((-0.3, "supported"), (-5.0, "not supported"), (5.0, "not supported")):
+        found = claims.Finding(value=value, low=value - 0.2, high=value + 0.2, seeds=3)
+        assert claims.judge(mlm, found, 3)[0] == verdict
+
+
+def test_other_recipes_speak_beside_ones_own(results, tmp_path):
+    """A reduced verdict from the other recipe's record; own evidence comes first in its column."""
+    ledger = claims.load_ledger()
+    study = make_recipe(tmp_path, name="other", scale="reduced", tasks=["sst2"])
+    write_evidence(study)
+    rows = claims.judge_all(study, ledger)
+    path = study.folder.parent / "study" / "claims" / "verdicts.json"
+    with recording(
+        path, stage="claims", cell={}, scale="reduced", recipe="study", settings={}
+    ) as draft:
+        draft.metrics = {"claims": rows}
+    own = make_recipe(tmp_path)
+    write_evidence(own)
+    mine = claims.judge_all(own, ledger)
+    cells = {row["id"]: row for row in claims.evidence_by_column(own, ledger, mine)}
+    [sst2] = [row for row in rows if row["id"] == "sst2"]
+    assert cells["sst2"]["reduced"]["recipe"] == "study"
+    assert cells["sst2"]["reduced"]["verdict"] == sst2["column_verdict"] != "not tested"
+    assert sst2["verdict"] == "not tested"  # an indication never decides
+    assert cells["sst2"]["reproduction"] == {"verdict": "not tested", "reason": "not run"}
+    assert cells["smaller"]["replication"]["recipe"] == own.name
+    assert cells["phone_size"]["replication"]["verdict"] == "not tested"
 
 
 def test_a_student_that_is_only_cut_is_no_distilled_student(results, tmp_path):
@@ -399,36 +441,40 @@ def test_ablation_compares_with_what_was_distilled_alike(results, tmp_path):
     }
     recipe = make_recipe(tmp_path, models=models)
     write_evidence(recipe)
-    rows = {row["model"]: row for row in evidence.ablation_rows(recipe)}
+    rows = {row["model"]: row for row in comparisons.ablation_rows(recipe)}
     assert {name: row["reference"] for name, row in rows.items()} == {
         "without_ce": "distilled_short",
         "random_initialisation": "distilled",
     }
     mean = {
         row["model"]: row["over_seeds"]["mean"]
-        for row in evidence.score_rows(recipe)
+        for row in scores.score_rows(recipe)
         if row["primary"]
     }
     row = rows["random_initialisation"]
     assert row["change"] == pytest.approx(mean["random_initialisation"] - mean["distilled"])
-    assert row["low"] < row["change"] < row["high"] < 0  # 0.6 against 0.8
+    assert row["change"] < -0.1  # 0.6 against 0.8
+    assert row["low"] < row["change"] < row["high"]  # with two seeds t is 12.7: nothing is shown
     assert rows["without_ce"]["low"] < 0 < rows["without_ce"]["high"]  # the same skill
-    budgets = {row["model"]: row["tokens"] for row in evidence.budget_rows(recipe)}
+    budgets = {row["model"]: row["tokens"] for row in distillation.budget_rows(recipe)}
     assert budgets == {"undistilled": 0, "distilled": 4500, "distilled_short": 2250, "alone": 18000}
     claim_ce = next(c for c in claims.load_ledger().claims if c.id == "loss_ce")
-    assert "short against no ce" in claims.find(claim_ce, recipe).detail
+    assert "no ce against short" in claims.find(claim_ce, recipe).detail
+    order = comparisons.order_rows(recipe, ["random_initialisation", "without_ce", "without_mlm"])
+    assert [(r["lower"], r["upper"]) for r in order] == [("random_initialisation", "without_ce")]
+    assert order[0]["gap"]["estimate"] > 0.1  # 0.6 below 0.8
 
 
 def test_missing_records_are_no_evidence(results, tmp_path):
     recipe = make_recipe(tmp_path)
     found = claims.judge_all(recipe, claims.load_ledger())
     assert {row["verdict"] for row in found} == {"not tested"}
-    assert evidence.provenance(recipe)["missing"]
-    assert evidence.score_rows(recipe) == []
+    assert scores.provenance(recipe)["missing"]
+    assert scores.score_rows(recipe) == []
 
 
 def test_scores_agree_with_the_records(tiny):
-    rows = evidence.score_rows(tiny)
+    rows = scores.score_rows(tiny)
     assert {(row["model"], row["metric"]) for row in rows} == {
         (model, metric)
         for model in tiny.models_of("sentiment")
@@ -437,48 +483,40 @@ def test_scores_agree_with_the_records(tiny):
     for row in rows:
         if row["metric"] in ("precision", "recall"):
             continue
-        assert row["over_examples"]["estimate"] == pytest.approx(row["over_seeds"]["mean"])
-        assert row["over_examples"]["low"] <= row["over_examples"]["estimate"]
-    (pair,) = evidence.compare(tiny, "undistilled", "teacher", "sentiment")
-    for test, seed in zip(pair["mcnemar"], tiny.seeds):
-        accuracy = {
-            name: experiment.finetune_cell(tiny, name, "sentiment", seed).record
-            for name in ("teacher", "undistilled")
-        }
-        scores = {
-            name: json.loads(path.read_text())["metrics"]["validation"]["accuracy"]
-            for name, path in accuracy.items()
-        }
-        gap = (test["b"] - test["c"]) / 120
-        assert gap == pytest.approx(scores["teacher"] - scores["undistilled"])
+        assert row["interval"]["estimate"] == pytest.approx(row["over_seeds"]["mean"])
+        assert row["interval"]["low"] <= row["interval"]["estimate"]
+    (pair,) = comparisons.compare(tiny, "undistilled", "teacher")
+    mean = {row["model"]: row["over_seeds"]["mean"] for row in rows if row["primary"]}
+    assert pair["gap"]["estimate"] == pytest.approx(mean["undistilled"] - mean["teacher"])
+    assert pair["seeds"] == 2 and pair["p_holm"] == pair["gap"]["p"]  # one test, of one task
 
 
 def test_errors_by_phenomenon_add_up(tiny):
-    rows = [row for row in lost_evidence.error_rows(tiny) if row["model"] == "teacher"]
+    rows = [row for row in lost.error_rows(tiny) if row["model"] == "teacher"]
     assert sum(row["examples"] for row in rows) == 120
     wrong = sum(row["error"] * row["examples"] for row in rows)
     (accuracy,) = [
         row["over_seeds"]["mean"]
-        for row in evidence.score_rows(tiny)
+        for row in scores.score_rows(tiny)
         if row["model"] == "teacher" and row["primary"]
     ]
     assert wrong / 120 == pytest.approx(1 - accuracy)
-    (matrix,) = [r["counts"] for r in evidence.confusion_rows(tiny) if r["model"] == "teacher"]
+    (matrix,) = [r["counts"] for r in scores.confusion_rows(tiny) if r["model"] == "teacher"]
     assert np.trace(matrix) / np.sum(matrix) == pytest.approx(accuracy)
 
 
 def test_errors_by_length_add_up(tiny):
-    rows = [row for row in lost_evidence.error_rows(tiny, "tokens") if row["model"] == "teacher"]
+    rows = [row for row in lost.error_rows(tiny, "tokens") if row["model"] == "teacher"]
     bounds = [int(end) for row in rows for end in row["tokens"].split("–")]
     assert len(rows) == 4 and bounds == sorted(bounds) and len(set(bounds)) == 8
     assert sum(row["examples"] for row in rows) == 120
     wrong = sum(row["error"] * row["examples"] for row in rows)
-    whole = [row for row in lost_evidence.error_rows(tiny) if row["model"] == "teacher"]
+    whole = [row for row in lost.error_rows(tiny) if row["model"] == "teacher"]
     assert wrong == pytest.approx(sum(row["error"] * row["examples"] for row in whole))
 
 
 def test_what_is_lost_agrees_with_the_predictions(tiny):
-    (row,) = lost_evidence.lost_rows(tiny, "undistilled", "teacher")
+    (row,) = lost.lost_rows(tiny, "undistilled", "teacher")
     paths = {
         name: [
             experiment.finetune_cell(tiny, name, "sentiment", seed).outputs[0]
@@ -509,7 +547,7 @@ def test_what_is_lost_agrees_with_the_predictions(tiny):
         assert only["count"] == 240 and only["accuracy"] == pytest.approx(right[name])
         gaps = [abs((f["prediction"] == f["reference"]).mean() - sure) for f in frames[name]]
         assert found["expected_calibration_error"] == pytest.approx(np.mean(gaps))
-    (same,) = lost_evidence.lost_rows(tiny, "teacher", "teacher")
+    (same,) = lost.lost_rows(tiny, "teacher", "teacher")
     assert (same["agreement"], same["kl"]) == (1, 0) and same["shares"]["only_teacher"] == 0
 
 
@@ -526,13 +564,13 @@ def test_what_is_lost_of_answers_and_scores(results, tmp_path):
             pd.DataFrame(columns).to_parquet(cell.outputs[0])
             with recording(cell.record, **cell.provenance):
                 pass
-    (row,) = lost_evidence.lost_rows(recipe, "undistilled", "teacher")
+    (row,) = lost.lost_rows(recipe, "undistilled", "teacher")
     assert (row["task"], row["agreement"], row["kl"]) == ("squad", pytest.approx(0.6), None)
     assert row["shares"] == pytest.approx(
         {"both": 0.4, "only_teacher": 0.2, "only_student": 0.2, "neither": 0.2}
     )
     assert row["calibration"] is None and row["teacher_agreement"] is None
-    assert {found["task"] for found in lost_evidence.error_rows(recipe, "tokens")} == {"squad"}
+    assert {found["task"] for found in lost.error_rows(recipe, "tokens")} == {"squad"}
 
 
 def test_figures_are_equal_byte_by_byte(tiny):

@@ -33,8 +33,7 @@ from distilbert_kit.settings import SoftTargets, TrainSettings, WindowSettings
 from distilbert_kit.study import cell as cell_module
 from distilbert_kit.study import recipes
 from distilbert_kit.study.cells import finetune_cell
-from distilbert_kit.study.evidence import lost as lost_evidence
-from distilbert_kit.study.evidence import scores as evidence
+from distilbert_kit.study.evidence import comparisons, lost, scores
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 from distilbert_kit.training.fine_tuning import teacher_logits
@@ -451,7 +450,7 @@ def test_commands_records_and_evidence(small_squad, monkeypatch, tmp_path):
     soft = read_record(finetune_cell(recipe, "second_step", "squad", 1).record)
     assert soft.metrics["history"][-1]["soft"] >= 0
     # evidence: scores over seeds and examples, paired comparison, retention, by the same functions
-    rows = {(row["model"], row["metric"]): row for row in evidence.score_rows(recipe)}
+    rows = {(row["model"], row["metric"]): row for row in scores.score_rows(recipe)}
     assert len(rows) == 6 and rows["teacher", "exact_match"]["primary"]
     for (name, metric), row in rows.items():
         recorded = [
@@ -459,12 +458,11 @@ def test_commands_records_and_evidence(small_squad, monkeypatch, tmp_path):
             for seed in recipe.seeds
         ]
         assert row["values"] == pytest.approx([values[metric] for values in recorded])
-        assert row["over_examples"]["estimate"] == pytest.approx(np.mean(row["values"]))
-    (row,) = evidence.compare(recipe, "second_step", "teacher", "squad")
-    gap = np.subtract(*(rows[name, "exact_match"]["values"] for name in ("teacher", "second_step")))
-    assert row["gap"]["difference"] == pytest.approx(gap.mean())
-    assert all(test["b"] - test["c"] == round(DEV * g) for test, g in zip(row["mcnemar"], gap))
-    assert evidence.confusion_rows(recipe) == lost_evidence.error_rows(recipe) == []
+        assert row["interval"]["estimate"] == pytest.approx(np.mean(row["values"]))
+    (row,) = comparisons.compare(recipe, "second_step", "teacher")
+    gap = np.subtract(*(rows[name, "exact_match"]["values"] for name in ("second_step", "teacher")))
+    assert row["gap"]["estimate"] == pytest.approx(gap.mean())
+    assert scores.confusion_rows(recipe) == lost.error_rows(recipe) == []
     # the saved teacher, evaluated by itself with the same windows, gives the same answers
     arguments = ("--checkpoint", cells[0].folder, "--task", "squad", "--out", tmp_path / "e.json")
     limits = WindowSettings(max_length=16, stride=5, question_length=8, answer_length=1)

@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, hand-worked cases, enumeration and the paper's own figures."""
+"""Intervals and tests against scipy, hand-worked cases, simulations and the paper's own figures."""
 
 import itertools
 import json
@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import accuracy_score
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import score_function
 from distilbert_kit.study import statistics
 from distilbert_kit.study.statistics import (
+    Scores,
     bootstrap_interval,
-    bootstrap_ratio_interval,
+    crossed_scores,
+    curve_over_tokens,
+    gap_interval,
     holm,
-    mcnemar,
-    paired_bootstrap,
-    retention,
-    retention_interval,
+    ratio_interval,
+    score_interval,
     summarise,
     wilson_interval,
 )
@@ -52,26 +52,127 @@ def test_summary_equals_scipy(values):
     found = summarise(values)
     assert (found["n"], found["median"]) == (len(values), pytest.approx(np.median(values)))
     assert found["sd"] == pytest.approx(stdev(values), abs=1e-9)
-    if stdev(values) > 1e-9:
-        scale = stdev(values) / math.sqrt(len(values))
-        low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=scale)
-        assert (found["low"], found["high"]) == pytest.approx((low, high))
 
 
-def test_summary_by_hand_and_of_one_seed():
-    found = summarise([1, 2, 3])  # sd 1, t(0.975, 2) = 4.303 from the printed table
-    assert (found["mean"], found["sd"]) == (2, 1)
-    assert found["high"] == pytest.approx(2 + 4.303 / math.sqrt(3), abs=1e-3)
-    one = {"n": 1, "mean": 0.5, "median": 0.5, "sd": None, "low": None, "high": None}
-    assert summarise([0.5]) == one
-    equal = summarise([0.5, 0.5])
-    assert (equal["sd"], equal["low"], equal["high"]) == (0, 0.5, 0.5)
+def test_summary_of_one_seed_and_of_none():
+    assert summarise([0.5]) == {"n": 1, "mean": 0.5, "median": 0.5, "sd": None}
     for bad in ([], [0.5, math.nan], [[0.5]]):
         with pytest.raises(UserError):
             summarise(bad)
 
 
-# --- examples ------------------------------------------------------------------------------------
+# --- the one rule --------------------------------------------------------------------------------
+
+
+def scores_of(values, seed_variance=None, example_variance=0.0, examples=10**9):
+    """Scores [S, M] with independent parts, as `crossed_scores` would give them."""
+    values = np.asarray(values, dtype=float)
+    seeds, models = values.shape
+    own = np.zeros((models, models))
+    if seeds > 1:
+        own = np.cov(values, rowvar=False).reshape(models, models) / seeds
+    if seed_variance is not None:
+        own = seed_variance * np.eye(models)
+    return Scores(values.mean(axis=0), own, example_variance * np.eye(models), values, examples)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8).filter(lambda v: stdev(v) > 1e-6))
+def test_seeds_alone_give_students_interval(values):
+    found = score_interval({"x": scores_of([[v] for v in values])})
+    scale = stdev(values) / math.sqrt(len(values))
+    expected = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=scale)
+    assert (found["low"], found["high"]) == pytest.approx(expected)
+    assert found["df"] == pytest.approx(len(values) - 1)
+
+
+def test_gap_by_seeds_alone_is_the_paired_t_test():
+    values = np.random.default_rng(0).normal(0.8, 0.05, (5, 2))
+    found = gap_interval({"x": scores_of(values)})
+    scipys = stats.ttest_rel(values[:, 1], values[:, 0])
+    interval = scipys.confidence_interval(0.95)
+    assert found["p"] == pytest.approx(scipys.pvalue)
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    swapped = gap_interval({"x": scores_of(values[:, ::-1])})
+    assert (swapped["low"], swapped["p"]) == pytest.approx((-found["high"], found["p"]))
+
+
+def test_two_tasks_have_welchs_degrees_of_freedom():
+    """A mean over two tasks whose seeds vary apart is Welch's problem, up to signs."""
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0.7, 0.01, 3), rng.normal(0.8, 0.06, 5)
+    found = score_interval({"x": scores_of(a[:, None]), "y": scores_of(b[:, None])})
+    scipys = stats.ttest_ind(a, -b, equal_var=False)  # the mean of a + b
+    assert found["df"] == pytest.approx(scipys.df)
+    interval = scipys.confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((interval.low / 2, interval.high / 2))
+
+
+def test_ratio_without_spread_of_the_teacher_is_the_scaled_interval():
+    values = np.array([[0.5, 0.40], [0.5, 0.44], [0.5, 0.45]])
+    student = score_interval({"x": scores_of(values[:, 1:])})
+    found = ratio_interval({"x": scores_of(values)})
+    for end in ("estimate", "low", "high"):
+        assert found[end] == pytest.approx(student[end] / 0.5)
+
+
+def test_ratio_inverts_the_test():
+    """Each end is a ratio r at which student - r * teacher is just told apart from zero."""
+    rng = np.random.default_rng(2)
+    task = scores_of(rng.normal((0.8, 0.7), 0.03, (4, 2)), example_variance=1e-4)
+    found = ratio_interval({"x": task})
+    t = stats.t.ppf(0.975, found["df"])
+    for end in (found["low"], found["high"]):
+        w = np.array([-end, 1])
+        error = math.sqrt(w @ (task.seed_covariance + task.example_covariance) @ w)
+        assert abs(w @ task.mean) == pytest.approx(t * error)
+
+
+def simulate(rng, seeds, spread, examples=150, skill=(1.0, 0.6)):
+    """Runs of two models whose seeds, and whose examples, differ in difficulty; all normal."""
+    hard = rng.normal(size=examples)
+    drawn = rng.normal(0, spread, (seeds, 2, 1)) + rng.normal(size=(seeds, 2, examples))
+    return np.array(skill)[:, None] + hard + drawn > 0
+
+
+def true_scores(spread, skill=(1.0, 0.6)):
+    return stats.norm.cdf(np.array(skill) / math.sqrt(2 + spread**2))
+
+
+def pigeonhole(right, rng, resamples=200):
+    """A percentile bootstrap of a gap that draws seeds and examples anew, as this study had."""
+    seeds, _, examples = right.shape
+    gaps = right[:, 1].astype(float) - right[:, 0]
+    counts = rng.multinomial(examples, np.full(examples, 1 / examples), resamples) / examples
+    picks = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
+    return np.quantile(np.einsum("bs,sn,bn->b", picks, gaps, counts), [0.025, 0.975])
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.1), (3, 0.5), (5, 0.1), (5, 0.5)])
+def test_coverage_is_near_its_level(seeds, spread):
+    """Over 200 studies; a percentile bootstrap over three seeds that differ misses far more."""
+    rng, rounds = np.random.default_rng(seeds), 200
+    teacher, student = true_scores(spread)
+    hits = np.zeros(3)
+    for number in range(rounds):
+        right = simulate(rng, seeds, spread)
+        runs = [(*both, np.ones(150)) for both in right]
+        scores = {"x": crossed_scores(runs, ACCURACY, resamples=100, seed=number)}
+        gap = gap_interval(scores)
+        low, high = pigeonhole(right, rng)
+        hits[0] += gap["low"] <= student - teacher <= gap["high"]
+        hits[1] += low <= student - teacher <= high
+        try:
+            ratio = ratio_interval(scores)
+            hits[2] += ratio["low"] <= student / teacher <= ratio["high"]
+        except UserError:  # a teacher not told apart from zero: nothing is excluded
+            hits[2] += 1
+    coverage = hits / rounds
+    assert 0.91 <= coverage[0] <= 0.985 and 0.91 <= coverage[2] <= 0.995
+    if (seeds, spread) == (3, 0.5):
+        assert coverage[1] < 0.85
+
+
+# --- times ---------------------------------------------------------------------------------------
 
 
 def test_interval_is_that_of_the_exact_bootstrap_distribution():
@@ -82,126 +183,6 @@ def test_interval_is_that_of_the_exact_bootstrap_distribution():
     found = bootstrap_interval(ACCURACY, predictions, references, resamples=20_000, level=0.8)
     assert found["estimate"] == 0.75
     assert [found["low"], found["high"]] == np.quantile(every, [0.1, 0.9]).tolist()
-
-
-def test_interval_width_follows_the_binomial():
-    rng = np.random.default_rng(3)
-    references = rng.integers(2, size=2000)
-    predictions = noisy(references, 0.8, rng)
-    found = bootstrap_interval(ACCURACY, predictions, references, resamples=4000)
-    p = found["estimate"]
-    half = 1.96 * math.sqrt(p * (1 - p) / 2000)
-    assert (found["low"], found["high"]) == pytest.approx((p - half, p + half), abs=0.002)
-
-
-@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "spearman"])
-def test_one_call_for_all_resamples_equals_one_call_each(name, monkeypatch):
-    rng = np.random.default_rng(0)
-    references = rng.integers(2, size=50)
-    predictions = noisy(references, 0.8, rng)
-    vectorised = score_function(name)
-    found = bootstrap_interval(vectorised, predictions, references, resamples=200, seed=5)
-    plain = bootstrap_interval(
-        lambda p, r: vectorised(p, r), predictions, references, resamples=200, seed=5
-    )
-    assert found == pytest.approx(plain)
-    monkeypatch.setattr(statistics, "_BATCH_ELEMENTS", 50 * 7)  # 7 resamples at a time
-    assert bootstrap_interval(vectorised, predictions, references, resamples=200, seed=5) == found
-
-
-def test_the_seed_decides_the_draws():
-    rng = np.random.default_rng(0)
-    references = rng.integers(2, size=97)
-    predictions = noisy(references, 0.7, rng)
-
-    def interval(seed):
-        return bootstrap_interval(ACCURACY, predictions, references, resamples=50, seed=seed)
-
-    assert interval(1) == interval(1)
-    assert len({tuple(interval(seed).values()) for seed in range(5)}) > 1
-
-
-def test_predictions_and_references_stay_paired():
-    """Drawn apart, perfect predictions would not stay perfect."""
-    references = np.arange(30) % 2
-    found = bootstrap_interval(ACCURACY, references, references, resamples=100)
-    assert found == {"estimate": 1.0, "low": 1.0, "high": 1.0}
-
-
-def test_ratio_of_latencies():
-    rng = np.random.default_rng(1)
-    student = rng.uniform(1, 2, size=200)
-    found = bootstrap_ratio_interval(1.6 * student, student)
-    assert list(found.values()) == pytest.approx([1.6, 1.6, 1.6])  # paired: machine noise cancels
-    teacher = student * rng.uniform(1.5, 1.7, size=200)
-    found = bootstrap_ratio_interval(teacher, student, resamples=2000)
-    assert found["low"] < found["estimate"] == np.median(teacher / student) < found["high"]
-    # the order-statistic interval of a median: ranks from the binomial(n, 1/2)
-    ranks = stats.binom.ppf([0.025, 0.975], 200, 0.5).astype(int)
-    expected = np.sort(teacher / student)[ranks]
-    assert [found["low"], found["high"]] == pytest.approx(expected, abs=0.006)
-    for a, b in (([1, 2], [1, 0]), ([1, 2], [1]), ([1, math.inf], [1, 1]), ([1], [1])):
-        with pytest.raises(UserError):
-            bootstrap_ratio_interval(a, b)
-
-
-# --- paired tests --------------------------------------------------------------------------------
-
-
-def test_mcnemar_by_hand():
-    a = [1] * 10 + [1] * 1 + [0] * 7 + [0] * 3
-    b = [1] * 10 + [0] * 1 + [1] * 7 + [0] * 3
-    # 1 of 8 discordant: 2 * (C(8,0) + C(8,1)) / 2^8
-    assert mcnemar(a, b) == pytest.approx({"b": 1, "c": 7, "p": 2 * 9 / 256})
-    assert mcnemar(a, a) == {"b": 0, "c": 0, "p": 1.0}
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_mcnemar_is_symmetric_and_exact(rows):
-    a, b = np.array(rows).T
-    found, swapped = mcnemar(a, b), mcnemar(b, a)
-    assert (found["b"], found["c"]) == (swapped["c"], swapped["b"])
-    assert found["p"] == pytest.approx(swapped["p"])
-    n, k = found["b"] + found["c"], min(found["b"], found["c"])
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    assert found["p"] == pytest.approx(min(1.0, 2 * tail))
-
-
-def test_paired_bootstrap_sees_what_single_intervals_hide():
-    rng = np.random.default_rng(0)
-    references = rng.integers(2, size=400)
-    b = noisy(references, 0.7, rng)
-    a = b.copy()
-    wrong = np.flatnonzero(b != references)[:12]
-    a[wrong] = references[wrong]  # A is B with 12 errors mended
-    found = paired_bootstrap(ACCURACY, a, b, references, resamples=2000)
-    assert found["difference"] == pytest.approx(12 / 400)
-    assert 0 < found["low"] < found["difference"] < found["high"]
-    assert found["p"] == 2 / 2001
-    alone = [bootstrap_interval(ACCURACY, p, references) for p in (a, b)]
-    assert alone[0]["low"] < alone[1]["high"]
-
-
-def test_paired_bootstrap_of_equals_and_of_swapped_models():
-    rng = np.random.default_rng(2)
-    references = rng.integers(2, size=100)
-    a, b = noisy(references, 0.8, rng), noisy(references, 0.75, rng)
-    same = paired_bootstrap(ACCURACY, a, a, references, resamples=99)
-    assert same == {"difference": 0, "low": 0, "high": 0, "p": 1}
-    one = paired_bootstrap(ACCURACY, a, b, references, resamples=300)
-    other = paired_bootstrap(ACCURACY, b, a, references, resamples=300)
-    assert one["difference"] == pytest.approx(-other["difference"])
-    assert (one["low"], one["p"]) == pytest.approx((-other["high"], other["p"]))
-
-
-def test_paired_p_values_are_near_mcnemars():
-    rng = np.random.default_rng(4)
-    for accuracy in (0.80, 0.76):
-        references = rng.integers(2, size=1000)
-        a, b = noisy(references, 0.8, rng), noisy(references, accuracy, rng)
-        exact = mcnemar(a == references, b == references)["p"]
-        found = paired_bootstrap(ACCURACY, a, b, references, resamples=4000)["p"]
-        assert found == pytest.approx(exact, abs=0.06)
 
 
 def test_wilson_by_hand():
@@ -252,166 +233,156 @@ def test_holm_rejects_what_the_procedure_rejects(p_values, alpha):
 # --- retention -----------------------------------------------------------------------------------
 
 
+def given_scores(teacher, student):
+    return {task: scores_of([[teacher[task], student[task]]]) for task in teacher}
+
+
 def test_retention_of_the_paper():
-    assert round(retention(BERT, DISTILBERT), 3) == 0.969
-    assert round(retention(BERT, DISTILBERT, exclude=("wnli",)), 3) == 0.962
-    assert retention(BERT, DISTILBERT) == pytest.approx(
-        sum(DISTILBERT.values()) / sum(BERT.values())
-    )
+    scores = given_scores(BERT, DISTILBERT)
+    found = ratio_interval(scores)
+    assert found["estimate"] == pytest.approx(sum(DISTILBERT.values()) / sum(BERT.values()))
+    assert round(found["estimate"], 3) == 0.969
+    assert round(ratio_interval(scores, exclude=("wnli",))["estimate"], 3) == 0.962
 
 
 def test_retention_above_chance_by_hand():
     teacher, student, chance = {"a": 0.9, "b": 0.6}, {"a": 0.8, "b": 0.4}, {"a": 0.5, "b": 0.0}
-    assert retention(teacher, student, chance=chance) == pytest.approx((0.3 + 0.4) / (0.4 + 0.6))
-    assert retention(teacher, chance, chance=chance) == 0  # a student that guesses
-    assert retention(teacher, chance) == pytest.approx(0.5 / 1.5)  # looks like a third
+    found = ratio_interval(given_scores(teacher, student), chance=chance)
+    assert found["estimate"] == pytest.approx((0.3 + 0.4) / (0.4 + 0.6))
+    guesses = given_scores(teacher, chance)
+    assert ratio_interval(guesses, chance=chance)["estimate"] == 0  # a student that guesses
+    assert ratio_interval(guesses)["estimate"] == pytest.approx(0.5 / 1.5)  # looks like a third
     with pytest.raises(UserError, match="not above chance"):
-        retention(chance, student, chance=chance)
-
-
-@given(
-    st.lists(st.tuples(st.floats(0.1, 1), st.floats(0, 1)), min_size=1, max_size=9),
-    st.floats(0.5, 100),
-)
-def test_retention_does_not_depend_on_scale_or_order(scores, scale):
-    teacher = {f"task{i}": t for i, (t, _) in enumerate(scores)}
-    student = {f"task{i}": s for i, (_, s) in enumerate(scores)}
-    found = retention(teacher, student)
-    assert retention(teacher, teacher) == pytest.approx(1)
-    assert retention(teacher, dict(reversed(student.items()))) == pytest.approx(found)
-    scaled = [{task: scale * v for task, v in side.items()} for side in (teacher, student)]
-    assert retention(*scaled) == pytest.approx(found)
+        ratio_interval(given_scores(chance, student), chance=chance)
+    noisy_teacher = {"a": scores_of([[0.1, 0.1]], example_variance=0.01)}
+    with pytest.raises(UserError, match="not told apart from chance"):
+        ratio_interval(noisy_teacher)
 
 
 @pytest.mark.parametrize("hole", ["missing", None, math.nan])
-@pytest.mark.parametrize("side", ["teacher", "student", "chance"])
-def test_a_missing_cell_is_never_averaged_over(side, hole):
-    cells = {"teacher": dict(BERT), "student": dict(DISTILBERT), "chance": dict.fromkeys(GLUE, 0)}
+def test_a_missing_score_of_guessing_is_never_averaged_over(hole):
+    chance = dict.fromkeys(GLUE, 0) | {"rte": hole}
     if hole == "missing":
-        del cells[side]["rte"]
-    else:
-        cells[side]["rte"] = hole
-    with pytest.raises(UserError, match=f"no {side} score for rte"):
-        retention(**cells)
-    assert 0.9 < retention(**cells, exclude=("rte",)) < 1
+        del chance["rte"]
+    scores = given_scores(BERT, DISTILBERT)
+    with pytest.raises(UserError, match="no score of guessing for rte"):
+        ratio_interval(scores, chance=chance)
+    assert 0.9 < ratio_interval(scores, chance=chance, exclude=("rte",))["estimate"] < 1
 
 
 def test_an_exclusion_that_excludes_nothing_is_refused():
     with pytest.raises(UserError, match="WNLI"):
-        retention(BERT, DISTILBERT, exclude=("WNLI",))
+        ratio_interval(given_scores(BERT, DISTILBERT), exclude=("WNLI",))
     with pytest.raises(UserError, match="no tasks"):
-        retention({"a": 1.0}, {"a": 1.0}, exclude=("a",))
+        ratio_interval(given_scores({"a": 1.0}, {"a": 1.0}), exclude=("a",))
 
 
-def make_runs(seeds, n=300, tasks=("x", "y"), spread=0.0):
-    """Per task: teacher about 90 % right and student about 80 %, give or take `spread`."""
+# --- from predictions ----------------------------------------------------------------------------
+
+
+def make_runs(seeds, n=300):
     rng = np.random.default_rng(7)
-    runs = {}
-    for task in tasks:
-        references = rng.integers(2, size=n)
-        runs[task] = [
-            (
-                noisy(references, 0.9, rng),
-                noisy(references, 0.8 + rng.uniform(-spread, spread), rng),
-                references,
-            )
-            for _ in range(seeds)
-        ]
-    return runs
+    references = rng.integers(2, size=n)
+    return [
+        (noisy(references, 0.9, rng), noisy(references, 0.8, rng), references) for _ in range(seeds)
+    ]
 
 
-@pytest.mark.parametrize("aggregate", [np.mean, np.median])
-def test_interval_is_centred_on_the_plain_retention(aggregate):
-    runs = make_runs(seeds=3)
-    teacher, student = (
-        {
-            task: aggregate([accuracy_score(run[2], run[side]) for run in seeds])
-            for task, seeds in runs.items()
-        }
-        for side in (0, 1)
-    )
-    chance = {"x": 0.5, "y": 0.5}
-    for options in ({}, {"chance": chance}, {"exclude": ("y",)}):
-        found = retention_interval(runs, ACCURACY, aggregate=aggregate, **options)
-        assert found["estimate"] == pytest.approx(retention(teacher, student, **options))
-        assert found["low"] < found["estimate"] < found["high"]
-    assert found["seeds"] == {"x": 3}
+def test_example_part_is_the_covariance_of_different_seeds():
+    """For means it is known in closed form: the covariance of being right, over N."""
+    runs = make_runs(3, n=400)
+    right = np.array([[p == run[-1] for p in run[:-1]] for run in runs]).astype(float)  # [S, M, N]
+    exact = np.cov(right.reshape(6, -1)).reshape(3, 2, 3, 2) / 400
+    pairs = [(i, j) for i, j in itertools.permutations(range(3), 2)]
+    wanted = np.mean([exact[i, :, j] for i, j in pairs], axis=0)
+    values, vectors = np.linalg.eigh((wanted + wanted.T) / 2)
+    wanted = (vectors * values.clip(min=0)) @ vectors.T
+    found = crossed_scores(runs, ACCURACY, resamples=20_000)
+    assert found.example_covariance == pytest.approx(wanted, abs=1.5e-5)
+    assert found.values == pytest.approx(right.mean(axis=-1))
 
 
-def test_interval_matches_a_naive_double_loop():
-    runs = make_runs(seeds=4, n=60, spread=0.1)
-    rng = np.random.default_rng(11)
-    ratios = []
-    for _ in range(3000):
-        sums = np.zeros(2)
-        for seeds in runs.values():
-            examples = rng.integers(60, size=60)
-            for pick in rng.integers(len(seeds), size=len(seeds)):
-                teacher, student, references = (v[examples] for v in seeds[pick])
-                sums += (teacher == references).mean(), (student == references).mean()
-        ratios.append(sums[1] / sums[0])
-    found = retention_interval(runs, ACCURACY, resamples=3000)
-    expected = np.quantile(ratios, [0.025, 0.975])
-    assert [found["low"], found["high"]] == pytest.approx(expected, abs=0.01)
+def test_one_seed_covers_the_examples_alone():
+    [run] = make_runs(1, n=2000)
+    found = score_interval({"x": crossed_scores([run[1:]], ACCURACY, resamples=4000)})
+    p = found["estimate"]
+    half = 1.96 * math.sqrt(p * (1 - p) / 2000)
+    assert (found["low"], found["high"]) == pytest.approx((p - half, p + half), abs=0.002)
 
 
 def test_copies_of_a_seed_add_no_information():
     """The examples are shared by all seeds: five equal runs are worth one."""
-    one = make_runs(seeds=1)
-    five = {task: seeds * 5 for task, seeds in one.items()}
-    narrow, wide = (retention_interval(runs, ACCURACY, resamples=3000) for runs in (five, one))
-    assert narrow["high"] - narrow["low"] == pytest.approx(wide["high"] - wide["low"], rel=0.1)
+    one = make_runs(1)
+    found = [gap_interval({"x": crossed_scores(runs, ACCURACY)}) for runs in (one, one * 5)]
+    assert found[0]["standard_error"] == pytest.approx(found[1]["standard_error"], rel=1e-9)
 
 
-def test_spread_between_seeds_widens_the_interval():
-    widths = []
-    for spread in (0.0, 0.3):
-        found = retention_interval(make_runs(seeds=5, n=2000, spread=spread), ACCURACY)
-        widths.append(found["high"] - found["low"])
-    assert widths[1] > 1.5 * widths[0]
+def test_a_model_beside_itself_has_no_gap():
+    runs = [(a, a, r) for a, _, r in make_runs(3)]
+    found = gap_interval({"x": crossed_scores(runs, ACCURACY, resamples=50)})
+    assert (found["low"], found["high"], found["p"]) == (0, 0, 1)
 
 
-def test_score_functions_per_task_and_plain_ones():
-    runs = make_runs(seeds=2, n=40)
-    functions = {"x": ACCURACY, "y": lambda p, r: accuracy_score(r, p)}
-    mixed, plain = (retention_interval(runs, f, resamples=50) for f in (functions, ACCURACY))
-    assert mixed.pop("seeds") == plain.pop("seeds")
-    assert mixed == pytest.approx(plain)
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "spearman"])
+def test_one_call_for_all_resamples_equals_one_call_each(name, monkeypatch):
+    runs, vectorised = make_runs(2, n=50), score_function(name)
+    found = crossed_scores(runs, vectorised, resamples=100, seed=5)
+    plain = crossed_scores(runs, lambda p, r: vectorised(p, r), resamples=100, seed=5)
+    assert plain.example_covariance == pytest.approx(found.example_covariance)
+    monkeypatch.setattr(statistics, "_BATCH_ELEMENTS", 50 * 7)  # 7 resamples at a time
+    again = crossed_scores(runs, vectorised, resamples=100, seed=5)
+    assert again.example_covariance == pytest.approx(found.example_covariance)
 
 
-def test_interval_refuses_unlike_references_and_empty_tasks():
-    runs = make_runs(seeds=2)
-    teacher, student, references = runs["x"][1]
-    unlike = {**runs, "x": [runs["x"][0], (teacher, student, 1 - references)]}
-    for bad, words in ((unlike, "references of x differ"), ({**runs, "y": []}, "no runs of y")):
+def test_unlike_references_unequal_lengths_and_no_runs_are_refused():
+    first, second = make_runs(2)
+    for bad, words in (
+        ([first, (*second[:2], 1 - second[2])], "references differ"),
+        ([], "no runs"),
+        ([([1, 0], [1, 0], [1, 0, 1])], "examples"),
+        ([([1], [1], [1])], "examples"),
+    ):
         with pytest.raises(UserError, match=words):
-            retention_interval(bad, ACCURACY, resamples=10)
+            crossed_scores(bad, ACCURACY, resamples=10)
 
 
 def test_everything_is_json():
-    runs = make_runs(seeds=2, n=30)
-    teacher, student, references = runs["x"][0]
+    runs = make_runs(2, n=30)
+    scores = {"x": crossed_scores(runs, ACCURACY, resamples=20)}
     results = [
         summarise(np.float32([0.5, 0.25])),
-        bootstrap_interval(ACCURACY, teacher, references, resamples=20),
-        bootstrap_ratio_interval([1.0, 2.0], [2.0, 3.0], resamples=20),
-        mcnemar(teacher == references, student == references),
-        paired_bootstrap(ACCURACY, teacher, student, references, resamples=20),
+        score_interval({"x": crossed_scores([run[1:] for run in runs], ACCURACY, resamples=20)}),
+        gap_interval(scores),
+        ratio_interval(scores),
+        bootstrap_interval(ACCURACY, [1, 0], [1, 1], resamples=20),
         wilson_interval(np.int64(3), np.int64(9)),
-        retention(BERT, DISTILBERT),
-        retention_interval(runs, ACCURACY, resamples=20),
         holm(np.array([0.1, 0.2])),
     ]
     assert json.loads(json.dumps(results)) == results
 
 
-def test_unequal_lengths_are_refused():
-    for call in (
-        lambda: bootstrap_interval(ACCURACY, [1, 0], [1]),
-        lambda: bootstrap_interval(ACCURACY, [1], [1]),
-        lambda: mcnemar([1, 0], [1]),
-        lambda: mcnemar([], []),
-        lambda: paired_bootstrap(ACCURACY, [1, 0], [1, 0], [1, 0, 1]),
-    ):
-        with pytest.raises(UserError, match="examples"):
-            call()
+# --- score against tokens ------------------------------------------------------------------------
+
+
+def test_curve_finds_the_line_and_where_it_reaches_the_target():
+    tokens = [1e6, 3e6, 1e7]
+    kept = [0.5 + 0.05 * math.log10(count) for count in tokens]
+    scores = {"x": scores_of([[0.8, *(0.8 * k for k in kept)]], example_variance=1e-8)}
+    found = curve_over_tokens(tokens, scores, target=0.97, budget=1e10)
+    assert found["slope"]["estimate"] == pytest.approx(0.05)
+    assert found["at_budget"]["estimate"] == pytest.approx(1.0)
+    reached = found["log10_tokens"]
+    assert reached["estimate"] == pytest.approx(9.4)
+    assert reached["low"] < 9.4 < reached["high"]
+    assert found["largest_residual"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_flat_or_doubtful_curve_promises_no_tokens():
+    flat = {"x": scores_of([[0.8, 0.7, 0.7, 0.6]], example_variance=1e-4)}
+    found = curve_over_tokens([1e6, 3e6, 1e7], flat, target=0.97, budget=1e10)
+    assert set(found["log10_tokens"].values()) == {None}
+    doubtful = {"x": scores_of([[0.8, 0.7, 0.7, 0.71]], example_variance=1e-3)}
+    found = curve_over_tokens([1e6, 3e6, 1e7], doubtful, target=0.97, budget=1e10)
+    assert found["slope"]["low"] < 0 and found["log10_tokens"]["high"] is None
+    with pytest.raises(UserError, match="three budgets"):
+        curve_over_tokens([1e6, 3e6], flat, target=0.97, budget=1e10)

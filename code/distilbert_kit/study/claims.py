@@ -2,20 +2,23 @@
 
 A claim of `recipes/claims.yaml` names an expected value and a tolerance, which span the values
 that would support it: expected - tolerance and more ("at least"), expected + tolerance and less
-("at most"), or what lies between the two ("about").
+("at most"), or what lies between the two ("about", which is judged on both sides).
 
     supported      the whole 95 % interval of the measured value is inside (an exact count is its
-                   own interval), and language claims have at least `minimum_seeds` seeds
-    partly         the interval crosses the edge, or it is inside with too few seeds
+                   own interval), with at least `minimum_seeds` seeds and all of the claim's tasks
+    partly         the interval crosses the edge, or it is inside with too few seeds or tasks
     not supported  the whole interval is outside
-    not tested     a model, task or record is missing; or the claim is about language understanding
-                   and the recipe is not at paper scale or its student is not distilled. What such
-                   a recipe measured is shown as an indication and never decides
+    not tested     a model, task or record is missing, or fewer than half of the claim's tasks
 
-Size and speed are measured at paper size in every recipe, so these claims are always tested.
-Intervals: retention from a bootstrap over seeds and examples; gaps the wider one of the paired
-bootstrap over examples and Student's interval over seeds; speed from the range over
-passes and a bootstrap over pairs, the wider, and the least favourable of all settings decides.
+Evidence is of one of three kinds, `column_of`: *reproduction*, by the authors' own weights;
+*replication* at paper size, by models made here; *reduced* scale, which is an indication and
+never decides: the verdict of a recipe at reduced scale on a language claim is "not tested". Size
+and speed are measured at paper size in every recipe, so these claims are always tested.
+
+Speed: the wider of the range over passes and a bootstrap over pairs, and the least favourable of
+all settings decides. Intervals of scores follow the one rule of `study/statistics.py`. They cover
+fine-tuning seeds and examples; a student was distilled once, and what another distillation would
+give is not in them.
 """
 
 import math
@@ -25,20 +28,19 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ..errors import UserError
-from ..paths import RECIPES
+from ..paths import PAPER, RECIPES
 from ..settings import Strict
-from .evidence.scores import (
-    benchmark_record,
-    compare,
-    counterpart,
-    recorded_seeds,
-    retention_interval,
-)
+from . import statistics
+from .evidence.comparisons import counterpart, crossed_scores, order_rows, shared_seeds
+from .evidence.scores import benchmark_record
 from .evidence.speed import speed_rows
 from .recipes import Recipe
+from .records import read_record
 
 Verdict = Literal["supported", "partly", "not supported", "not tested"]
-LANGUAGE = ("retention", "gap")
+
+
+Column = Literal["reproduction", "replication", "reduced"]
 
 
 class Claim(Strict):
@@ -49,16 +51,21 @@ class Claim(Strict):
     quote: str
     where: str
     metric: str
-    kind: Literal["smaller", "parameters", "speed", "retention", "gap", "none"]
-    unit: Literal["percent", "times", "millions", "points", "ratio", "megabytes"]
+    kind: Literal[
+        "smaller", "parameters", "speed", "retention", "gap", "order", "above_printed", "none"
+    ]
+    unit: Literal["percent", "times", "millions", "points", "ratio", "megabytes", "hours"]
     expected: float
     tolerance: float = Field(ge=0)
     direction: Literal["about", "at least", "at most"]
     model: str = "student"
     reference: str = "teacher"
+    order: tuple[str, ...] = ()
+    printed: str = ""
     tasks: tuple[str, ...] = ()
     stand_in: tuple[str, ...] = ()
     reason: str = ""
+    changed: str = ""
 
 
 class Deviation(Strict):
@@ -76,12 +83,16 @@ class Ledger(Strict):
     paper: dict[str, Any]
     fixed: Any
     minimum_seeds: int
+    columns: dict[Column, list[str]]
     claims: list[Claim]
     deviations: list[Deviation]
 
 
 class Finding(Strict):
-    """What the records say about a claim: a value with its interval, or why there is none."""
+    """What the records say about a claim: a value with its interval, or why there is none.
+
+    `untested`: why there is nothing to judge. `incomplete`: what is missing for full support.
+    """
 
     value: float | None = None
     low: float | None = None
@@ -90,6 +101,7 @@ class Finding(Strict):
     scale: str = ""
     detail: str = ""
     seeds: int | None = None
+    incomplete: str = ""
     untested: str = ""
     records: tuple[str, ...] = ()
 
@@ -102,6 +114,14 @@ def load_ledger() -> Ledger:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"claims.yaml: {where}: {first['msg']}; mend this key") from None
+
+
+def column_of(recipe: Recipe) -> Column:
+    """What kind of evidence the scores of a recipe are."""
+    if recipe.scale != "paper":
+        return "reduced"
+    theirs = "distilbert" in (recipe.models[recipe.student].weights or "")
+    return "reproduction" if theirs else "replication"
 
 
 def supporting_range(claim: Claim) -> tuple[float, float]:
@@ -121,9 +141,15 @@ def judge(claim: Claim, finding: Finding, minimum_seeds: int) -> tuple[Verdict, 
     if finding.high < low or finding.low > high:
         return "not supported", "the whole interval is outside the supporting range"
     if finding.low < low or finding.high > high:
+        # The edge of "it helps" is no difference at all: neither help nor harm is shown.
+        nothing = 1 if claim.kind == "retention" else 0
+        if claim.direction != "about" and claim.expected == nothing and claim.tolerance == 0:
+            return "partly", "no difference is shown: the interval holds help and harm alike"
         return "partly", "the interval crosses the edge of the supporting range"
     if finding.seeds is not None and finding.seeds < minimum_seeds:
         return "partly", f"inside the supporting range, but fewer than {minimum_seeds} seeds"
+    if finding.incomplete:
+        return "partly", f"inside the supporting range, but {finding.incomplete}"
     return "supported", "the whole interval is inside the supporting range"
 
 
@@ -187,71 +213,90 @@ def find_speed(claim: Claim, recipe: Recipe) -> Finding:
     )
 
 
-def measure_language(claim: Claim, recipe: Recipe, model: str, reference: str) -> Finding | None:
-    """Value and interval of a language claim on the tasks that are there; None without any."""
+def models_of(claim: Claim, recipe: Recipe) -> list[str]:
+    """The models of a recipe that a language claim is about, reference first where it has one."""
+    if claim.kind == "order":
+        return list(claim.order)
+    roles = {"student": recipe.student, "teacher": recipe.teacher}
+    if claim.kind == "above_printed":
+        return [recipe.student]
+    names = [roles.get(name, name) for name in (claim.reference, claim.model)]
+    if "counterpart" in names:
+        [named] = [name for name in names if name != "counterpart"]
+        other = counterpart(recipe, named) if named in recipe.models else None
+        names = [(other or name) if name == "counterpart" else name for name in names]
+    return names
 
-    def recorded(task: str) -> bool:
-        return all(recorded_seeds(recipe, name, task) for name in (model, reference))
 
-    wanted = [task for task in (*claim.tasks, *claim.stand_in) if task in recipe.tasks]
-    if not (tasks := [task for task in wanted if recorded(task)]):
-        return None
-    common = {
-        "scale": f"{recipe.scale} scale",
-        "records": [
-            f"finetune/{name}-{task}-{seed}"
-            for task in tasks
-            for name in (reference, model)
-            for seed in recorded_seeds(recipe, name, task)
-        ],
-    }
-    labels = [recipe.models[name].label for name in (model, reference)]
-    common["detail"] = f"{labels[0]} against {labels[1]}; {', '.join(tasks)}"
+def measure(claim: Claim, recipe: Recipe, models: list[str], tasks: list[str]) -> dict:
+    """Value, interval and least number of seeds of a language claim on tasks that are there."""
+    if claim.kind == "order":
+        gaps = [row["gap"] for row in order_rows(recipe, models)]
+        # All steps must be shown, so the least favourable one decides, as for speed.
+        found = {end: min(gap[end] for gap in gaps) for end in ("estimate", "low", "high")}
+        seeds = min(min(gap["seeds"].values()) for gap in gaps)
+        return {**found, "seeds": seeds, "factor": 100}
+    scores = crossed_scores(recipe, models, tasks)
+    seeds = min(s.seeds for s in scores.values())
     if claim.kind == "retention":
-        found = retention_interval(recipe, model, reference, tasks)
-        seeds = min(found["seeds"].values())
-        over = "over seeds and examples" if seeds > 1 else "over examples, one seed"
-        found = {name: found[name] for name in ("low", "high")} | {"value": found["estimate"]}
-        return Finding(**common, **found, interval=over, seeds=seeds)
-    row = compare(recipe, model, reference, tasks[0])[0]
-    examples, seeds = row["gap"], row["gap_over_seeds"]
-    low, high, over = examples["low"], examples["high"], "over examples, one seed"
-    if seeds["n"] > 1:
-        low, high = min(low, seeds["low"]), max(high, seeds["high"])
-        over = "the wider of seeds and examples"
-    found = {"value": 100 * examples["difference"], "low": 100 * low, "high": 100 * high}
-    return Finding(**common, **found, interval=over, seeds=seeds["n"])
+        return statistics.ratio_interval(scores) | {"seeds": seeds, "factor": 1}
+    if claim.kind == "gap":
+        return statistics.gap_interval(scores) | {"seeds": seeds, "factor": 100}
+    table, row = claim.printed.split(".")
+    printed = yaml.safe_load(PAPER.read_text())[table][row]
+    mean = sum(printed[task] for task in tasks) / len(tasks) / 100  # in percent, as printed
+    found = statistics.score_interval(scores)
+    above = {end: found[end] - mean for end in ("estimate", "low", "high")}
+    return {**above, "seeds": seeds, "factor": 100}
 
 
 def find_language(claim: Claim, recipe: Recipe) -> Finding:
-    """A claim on scores: tested at paper scale with a distilled student, else an indication."""
-    roles = {"student": recipe.student, "teacher": recipe.teacher}
-    names = [roles.get(name, name) for name in (claim.model, claim.reference)]
-    if claim.model == "counterpart" and claim.reference in recipe.models:
-        names[0] = counterpart(recipe, claim.reference) or claim.model
-    for name in reversed(names):
+    """A claim on scores, on those of its tasks that are recorded for all of its models."""
+    models = models_of(claim, recipe)
+    for name in models:
         if name not in recipe.models:
             return Finding(untested=f"this recipe has no model {name!r}")
-    if names[0] == names[1]:
-        return Finding(untested=f"the student of this recipe is {names[0]!r} itself")
-    reasons = []
-    if missing := [task for task in claim.tasks if task not in recipe.tasks]:
-        which = ", ".join(missing) if len(missing) < 4 else f"{len(missing)} of the claim's tasks"
-        reasons.append(f"this recipe does not run {which}")
-    if recipe.scale != "paper":
-        reasons.append(f"{recipe.scale} scale")
+    if len(models) == 2 and models[0] == models[1]:
+        return Finding(untested=f"the student of this recipe is {models[0]!r} itself")
     if recipe.models[recipe.body(recipe.student)].extract is not None:
-        reasons.append("the student of this recipe is cut from its teacher, not distilled")
+        return Finding(untested="the student of this recipe is cut from its teacher, not distilled")
+    wanted = [task for task in (*claim.tasks, *claim.stand_in) if task in recipe.tasks]
+    tasks = [task for task in wanted if shared_seeds(recipe, models, task)]
+    if not tasks:
+        missing = "its records are missing" if wanted else "this recipe runs none of its tasks"
+        return Finding(untested=missing)
+    scale = f"{recipe.scale} scale"
+    if claim.kind == "above_printed" and column_of(recipe) == "reduced":
+        return Finding(untested=f"{scale}: printed scores are compared with at paper size only")
     try:
-        found = measure_language(claim, recipe, *names)
+        found = measure(claim, recipe, models, tasks)
     except UserError as error:  # such as a teacher at chance
         return Finding(untested=str(error))
-    if found is None:
-        return Finding(untested="; ".join(reasons) or "its records are missing")
-    absent = [t for t in claim.tasks if not all(recorded_seeds(recipe, n, t) for n in names)]
-    if not reasons and absent:
-        reasons.append(f"no records of {', '.join(absent)}")
-    return found.model_copy(update={"untested": "; ".join(reasons)})
+    own = [task for task in tasks if task in claim.tasks]
+    labels = " against ".join(recipe.models[name].label for name in reversed(models))
+    if claim.kind == "order":
+        labels = " < ".join(recipe.models[name].label for name in models)
+    lacking = f"on {len(own)} of the claim's {len(claim.tasks)} tasks"
+    # An indication takes what is there; what decides needs half of the tasks.
+    few = not own or (column_of(recipe) != "reduced" and 2 * len(own) < len(claim.tasks))
+    over = "over seeds and examples" if found["seeds"] > 1 else "over examples, one seed"
+    return Finding(
+        value=found["factor"] * found["estimate"],
+        low=found["factor"] * found["low"],
+        high=found["factor"] * found["high"],
+        interval=over,
+        scale=scale,
+        detail=f"{labels}; {', '.join(tasks)}",
+        seeds=found["seeds"],
+        incomplete=lacking if len(own) < len(claim.tasks) else "",
+        untested=("only " + lacking) if few else "",
+        records=[
+            f"finetune/{name}-{task}-{seed}"
+            for task in tasks
+            for name in models
+            for seed in shared_seeds(recipe, models, task)
+        ],
+    )
 
 
 def find(claim: Claim, recipe: Recipe) -> Finding:
@@ -260,16 +305,90 @@ def find(claim: Claim, recipe: Recipe) -> Finding:
         return Finding(untested=claim.reason)
     if claim.kind == "speed":
         return find_speed(claim, recipe)
-    return (find_language if claim.kind in LANGUAGE else find_size)(claim, recipe)
+    size = claim.kind in ("smaller", "parameters")
+    return (find_size if size else find_language)(claim, recipe)
 
 
 def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
-    """Every claim with verdict, value, interval, scale, tolerance and reason, ready for JSON."""
+    """Every claim with value, interval, tolerance and verdict, ready for JSON.
+
+    `column` says what kind of evidence it is, `column_verdict` and `column_reason` what the
+    evidence says; `verdict` and `reason` are the same unless it is at reduced scale, which never
+    decides.
+    """
     rows = []
     for claim in ledger.claims:
         finding = find(claim, recipe)
-        verdict, reason = judge(claim, finding, ledger.minimum_seeds)
-        fixed = claim.model_dump(exclude={"reason", "model", "reference", "stand_in"})
+        found_verdict, found_reason = judge(claim, finding, ledger.minimum_seeds)
+        column = column_of(recipe)
+        if finding.scale == "paper size" and column == "reduced":
+            column = "replication"
+        verdict, reason = found_verdict, found_reason
+        if column == "reduced" and finding.value is not None:
+            verdict, reason = "not tested", f"{finding.scale} is an indication only"
+            reason += f", {finding.incomplete}" * bool(finding.incomplete)
+        kept_back = {"reason", "model", "reference", "stand_in", "order", "printed"}
+        fixed = claim.model_dump(exclude=kept_back)
         found = finding.model_dump(exclude={"untested"})
-        rows.append({**fixed, **found, "verdict": verdict, "reason": reason})
+        rows.append(
+            {
+                **fixed,
+                **found,
+                "column": column,
+                "column_verdict": found_verdict,
+                "column_reason": found_reason,
+                "verdict": verdict,
+                "reason": reason,
+            }
+        )
     return rows
+
+
+def verdict_rows(recipe: Recipe, name: str) -> list[dict]:
+    """The recorded rows of `judge_all` of the recipe called `name`, beside `recipe`'s results.
+
+    Empty without a record, and for one written before rows had a column.
+    """
+    path = recipe.folder.parent / name / "claims" / "verdicts.json"
+    rows = read_record(path).metrics["claims"] if path.exists() else []
+    return [row for row in rows if "column" in row]
+
+
+def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list[dict]:
+    """For each claim, what every kind of evidence says: the three columns of the ledger.
+
+    `rows` are the recipe's own; the other recipes of a column speak by their committed records,
+    in the order of the ledger, after the recipe itself. A cell is the first that tested the claim:
+    {"verdict", "recipe", "value", "low", "high", "detail"}, or {"verdict": "not tested",
+    "reason"}.
+    """
+    every = {recipe.name: rows}
+    for name in (name for names in ledger.columns.values() for name in names):
+        every.setdefault(name, verdict_rows(recipe, name))
+    return [
+        {
+            "id": claim.id,
+            "title": claim.title,
+            "unit": claim.unit,
+            **{
+                column: _column_cell(claim, column, [recipe.name, *names], every)
+                for column, names in ledger.columns.items()
+            },
+        }
+        for claim in ledger.claims
+    ]
+
+
+def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) -> dict:
+    if claim.kind == "none":
+        return {"verdict": "not tested", "reason": claim.reason}
+    reasons = []
+    for name in dict.fromkeys(names):
+        for row in every[name]:
+            if (row["id"], row["column"]) != (claim.id, column):
+                continue
+            if row["column_verdict"] != "not tested":
+                shown = {key: row[key] for key in ("value", "low", "high", "detail")}
+                return {"verdict": row["column_verdict"], "recipe": name, **shown}
+            reasons.append(f"{name}: {row['column_reason']}")
+    return {"verdict": "not tested", "reason": "; ".join(reasons) or "not run"}

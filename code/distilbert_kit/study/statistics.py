@@ -1,12 +1,36 @@
-"""Intervals over seeds and examples, paired tests, and the share of a teacher's score retained.
+"""One rule for every interval of scores, gaps and ratios, over seeds and examples together.
+
+Models are fine-tuned with S seeds and tested on the same N examples. A score then varies for two
+reasons: another seed trains another model, and another sample of examples asks other questions.
+The rule, for whatever is built from mean scores (a score, a gap, a ratio; one task or a mean over
+tasks): its variance is the sum of two parts a task,
+
+    seeds     the variance between seeds, divided by S, with S - 1 degrees of freedom. Two models
+              are paired by seed: a seed fixes the order of the rows for both, which can move both
+              alike;
+    examples  what resampling the examples does to the scores of different seeds alike: the mean
+              covariance, over bootstrap resamples shared by all runs, of runs of different seeds.
+              That of a seed with itself is left out, as the spread between seeds holds it already.
+
+The interval is Student's t with the degrees of freedom of Satterthwaite (1946,
+doi:10.2307/3002019) for such a sum. Ratios of means are Fieller's (1954). So few seeds cost what
+they must: three have t = 4.30 and not 1.96. A percentile bootstrap that draws three seeds from
+three (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122) is too narrow by a factor of up
+to 4.30 / 1.96 * sqrt(3 / 2) = 2.7, when seeds make all of the spread. Two sources of variance in
+comparisons of trained models, and why both must count: Dietterich (1998), Dror et al. (2018,
+doi:10.18653/v1/P18-1128), Bouthillier et al. (2021, arXiv 2103.03098).
+
+What the intervals cover is fine-tuning seeds and examples. A student that was distilled once is
+one draw of distillation: how much another would differ is not in them.
 
 Every random draw comes from a numpy Generator made of the given seed, and every result is made of
-plain numbers, ready for JSON. Bootstrap intervals are percentile intervals (scipy.stats.bootstrap).
+plain numbers, ready for JSON.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,119 +41,293 @@ from ..errors import UserError
 ScoreFunction = Callable[..., ArrayLike]
 
 
-Run = tuple[ArrayLike, ArrayLike, ArrayLike]  # teacher's predictions, student's, references: [N]
+LEVEL = 0.95
 
 
 _BATCH_ELEMENTS = 4_000_000  # 32 MB of indices at a time
 
 
-def summarise(values: Sequence[float], level: float = 0.95) -> dict:
-    """Scores of several seeds -> {"n", "mean", "median", "sd", "low", "high"}.
+@dataclass(frozen=True)
+class Scores:
+    """Mean scores of M models on a task, and how uncertain they are, as this module's head says.
 
-    `sd` has n - 1 in the denominator; low and high are Student's t-interval of the mean. One seed
-    carries no information on the spread: these three are then None.
+    `mean` [M]; `seed_covariance` [M, M] of the means, zero with one seed; `example_covariance`
+    [M, M]; `values` [S, M], the scores of each seed.
     """
-    values = _finite("values", values)
-    n, mean = len(values), values.mean()
-    sd = half = None
-    if n > 1:
-        sd = float(values.std(ddof=1))
-        half = stats.t.ppf((1 + level) / 2, n - 1) * sd / math.sqrt(n)
+
+    mean: np.ndarray
+    seed_covariance: np.ndarray
+    example_covariance: np.ndarray
+    values: np.ndarray
+    examples: int
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds each model has."""
+        return len(self.values)
+
+
+def crossed_scores(
+    runs: Sequence[Sequence[ArrayLike]],
+    score_fn: ScoreFunction,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Scores:
+    """The scores of M models on one task, each trained with the same S seeds.
+
+    `runs` [S]: one tuple a seed, the predictions [N] of each model and then the references [N];
+    `score_fn(predictions, references)` gives one number; if it takes `axis` too, it is called once
+    for many resamples [B, N] (see `metrics.score_function`). UserError without runs, below two
+    examples, and if the references differ between seeds: all must be tested on one split.
+    """
+    if not runs:
+        raise UserError("no runs to compare: run them, or exclude the task")
+    runs = [_aligned(*run) for run in runs]
+    references, models = runs[0][-1], len(runs[0]) - 1
+    if not all(np.array_equal(run[-1], references) for run in runs):
+        raise UserError("the references differ between seeds: test all on one split")
+
+    def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.stack(
+            [[_score(score_fn, index, p, references) for p in run[:-1]] for run in runs]
+        )
+
+    values = statistic(np.arange(len(references)))
+    draws = _resample(statistic, len(references), resamples, np.random.default_rng(seed))
+    examples = _between_seeds(np.cov(draws.reshape(-1, resamples)), len(runs), models)
+    seeds = np.zeros((models, models))
+    if len(runs) > 1:
+        seeds = np.cov(values, rowvar=False).reshape(models, models) / len(runs)
+    return Scores(values.mean(axis=0), seeds, examples, values, len(references))
+
+
+def _between_seeds(covariance: ArrayLike, seeds: int, models: int) -> np.ndarray:
+    """Covariance of all runs [S*M, S*M] -> mean over pairs of different seeds [M, M].
+
+    With one seed there are no such pairs: that seed's own, then. The nearest matrix without
+    negative variances, as a mean over pairs alone may have them.
+    """
+    blocks = np.reshape(covariance, (seeds, models, seeds, models))
+    own = np.einsum("imin->mn", blocks)
+    mean = own
+    if seeds > 1:
+        mean = (blocks.sum(axis=(0, 2)) - own) / (seeds * (seeds - 1))
+    values, vectors = np.linalg.eigh((mean + mean.T) / 2)
+    return (vectors * values.clip(min=0)) @ vectors.T
+
+
+def score_interval(tasks: Mapping[str, Scores], level: float = LEVEL) -> dict:
+    """Interval of one model's mean score over the tasks.
+
+    Returns {"estimate", "low", "high", "standard_error", "df"}.
+    """
+    found = list(tasks.values())
+    mean = np.mean([scores.mean[0] for scores in found])
+    return _student(mean, *_spread(found, np.ones((len(found), 1)) / len(found)), level)
+
+
+def gap_interval(tasks: Mapping[str, Scores], level: float = LEVEL) -> dict:
+    """Second model's mean score over the tasks minus the first's.
+
+    Returns {"estimate", "low", "high", "standard_error", "df", "p", "seeds"}; p is that of the
+    two-sided t-test of no gap, which agrees with the interval; seeds are {task: how many}.
+    """
+    found = list(tasks.values())
+    weights = np.tile([-1.0, 1.0], (len(found), 1)) / len(found)
+    estimate = sum(w @ scores.mean for w, scores in zip(weights, found))
+    error, degrees = _spread(found, weights)
+    p = 1.0 if estimate == 0 else 0.0
+    if error > 0:
+        p = float(2 * stats.t.sf(abs(estimate) / error, degrees))
+    interval = _student(estimate, error, degrees, level)
+    return interval | {"p": p, "seeds": {task: tasks[task].seeds for task in tasks}}
+
+
+def ratio_interval(
+    tasks: Mapping[str, Scores],
+    exclude: Collection[str] = (),
+    chance: Mapping[str, float] | None = None,
+    level: float = LEVEL,
+) -> dict:
+    """Second model's mean score over the tasks, divided by the first's: what a student retains.
+
+    Returns {"estimate", "low", "high", "standard_error", "df", "seeds"}. This is the paper's 97 %
+    (arXiv 1910.01108, Table 1). With `chance` {task: score of guessing}, the guessed part is taken
+    off every task on both sides first: at the majority rate a student retains nothing, which the
+    plain ratio hides. The interval is Fieller's: every ratio r for which the mean of
+    (student - r * teacher) is not told apart from zero.
+    UserError for no tasks, for an unknown name in `exclude`, for a task without a finite score of
+    guessing, and for a teacher whose mean is not told apart from chance.
+    """
+    if unknown := [name for name in exclude if name not in tasks]:
+        raise UserError(
+            f"retention: cannot exclude {unknown[0]!r}: it is not among {', '.join(tasks)}"
+        )
+    if not (kept := [task for task in tasks if task not in exclude]):
+        raise UserError("retention: no tasks: give the scores of at least one")
+    found = [tasks[task] for task in kept]
+    guessed = np.array([_guessed(task, chance) for task in kept])
+    below, above = np.mean([scores.mean - g for scores, g in zip(found, guessed)], axis=0)
+    if below <= 0:
+        raise UserError(
+            "retention: the teacher's mean score is not above chance: exclude the tasks that it"
+            " did not learn"
+        )
+    ratio = above / below
+    error, degrees = _spread(found, np.tile([-ratio, 1.0], (len(found), 1)) / len(found))
+    t = stats.t.ppf((1 + level) / 2, degrees)
+    covariance = sum(s.seed_covariance + s.example_covariance for s in found) / len(found) ** 2
+    (a, b), (_, c) = np.array([[below**2, below * above], [0, above**2]]) - t**2 * covariance
+    if a <= 0:
+        raise UserError("retention: the teacher's mean score is not told apart from chance")
+    root = math.sqrt(max(b**2 - a * c, 0.0))
     return {
-        "n": n,
-        "mean": float(mean),
+        "estimate": float(ratio),
+        "low": float((b - root) / a),
+        "high": float((b + root) / a),
+        "standard_error": error / float(below),
+        "df": degrees,
+        "seeds": {task: tasks[task].seeds for task in kept},
+    }
+
+
+def _guessed(task: str, chance: Mapping[str, float] | None) -> float:
+    if chance is None:
+        return 0.0
+    if chance.get(task) is None or not math.isfinite(chance[task]):
+        raise UserError(f"retention: no score of guessing for {task}: give it, or exclude the task")
+    return chance[task]
+
+
+def _spread(tasks: Sequence[Scores], weights: np.ndarray) -> tuple[float, float]:
+    """Standard error and degrees of freedom of the sum of weights [T, M] times mean scores."""
+    parts, degrees = [], []
+    for w, scores in zip(weights, tasks):
+        parts += [w @ scores.seed_covariance @ w, w @ scores.example_covariance @ w]
+        degrees += [max(scores.seeds - 1, 1), scores.examples - 1]
+    variance = float(sum(parts))
+    # Rounding leaves 1e-35 where nothing varies.
+    if variance <= 1e-24:
+        return 0.0, float(min(degrees))
+    return math.sqrt(variance), float(variance**2 / sum(p**2 / d for p, d in zip(parts, degrees)))
+
+
+def _student(estimate: float, error: float, degrees: float, level: float) -> dict[str, float]:
+    half = error * float(stats.t.ppf((1 + level) / 2, degrees))
+    return {
+        "estimate": float(estimate),
+        "low": float(estimate - half),
+        "high": float(estimate + half),
+        "standard_error": error,
+        "df": degrees,
+    }
+
+
+def curve_over_tokens(
+    tokens: Sequence[float],
+    tasks: Mapping[str, Scores],
+    target: float,
+    budget: float,
+    level: float = LEVEL,
+) -> dict:
+    """What is retained as a straight line over log10 of the tokens of distillation.
+
+    `tokens` [P], at least three and all above zero; `tasks`: scores of P + 1 models by task, the
+    teacher first, then the students in the order of `tokens`. The line is the least-squares fit of
+    retained = intercept + slope * log10(tokens). All students answer the same examples and share
+    their teacher, so the line's uncertainty follows from their joint covariance and this module's
+    rule; one more distillation of the same length is not in it.
+
+    Returns "points", "intercept", "slope" and "at_budget" (what the line says at `budget` tokens),
+    both {"estimate", "low", "high", …}; "log10_tokens" {"estimate", "low", "high"}, where the line
+    reaches `target`, an end None where the interval has none (Fieller 1954; a slope that may be
+    zero reaches the target anywhere or nowhere); and "largest_residual". What is retained
+    saturates, so beyond the points the line promises too much, and the tokens are too few.
+    UserError for fewer than three budgets: two points fit any line.
+    """
+    if len(tokens) < 3 or min(tokens) <= 0:
+        raise UserError("a curve needs three budgets of more than 0 tokens: distil more of them")
+    x = np.log10(np.asarray(tokens, dtype=np.float64))
+    found = list(tasks.values())
+    teacher, *students = np.mean([scores.mean for scores in found], axis=0)
+    points = np.array(students) / teacher
+    fit = np.linalg.pinv(np.stack([np.ones_like(x), x], axis=1))  # [2, P]
+    line = fit @ points
+    # d(points) = (d(students) - points * d(teacher)) / teacher, a mean over the tasks
+    per_run = np.concatenate([-(fit @ points)[:, None], fit], axis=1) / (teacher * len(found))
+
+    def along(at: Sequence[float]) -> dict:
+        weights = np.tile(np.asarray(at) @ per_run, (len(found), 1))
+        return _student(np.asarray(at) @ line, *_spread(found, weights), level)
+
+    covariance = sum(
+        per_run @ (s.seed_covariance + s.example_covariance) @ per_run.T for s in found
+    )
+    reached = (target - line[0]) / line[1] if line[1] > 0 else None
+    low = high = None
+    if reached is not None:
+        t = stats.t.ppf((1 + level) / 2, along([1, reached])["df"])
+        low, high = _reaches(line, t**2 * covariance, target)
+    return {
+        "points": points.tolist(),
+        "intercept": float(line[0]),
+        "slope": along([0, 1]),
+        "at_budget": along([1, math.log10(budget)]),
+        "log10_tokens": {"estimate": reached and float(reached), "low": low, "high": high},
+        "largest_residual": float(np.abs(line[0] + line[1] * x - points).max()),
+    }
+
+
+def _reaches(line: np.ndarray, spread: np.ndarray, target: float) -> tuple:
+    """Ends of {x: (a + b x - target)^2 <= (1, x) spread (1, x)'}; None for an end that is open."""
+    a, b = line[0] - target, line[1]
+    square, linear, constant = (
+        b**2 - spread[1, 1],
+        a * b - spread[0, 1],
+        a**2 - spread[0, 0],
+    )
+    if square <= 0:
+        return None, None
+    root = math.sqrt(max(linear**2 - square * constant, 0.0))
+    return float((-linear - root) / square), float((-linear + root) / square)
+
+
+def summarise(values: Sequence[float]) -> dict:
+    """Scores of several seeds -> {"n", "mean", "median", "sd"}; sd (n - 1) is None for one."""
+    values = _finite("values", values)
+    return {
+        "n": len(values),
+        "mean": float(values.mean()),
         "median": float(np.median(values)),
-        "sd": sd,
-        "low": None if half is None else float(mean - half),
-        "high": None if half is None else float(mean + half),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
     }
 
 
 def bootstrap_interval(
-    score_fn: ScoreFunction,
-    predictions: ArrayLike,
-    references: ArrayLike,
+    statistic_fn: ScoreFunction,
+    a: ArrayLike,
+    b: ArrayLike,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> dict[str, float]:
-    """Interval of a score over the examples [N] -> {"estimate", "low", "high"}.
+    """Percentile bootstrap over many pairs (a_i, b_i) -> {"estimate", "low", "high"}.
 
-    `score_fn(predictions, references)` gives one number; if it takes `axis` too, it is called once
-    for many resamples [B, N] (see `metrics.score_function`). UserError below two examples.
+    For times of the same work, not for scores. `statistic_fn` as in `crossed_scores`.
+    UserError below two pairs.
     """
-    predictions, references = _aligned(predictions, references)
+    a, b = _aligned(a, b)
 
     def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        return _score(score_fn, index, predictions, references)
+        return _score(statistic_fn, index, a, b)
 
-    return _interval(
-        statistic(np.arange(len(references))),
-        _resample(statistic, len(references), resamples, _rng(seed)),
-        level,
-    )
-
-
-def bootstrap_ratio_interval(
-    a: ArrayLike, b: ArrayLike, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, float]:
-    """Median of the paired ratios a_i / b_i, such as latencies -> {"estimate", "low", "high"}.
-
-    Pairs measured back to back share the machine's state, so their ratio is steadier than the
-    ratio of two medians. UserError unless both are positive, finite and equally long (two or more).
-    """
-    a, b = _aligned(_finite("a", a), _finite("b", b))
-    if (a <= 0).any() or (b <= 0).any():
-        raise UserError("ratios need positive values: check the measured times")
-    ratios = a / b
-
-    def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.median(ratios[index], axis=-1)
-
-    return _interval(np.median(ratios), _resample(statistic, len(a), resamples, _rng(seed)), level)
+    draws = _resample(statistic, len(a), resamples, np.random.default_rng(seed))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    estimate = float(statistic(np.arange(len(a))))
+    return {"estimate": estimate, "low": float(low), "high": float(high)}
 
 
-def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> dict[str, float]:
-    """Exact two-sided McNemar test of two classifiers on the same examples -> {"b", "c", "p"}.
-
-    Inputs [N] say which examples each got right. b: only A right; c: only B right. Under the null
-    hypothesis b is binomial with n = b + c and probability 1/2; p is 1 when they never differ.
-    """
-    a, b = (values.astype(bool) for values in _aligned(correct_a, correct_b, least=1))
-    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    discordant = only_a + only_b
-    p = float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
-    return {"b": only_a, "c": only_b, "p": p}
-
-
-def paired_bootstrap(
-    score_fn: ScoreFunction,
-    predictions_a: ArrayLike,
-    predictions_b: ArrayLike,
-    references: ArrayLike,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, float]:
-    """Score of A minus score of B on the same examples -> {"difference", "low", "high", "p"}.
-
-    Both are scored on the same resamples. p is two-sided: twice the share of resamples on the
-    lesser side of zero, the observed sample counted in, so that it agrees with the interval and is
-    never 0. `score_fn` as in `bootstrap_interval`.
-    """
-    a, b, references = _aligned(predictions_a, predictions_b, references)
-
-    def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        return _score(score_fn, index, a, references) - _score(score_fn, index, b, references)
-
-    differences = _resample(statistic, len(references), resamples, _rng(seed))
-    interval = _interval(statistic(np.arange(len(references))), differences, level)
-    lesser = min((differences <= 0).sum(), (differences >= 0).sum())
-    p = min(1.0, 2 * (lesser + 1) / (resamples + 1))
-    return {"difference": interval.pop("estimate"), **interval, "p": float(p)}
-
-
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> dict[str, float]:
+def wilson_interval(successes: int, n: int, level: float = LEVEL) -> dict[str, float]:
     """Wilson's interval of a proportion -> {"estimate", "low", "high"}; UserError if n is 0."""
     if not 0 <= successes <= n or n == 0:
         raise UserError(f"no proportion from {successes} of {n}: give 0 <= successes <= n, n > 0")
@@ -139,72 +337,6 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> dict[str, fl
         "low": float(interval.low),
         "high": float(interval.high),
     }
-
-
-def retention(
-    teacher: Mapping[str, float | None],
-    student: Mapping[str, float | None],
-    exclude: Collection[str] = (),
-    chance: Mapping[str, float] | None = None,
-) -> float:
-    """Mean student score over mean teacher score, task by task {task: score}, on one scale.
-
-    This is the paper's 97 % (arXiv 1910.01108, Table 1). With `chance` {task: score of guessing},
-    the guessed part is taken off every task on both sides first: at the majority rate a student
-    retains nothing, which the plain ratio hides.
-    Raises UserError for a task with a missing, None or NaN score on either side (a mean over fewer
-    tasks is another number), for an unknown name in `exclude`, and for a teacher at chance.
-    """
-    tasks = _tasks({**teacher, **student}, exclude)
-    baseline = _cells("chance", chance, tasks) if chance is not None else np.zeros(len(tasks))
-    scores = (_cells("teacher", teacher, tasks), _cells("student", student, tasks))
-    return float(_retained(*scores, baseline))
-
-
-def retention_interval(
-    runs: Mapping[str, Sequence[Run]],
-    score_fns: ScoreFunction | Mapping[str, ScoreFunction],
-    exclude: Collection[str] = (),
-    chance: Mapping[str, float] | None = None,
-    level: float = 0.95,
-    **sampling,
-) -> dict:
-    """Retention with an interval over seeds and examples.
-
-    Returns {"estimate", "low", "high", "seeds"}.
-    `runs`: {task: [(teacher's predictions [N], student's predictions [N], references [N]), …]},
-    one entry per seed, whose teacher and student are drawn together; `score_fns`: one function (see
-    `bootstrap_interval`) or one per task; `sampling`: `resamples` (1,000), `seed` (0) and
-    `aggregate`, np.mean, or np.median as in the paper, over a task's seeds. "seeds" is {task:
-    number of seeds}: with one seed the interval covers the examples alone, and with few it is
-    somewhat too narrow.
-
-    All seeds of a task are tested on the same examples, so seeds and examples are crossed: each
-    resample draws seeds, and one set of examples for all of them (the pigeonhole bootstrap, Owen
-    2007, doi:10.1214/07-AOAS122). Drawing examples anew for each seed would treat S seeds as S
-    test sets and shrink the interval. UserError if a task's references differ between seeds, and
-    as in `retention`.
-    """
-    tasks = _tasks(runs, exclude)
-    observed, resampled = _crossed_bootstrap(tasks, runs, score_fns, **sampling)
-    baseline = _cells("chance", chance, tasks) if chance is not None else np.zeros(len(tasks))
-    estimate, ratios = _retained(*observed, baseline), _retained(*resampled, baseline)
-    return _interval(estimate, ratios, level) | {"seeds": {t: len(runs[t]) for t in tasks}}
-
-
-def macro_gap_interval(
-    runs: Mapping[str, Sequence[Run]],
-    score_fns: ScoreFunction | Mapping[str, ScoreFunction],
-    level: float = 0.95,
-    **sampling,
-) -> dict:
-    """Student's mean score over the tasks minus the teacher's; all else as `retention_interval`."""
-    tasks = _tasks(runs, ())
-    (teacher, student), (teachers, students) = _crossed_bootstrap(
-        tasks, runs, score_fns, **sampling
-    )
-    gaps = _interval((student - teacher).mean(), (students - teachers).mean(axis=0), level)
-    return gaps | {"seeds": {t: len(runs[t]) for t in tasks}}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -217,49 +349,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = steps
     return adjusted.tolist()
-
-
-def _crossed_bootstrap(
-    tasks: Sequence[str],
-    runs: Mapping[str, Sequence[Run]],
-    score_fns: ScoreFunction | Mapping[str, ScoreFunction],
-    resamples: int = 1000,
-    seed: int = 0,
-    aggregate: Callable[..., ArrayLike] = np.mean,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores over seeds, observed [2, T] and resampled [2, T, B]: teacher, then student."""
-    rng, observed, resampled = _rng(seed), [], []
-    for task in tasks:
-        score_fn = score_fns[task] if isinstance(score_fns, Mapping) else score_fns
-        scores, draws = _task_scores(task, runs[task], score_fn, resamples, rng)
-        picked = rng.integers(len(scores), size=(len(scores), resamples))
-        observed.append(aggregate(scores, axis=0))
-        resampled.append(aggregate(np.take_along_axis(draws, picked[:, None, :], axis=0), axis=0))
-    return np.stack(observed, axis=1), np.stack(resampled, axis=1)
-
-
-def _task_scores(
-    task: str,
-    runs: Sequence[Run],
-    score_fn: ScoreFunction,
-    resamples: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [S, 2] (teacher, student) of each seed, and [S, 2, B] on shared resamples."""
-    if not runs:
-        raise UserError(f"retention: no runs of {task}: run it, or exclude the task")
-    runs = [_aligned(*run) for run in runs]
-    references = runs[0][2]
-    if not all(np.array_equal(run[2], references) for run in runs):
-        raise UserError(
-            f"retention: the references of {task} differ between seeds: test all on one split"
-        )
-
-    def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.stack([[_score(score_fn, index, p, references) for p in run[:2]] for run in runs])
-
-    everything = np.arange(len(references))
-    return statistic(everything), _resample(statistic, len(references), resamples, rng)
 
 
 def _score(score_fn: ScoreFunction, index: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
@@ -285,43 +374,6 @@ def _resample(statistic: Callable, n: int, resamples: int, rng: np.random.Genera
     return result.bootstrap_distribution
 
 
-def _interval(estimate: ArrayLike, distribution: np.ndarray, level: float) -> dict[str, float]:
-    low, high = np.quantile(distribution, [(1 - level) / 2, (1 + level) / 2])
-    return {"estimate": float(estimate), "low": float(low), "high": float(high)}
-
-
-def _retained(teacher: np.ndarray, student: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """Ratio of the means above chance over the first axis (tasks) of [T] or [T, B]."""
-    chance = chance.reshape(-1, *[1] * (teacher.ndim - 1))
-    above = (teacher - chance).mean(axis=0)
-    if (above <= 0).any():
-        raise UserError(
-            "retention: the teacher's mean score is not above chance: exclude the tasks that it"
-            " did not learn"
-        )
-    return (student - chance).mean(axis=0) / above
-
-
-def _tasks(cells: Mapping[str, object], exclude: Collection[str]) -> list[str]:
-    if unknown := [name for name in exclude if name not in cells]:
-        raise UserError(
-            f"retention: cannot exclude {unknown[0]!r}: it is not among {', '.join(cells)}"
-        )
-    tasks = [task for task in cells if task not in exclude]
-    if not tasks:
-        raise UserError("retention: no tasks: give the scores of at least one")
-    return tasks
-
-
-def _cells(side: str, scores: Mapping[str, float | None], tasks: Sequence[str]) -> np.ndarray:
-    for task in tasks:
-        if scores.get(task) is None or not math.isfinite(scores[task]):
-            raise UserError(
-                f"retention: no {side} score for {task}: run that cell, or exclude the task"
-            )
-    return np.array([scores[task] for task in tasks], dtype=np.float64)
-
-
 def _finite(name: str, values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -338,7 +390,3 @@ def _aligned(*arrays: ArrayLike, least: int = 2) -> list[np.ndarray]:
             f" examples in the same order, at least {least}"
         )
     return arrays
-
-
-def _rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from ...data.tasks import Task, get_task
 from ...metrics import agreement, expected_calibration_error, four_way_split
-from ...study import statistics
+from .. import statistics
 from ..cells import cross_evaluation_cell, finetune_cell
 from ..recipes import Recipe
 from ..records import read_record

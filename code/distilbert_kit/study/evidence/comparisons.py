@@ -1,0 +1,171 @@
+"""Two models of a recipe side by side: gaps, what is retained, and the paper's ablation.
+
+All intervals follow the one rule of `study/statistics.py`, over fine-tuning seeds and examples. A
+gap is model minus reference: below zero the model is behind. Scores are fractions (0.91).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...data.tasks import Task, get_task
+from ...errors import UserError
+from .. import statistics
+from ..recipes import Recipe
+from .scores import guessing, recorded_seeds, seed_predictions, seed_scores, task_score_function
+
+
+def shared_seeds(recipe: Recipe, models: Sequence[str], task: str) -> list[int]:
+    """The seeds with which all of the models are recorded on a task."""
+    every = [set(recorded_seeds(recipe, model, task)) for model in models]
+    return sorted(set.intersection(*every))
+
+
+def shared_tasks(recipe: Recipe, models: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """Those of the tasks on which all of the models are recorded with a seed in common."""
+    return [task for task in tasks if shared_seeds(recipe, models, task)]
+
+
+def crossed_scores(
+    recipe: Recipe, models: Sequence[str], tasks: Sequence[str], split: str | None = None
+) -> dict[str, statistics.Scores]:
+    """Scores of the models, in this order, by task; on the first split by default."""
+    found = {}
+    for task in map(get_task, tasks):
+        where = split or task.eval_splits[0]
+        seeds = shared_seeds(recipe, models, task.name)
+        frames = [seed_predictions(recipe, name, task.name, where, seeds) for name in models]
+        runs = [(*(frame[seed] for frame in frames), frames[0]["reference"]) for seed in seeds]
+        found[task.name] = statistics.crossed_scores(runs, task_score_function(task.primary, task))
+    return found
+
+
+def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
+    """A model against a reference, one row for each task and split that both have.
+
+    `gap` is that of the primary metric, `retention` the ratio (None for a reference at chance).
+    One test a task, on its first split, whatever the number of seeds; `p_holm` is its p value,
+    adjusted after Holm over the tasks, and None for other splits.
+    """
+    rows = []
+    for name in shared_tasks(recipe, (reference, model), recipe.tasks):
+        task = get_task(name)
+        for split in task.eval_splits:
+            scores = crossed_scores(recipe, (reference, model), [name], split)
+            gap = statistics.gap_interval(scores)
+            rows.append(
+                {
+                    "model": model,
+                    "reference": reference,
+                    "task": name,
+                    "split": split,
+                    "metric": task.primary,
+                    "seeds": gap.pop("seeds")[name],
+                    "gap": gap,
+                    "retention": retained(scores),
+                    "p_holm": None,
+                }
+            )
+    tested = [row for row in rows if row["split"] == get_task(row["task"]).eval_splits[0]]
+    for row, adjusted in zip(tested, statistics.holm([row["gap"]["p"] for row in tested])):
+        row["p_holm"] = adjusted
+    return rows
+
+
+def retained(scores: dict[str, statistics.Scores], **options) -> dict | None:
+    """`statistics.ratio_interval`, None for a teacher at chance: there is nothing to retain."""
+    try:
+        return statistics.ratio_interval(scores, **options)
+    except UserError:
+        return None
+
+
+def guessing_score(recipe: Recipe, model: str, task: Task) -> float:
+    """`scores.guessing` of a task's dev set; 0 where the answers are no classes."""
+    if not task.labels:
+        return 0.0
+    seeds = recorded_seeds(recipe, model, task.name)[:1]
+    frame = seed_predictions(recipe, model, task.name, task.eval_splits[0], seeds)
+    return guessing(frame["reference"].to_numpy(), task)
+
+
+def macro_rows(recipe: Recipe) -> list[dict]:
+    """Mean score over the recipe's `macro_tasks`, and what is retained of the teacher's.
+
+    Retention is given as the paper means it, without WNLI, and with the score of guessing taken
+    off both sides; `gap` is the difference of the means. Models that lack a task have no row: a
+    mean over fewer is another number.
+    """
+    tasks, rows = recipe.macro_tasks, []
+    for model in recipe.models:
+        names = (recipe.teacher, model)
+        if shared_tasks(recipe, names, tasks) != tasks:
+            continue
+        means = {task: seed_scores(recipe, model, get_task(task)) for task in tasks}
+        row = {"model": model, "label": recipe.models[model].label, "tasks": tasks}
+        row |= {"scores": means, "mean": float(np.mean([means[task]["mean"] for task in tasks]))}
+        if model != recipe.teacher:
+            scores = crossed_scores(recipe, names, tasks)
+            chance = {t: guessing_score(recipe, model, get_task(t)) for t in tasks}
+            row["gap"] = statistics.gap_interval(scores)
+            row["retention"] = retained(scores)
+            row["above_guessing"] = retained(scores, chance=chance)
+            if "wnli" in tasks and len(tasks) > 1:
+                row["without_wnli"] = retained(scores, exclude=["wnli"])
+        rows.append(row)
+    return rows
+
+
+def counterpart(recipe: Recipe, model: str) -> str | None:
+    """The model distilled as `model` was, but with the student's loss and start; or None."""
+    own, other = recipe.models[recipe.student].distill, recipe.models[model].distill
+    if own is None or other is None:
+        return None
+    wanted = other.model_copy(update={"loss": own.loss, "student": own.student})
+    equals = (name for name, spec in recipe.models.items() if spec.distill == wanted)
+    return next((name for name in equals if name != model), None)
+
+
+def ablation_rows(recipe: Recipe) -> list[dict]:
+    """Table 4: what each change of the student's distillation does to the mean score.
+
+    A row is a model distilled with other loss weights or from another start than its counterpart.
+    `change` is its mean score minus the counterpart's over the tasks that both have.
+    """
+    rows = []
+    for model, spec in recipe.models.items():
+        if (reference := counterpart(recipe, model)) is None:
+            continue
+        if not (tasks := shared_tasks(recipe, (reference, model), recipe.tasks)):
+            continue
+        found = statistics.gap_interval(crossed_scores(recipe, (reference, model), tasks))
+        rows.append(
+            {
+                "model": model,
+                "label": spec.label,
+                "reference": reference,
+                "loss": spec.distill.loss.model_dump(),
+                "start": spec.distill.student,
+                "tasks": tasks,
+                "seeds": found["seeds"],
+                "change": found["estimate"],
+                **{name: found[name] for name in ("low", "high", "p")},
+            }
+        )
+    return rows
+
+
+def order_rows(recipe: Recipe, models: list[str]) -> list[dict]:
+    """Whether the mean scores of models come in the given order, from low to high.
+
+    One row for each two neighbours of those that are recorded: `gap` is the upper one's mean score
+    minus the lower one's, over the tasks that both have. An order is shown only by gaps whose
+    intervals lie above zero: means that happen to come in that order are none.
+    """
+    rows = []
+    for lower, upper in itertools.pairwise(name for name in models if name in recipe.models):
+        if tasks := shared_tasks(recipe, (lower, upper), recipe.tasks):
+            gap = statistics.gap_interval(crossed_scores(recipe, (lower, upper), tasks))
+            rows.append({"lower": lower, "upper": upper, "tasks": tasks, "gap": gap})
+    return rows

@@ -1,0 +1,66 @@
+"""Training on a corpus: its records, and the scores against the tokens of distillation."""
+
+from ...data.tasks import get_task
+from .. import statistics
+from ..cells import model_cell
+from ..recipes import Recipe
+from ..records import Record, read_record
+from .comparisons import crossed_scores, shared_tasks
+from .scores import recorded_seeds, seed_scores
+
+TARGET = 0.97  # arXiv 1910.01108, abstract
+
+
+PAPER_TOKENS = 1e10  # three epochs of about 3.3 billion words, the corpus of arXiv 1810.04805
+
+
+def corpus_runs(recipe: Recipe) -> dict[str, Record]:
+    """Records of masked-LM training and distillation that are there, by model."""
+    cells = [cell for model in recipe.models if (cell := model_cell(recipe, model))]
+    return {
+        cell.name: read_record(cell.record)
+        for cell in cells
+        if cell.stage in ("pretrain", "distill") and cell.record.exists()
+    }
+
+
+def budget_rows(recipe: Recipe) -> list[dict]:
+    """Scores against distillation tokens: every model distilled as the recipe's student is, but
+    for longer, shorter or with another learning rate; and what they all started from, at 0."""
+    spec = recipe.models[recipe.student].distill
+    if spec is None:
+        return []
+    rows = [{"model": spec.student, "tokens": 0, "learning_rate": None}]
+    for model, record in corpus_runs(recipe).items():
+        other = recipe.models[model].distill
+        if other is not None and other.model_copy(update={"training": spec.training}) == spec:
+            rate = recipe.distill_for(model).learning_rate
+            tokens = record.metrics["train_tokens"]
+            rows.append({"model": model, "tokens": tokens, "learning_rate": rate})
+    for row in rows:
+        row["scores"] = {
+            task: seed_scores(recipe, row["model"], get_task(task))
+            for task in recipe.tasks
+            if recorded_seeds(recipe, row["model"], task)
+        }
+    return rows
+
+
+def token_curve(recipe: Recipe) -> dict | None:
+    """`statistics.curve_over_tokens` of the budgets with the student's learning rate.
+
+    Over the macro tasks that all of them and the teacher have; None with fewer than three budgets.
+    """
+    rate = (
+        recipe.models[recipe.student].distill and recipe.distill_for(recipe.student).learning_rate
+    )
+    rows = [row for row in budget_rows(recipe) if row["tokens"] and row["learning_rate"] == rate]
+    rows = sorted((row for row in rows if row["scores"]), key=lambda row: row["tokens"])
+    models = [recipe.teacher, *(row["model"] for row in rows)]
+    tasks = shared_tasks(recipe, models, recipe.macro_tasks)
+    if len(rows) < 3 or not tasks:
+        return None
+    tokens = [row["tokens"] for row in rows]
+    scores = crossed_scores(recipe, models, tasks)
+    found = statistics.curve_over_tokens(tokens, scores, TARGET, PAPER_TOKENS)
+    return {"models": models[1:], "tokens": tokens, "tasks": tasks, "target": TARGET} | found
