@@ -12,7 +12,6 @@ record.
 """
 
 import argparse
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_te
 from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.files import check_output_folder, is_temporary, locked, write_atomically
+from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.metrics import agreement
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import choose_layers, extract_student
@@ -60,7 +59,6 @@ MODELS = {
     "student": "student, distilled",
     "student-int8": "student, distilled, int8",
 }
-FILE_NAMES = {"record.json", "predictions.csv"}
 TIMED_TEXTS = 100
 
 
@@ -104,26 +102,6 @@ def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, 
         raise UserError(f"--{option} {first['input']}: {first['msg']}") from None
 
 
-def clear_output(folder: Path, teacher: str) -> None:
-    """Take away what an earlier run of this script left, finished or not; refuse anything else.
-
-    A run that is stopped then never leaves its teacher beside the students of the run before.
-    """
-    if folder.is_file():
-        raise UserError(f"{folder}: a file; name a folder")
-    if folder.is_dir():
-        ours = {*MODELS, *FILE_NAMES, "failed"}
-        for path in folder.iterdir():
-            if path.name not in ours and not is_temporary(path):
-                raise UserError(f"{folder}: holds {path.name!r} already; name a new folder")
-    for name in MODELS:
-        check_output_folder(folder / name, teacher)
-    for name in FILE_NAMES:
-        (folder / name).unlink(missing_ok=True)
-    for name in MODELS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
 def fine_tune(
     start: str | Path,
     dataset: Dataset,
@@ -162,25 +140,26 @@ def make_models(
     settings: FinetuneSettings,
     targets: SoftTargets,
     tokenizer: PreTrainedTokenizerBase,
+    output: Path,
 ) -> None:
-    """Train, distil, quantise, and save the four models under --output."""
+    """Train, distil, quantise, and save the four models under `output`."""
     with tempfile.TemporaryDirectory() as cut:
         layers = cut_student(arguments.teacher, arguments.layers, Path(cut) / "student")
         print(f"student: teacher layers {', '.join(map(str, layers))}")
         tune = partial(fine_tune, task=task, settings=settings, seed=arguments.seed)
         teacher = tune(arguments.teacher, dataset, CLASSIFICATION, description="teacher")
-        teacher.save_pretrained(arguments.output / "teacher", tokenizer)
+        teacher.save_pretrained(output / "teacher", tokenizer)
         start = Path(cut) / "student"
         plain = tune(start, dataset, CLASSIFICATION, description="student-undistilled")
-        plain.save_pretrained(arguments.output / "student-undistilled", tokenizer)
+        plain.save_pretrained(output / "student-undistilled", tokenizer)
         # Once for all epochs, without dropout.
         dataset.teacher_logits = predict_logits(
             teacher, dataset, precision=settings.precision, description="teaching"
         )
         student = tune(start, dataset, classification_objective(targets), description="student")
-        student.save_pretrained(arguments.output / "student", tokenizer)
-        save_onnx(student.cpu(), arguments.output / "student-int8", tokenizer)
-        (arguments.output / "student-int8" / FILES["fp32"]).unlink()  # the student is there already
+        student.save_pretrained(output / "student", tokenizer)
+        save_onnx(student.cpu(), output / "student-int8", tokenizer)
+        (output / "student-int8" / FILES["fp32"]).unlink()  # the student is there already
 
 
 def load_models(folder: Path) -> dict[str, nn.Module]:
@@ -277,14 +256,16 @@ def results_table(metrics: dict, milliseconds: dict[str, float], rows: int) -> s
 def main() -> None:
     arguments = parse_arguments()
     (settings, targets), output = training_settings(arguments), arguments.output
-    with locked(output):
-        clear_output(output, arguments.teacher)
-        run(arguments, settings, targets)
+    check_output_folder(output, arguments.teacher, arguments.csv)
+    # All at once: a run that is stopped leaves the models of the run before, and none of its own.
+    with locked(output), replacing_folder(output) as made:
+        print(run(arguments, settings, targets, made))
 
 
-def run(arguments: argparse.Namespace, settings: FinetuneSettings, targets: SoftTargets) -> None:
-    """Train, quantise, measure and record, once the output folder is free."""
-    output = arguments.output
+def run(
+    arguments: argparse.Namespace, settings: FinetuneSettings, targets: SoftTargets, output: Path
+) -> str:
+    """Train, quantise, measure and record in an empty folder; returns the table of results."""
     table = load_labelled_texts(
         arguments.csv,
         arguments.text_column,
@@ -323,20 +304,20 @@ def run(arguments: argparse.Namespace, settings: FinetuneSettings, targets: Soft
             draft.data.append(
                 DataUsed(name=f"{arguments.csv.name}/{split}", rows=len(part), sha256=rows)
             )
-        make_models(arguments, datasets["train"], task, settings, targets, tokenizer)
+        make_models(arguments, datasets["train"], task, settings, targets, tokenizer, output)
         models = load_models(output)
         draft.metrics, predictions = evaluate(models, datasets, splits, task)
         for name, model in models.items():
             draft.metrics[name]["size"] = size_on_disk(output / name, model)
         draft.metrics["truncated"] = {split: data.truncated for split, data in datasets.items()}
         draft.extra["milliseconds_per_text"] = latencies(models, datasets["test"])
-        write_atomically(output / "predictions.csv", predictions.to_csv(index=False))
+        predictions.to_csv(output / "predictions.csv", index=False)
     record = read_record(output / "record.json")
     for name in MODELS:
         own = {"cell": record.cell | {"model": name}, "metrics": record.metrics[name]}
         write_model_card(output / name, record.model_copy(update=own), [arguments.teacher])
     times = draft.extra["milliseconds_per_text"]
-    print(results_table(draft.metrics, times, len(splits["test"])))
+    return results_table(draft.metrics, times, len(splits["test"]))
 
 
 if __name__ == "__main__":

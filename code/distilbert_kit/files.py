@@ -41,11 +41,6 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{next(_NUMBERS)}.tmp")
 
 
-def is_temporary(path: Path) -> bool:
-    """Whether `path` is what a writer of the kit has not given its name yet, or a lock."""
-    return re.fullmatch(r"\..+\.(tmp|lock)", path.name) is not None
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -79,16 +74,18 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-# In a folder that the kit wrote: the names of its files.
+# In a folder that the kit wrote: its files and their hashes.
 MARK = ".distilbert-kit.json"
-# What the kit leaves beside a model's files later on: record, card, a teacher's logits.
-_STAMPS = re.compile(r"record\.json|README\.md|logits-[0-9a-f]+\.safetensors")
+# A teacher's logits, which the kit leaves beside its model.
+_LOGITS = re.compile(r"logits-[0-9a-f]+\.safetensors")
 # Before there were marks: a record beside nothing but these.
 _OLDER_FILES = {
+    "README.md",
     "config.json",
     "model.safetensors",
     "model.onnx",
     "model_quantized.onnx",
+    "record.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -96,23 +93,38 @@ _OLDER_FILES = {
 }
 
 
-def _names(folder: Path) -> list[str]:
+def _files(folder: Path) -> dict[str, Path]:
     """The files and links below a folder, by their paths there."""
     found = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
+
+
+def mark_files(folder: Path, *names: str) -> None:
+    """Note in a folder's mark that the kit wrote these files there; by default all that it has."""
+    files = _files(folder)
+    made = json.loads((folder / MARK).read_text())["files"] if MARK in files else {}
+    made |= {name: file_sha256(files[name]) for name in names or files}
+    write_json(folder / MARK, {"files": made})
 
 
 def _foreign_file(folder: Path) -> str | None:
-    """A file below `folder` that the kit did not write there."""
-    names = _names(folder)
+    """A file below `folder` that the kit did not write there, or that was changed since."""
+    files = _files(folder)
     try:
-        made = set(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
+        made = dict(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
-        made = _OLDER_FILES if _is_record(folder / "record.json") else set()
+        older = _OLDER_FILES if _is_record(folder / "record.json") else ()
+        return next((n for n in files if n not in older and not _LOGITS.fullmatch(n)), None)
     except (OSError, ValueError, TypeError, KeyError):
         return MARK
-    kept = (name for name in names if name != MARK and not (made and _STAMPS.fullmatch(name)))
-    return next((name for name in kept if name not in made), None)
+    kept = {name: path for name, path in files.items() if name != MARK}
+    unknown = (n for n in kept if n not in made and not _LOGITS.fullmatch(n))
+    changed = (n for n in made if n in kept and not _is_same(kept[n], made[n]))
+    return next(unknown, None) or next(changed, None)
+
+
+def _is_same(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256  # a pipe would wait for its writer
 
 
 def _is_record(path: Path) -> bool:
@@ -146,8 +158,8 @@ def check_output_file(path: Path) -> None:
 def check_output_folder(folder: Path, *inputs: str | Path) -> None:
     """Raise UserError unless a folder can be written in the place of `folder`, losing nothing.
 
-    Nothing may be there but an empty folder or one that the kit made, without a file of somebody
-    else, and none of the `inputs` of the run.
+    Nothing may be there but an empty folder or one that the kit made, without a file or a change of
+    somebody else, and none of the `inputs` of the run.
     """
     place = folder.resolve()
     if os.path.lexists(place) and not place.is_dir():
@@ -157,6 +169,8 @@ def check_output_folder(folder: Path, *inputs: str | Path) -> None:
     for given in map(Path, inputs):
         if given.exists() and given.resolve().is_relative_to(place):
             raise UserError(f"{folder}: {given} is there, which this run reads; name a new folder")
+    if place.is_mount():
+        raise UserError(f"{folder}: a mount point, which cannot be replaced; name a folder in it")
     if place.is_dir() and (foreign := _foreign_file(place)):
         raise UserError(
             f"{folder}: holds {foreign!r}, which this kit did not write there; name a new folder"
@@ -195,24 +209,26 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     with _temporary(folder) as temporary:
         temporary.mkdir()
         yield temporary
-        write_json(temporary / MARK, {"files": _names(temporary)})
+        mark_files(temporary)
         for path in (path for path in temporary.rglob("*") if path.is_file()):
             _sync(path)
-        check_output_folder(folder)
         while True:
             old = _temporary_name(folder)
             with suppress(FileNotFoundError):
                 folder.rename(old)
             try:
+                if old.is_dir() and (foreign := _foreign_file(old)):  # out of reach of others now
+                    raise UserError(f"{folder}: {foreign!r} has come there; name a new folder")
                 temporary.rename(folder)
-                break
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    with suppress(FileNotFoundError):
-                        old.rename(folder)
-                    raise
-            finally:  # another process may have put its own there in between
-                _remove(old)
+            except BaseException as error:
+                if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST):
+                    _remove(old)  # another process has put its own there in between
+                    continue
+                with suppress(FileNotFoundError):
+                    old.rename(folder)
+                raise
+            _remove(old)
+            break
 
 
 @contextmanager

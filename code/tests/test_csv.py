@@ -212,7 +212,7 @@ def test_foreign_folder_and_bad_options_are_refused(made, monkeypatch, capsys):
     (folder.parent / "other" / "thesis.txt").write_text("mine")
     csv = str(folder.parent / "news.csv")
     for options, message in [
-        (["--output", str(folder.parent / "other")], "holds 'thesis.txt' already"),
+        (["--output", str(folder.parent / "other")], "holds 'thesis.txt', which this kit did not"),
         (["--output", csv], "a file; name a folder"),
         (["--output", "new", "--max-length", "4"], "--max-length 4"),
         (["--output", "new", "--soft-weight", "2"], "--soft-weight 2.0"),
@@ -223,3 +223,34 @@ def test_foreign_folder_and_bad_options_are_refused(made, monkeypatch, capsys):
             distill_csv.main()
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1
+
+
+def test_a_run_that_fails_leaves_the_one_before_and_its_inputs(made, monkeypatch, capsys):
+    """They went as soon as the command was given, whether the CSV was mistyped or among them."""
+    folder, _ = made
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for csv, message in [
+        (folder.parent / "nothing.csv", "no such file"),
+        (folder / "predictions.csv", "which this run reads"),
+    ]:
+        command = ["distill_csv.py", "--csv", str(csv), "--output", str(folder)]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            distill_csv.main()
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert {path.name for path in folder.parent.iterdir()} <= {
+        "news.csv",
+        "teacher",
+        "out",
+        "other",
+    }
+
+
+def test_a_file_of_the_users_with_a_name_of_ours_stays(tmp_path, monkeypatch):
+    (tmp_path / "predictions.csv").write_text("mine")
+    command = ["distill_csv.py", "--csv", "nothing.csv", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        distill_csv.main()
+    assert (tmp_path / "predictions.csv").read_text() == "mine"

@@ -14,6 +14,7 @@ from distilbert_kit.files import (
     check_output_folder,
     known_sha256,
     locked,
+    mark_files,
     replacing_file,
     replacing_folder,
     write_atomically,
@@ -128,6 +129,7 @@ def test_only_what_the_kit_made_is_replaced(tmp_path):
         written(thesis.parent)
     model = written(tmp_path / "model")
     (model / "README.md").touch()  # the card, written later
+    mark_files(model, "README.md")
     written(model)
     (model / "runs").mkdir()
     (model / "runs" / "notes.txt").touch()
@@ -163,3 +165,34 @@ def test_one_writer_at_a_time(tmp_path):
     with locked(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["README.md", "record.json", "old"])
+def test_a_file_of_ours_that_somebody_wrote_over_or_beside_stays(tmp_path, name):
+    """A card written by hand, weights that a Trainer saved over ours."""
+    folder = written(tmp_path / "d")
+    (folder / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds '{name}'"):
+        written(folder)
+    assert (folder / name).read_text() == "mine"
+
+
+def test_a_pipe_in_a_folder_of_ours_is_not_waited_for(tmp_path):
+    folder = written(tmp_path / "d")
+    (folder / "old").unlink()
+    os.mkfifo(folder / "old")
+    with pytest.raises(UserError, match="holds 'old'"):
+        check_output_folder(folder)
+
+
+def test_a_file_that_comes_while_the_work_is_done_stays(tmp_path):
+    folder = written(tmp_path / "d")
+    with pytest.raises(UserError, match=r"thesis\.txt"), replacing_folder(folder):
+        (folder / "thesis.txt").write_text("mine")
+    assert (folder / "thesis.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_mount_point_is_told_before_the_work():
+    with pytest.raises(UserError, match="a mount point"):
+        check_output_folder(Path("/proc"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..data.listed import expected_split
 from ..errors import UserError
-from ..files import content_key
+from ..files import content_key, mark_files
 from .recipes import Recipe
 from .records import Input, is_current, read_record
 
@@ -128,6 +128,7 @@ class Cell:
             from .model_card import write_model_card
 
             write_model_card(self.folder, read_record(self.record), self.origins)
+            mark_files(self.folder, "record.json", "README.md")
         shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
 
     def is_recorded(self) -> bool:
