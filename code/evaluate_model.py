@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.files import check_output_file, write_json
+from distilbert_kit.files import check_output_record, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
@@ -40,7 +40,7 @@ def main() -> None:
     task = get_task(arguments.task)
     if arguments.answers and task.kind != "question_answering":
         raise UserError(f"--answers: {task.name} has none; give it with --task squad")
-    check_output_file(arguments.out)
+    check_output_record(arguments.out)
     given = {} if arguments.max_length is None else {"max_length": arguments.max_length}
     try:
         texts = KINDS[task.kind].texts(**given)

@@ -15,7 +15,7 @@ import numpy as np
 
 from distilbert_kit.data.tasks import Task, get_task
 from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.files import check_output_folder
+from distilbert_kit.files import check_output_folder, check_output_record
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.serve.export import save_onnx
@@ -93,6 +93,7 @@ def main() -> None:
         checkpoint, folder = resolve_checkpoint(arguments.checkpoint), arguments.output
         check_output_folder(folder, checkpoint)
         record = folder.with_name(f"{folder.name}.json")
+        check_output_record(record)
         provenance = {
             "stage": "quantize",
             "cell": {"checkpoint": Path(arguments.checkpoint).name, "task": task.name},

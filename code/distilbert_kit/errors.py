@@ -44,7 +44,15 @@ _ADVICE = {
     errno.EIO: "the disk or its network fails: choose another place",
     errno.ESPIPE: "give a file, not a pipe",
 } | dict.fromkeys(
-    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),
+    (
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.ENXIO,
+    ),
     "check the path",
 )
 

@@ -155,6 +155,13 @@ def check_output_file(path: Path) -> None:
     _check_place(path)
 
 
+def check_output_record(path: Path) -> None:
+    """Raise UserError unless a record can be written to `path`, in the place of none or another."""
+    check_output_file(path)
+    if os.path.lexists(path) and not _is_record(path):
+        raise UserError(f"{path}: is there and no record of this kit; name a new file")
+
+
 def check_output_folder(folder: Path, *inputs: str | Path) -> None:
     """Raise UserError unless a folder can be written in the place of `folder`, losing nothing.
 

@@ -102,3 +102,12 @@ def test_advice_fits_what_the_disk_said(capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1
     assert "somewhere: check the permissions, or choose another place" in error
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(tmp_path, capsys):
+    """`prepare_corpus.py --output a-file`."""
+    (tmp_path / "a").touch()
+    with pytest.raises(SystemExit) as stopped:
+        entry_point((tmp_path / "a").mkdir)()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: File exists") and "/a" in error

@@ -1,5 +1,8 @@
 """Data sets on disk, damaged and good; batches and their order."""
 
+from pathlib import Path
+
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +73,14 @@ def test_truncated_file(sst2):
     path = sst2(ROWS)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="not a readable parquet file"):
+        load()
+
+
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_file(sst2, monkeypatch):
+    """As with a HOME that may only be read: fetching the file again would change nothing."""
+    sst2(ROWS)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/proc/nowhere"))
+    with pytest.raises(UserError, match=r"^/proc/nowhere.*point HF_HOME"):
         load()
 
 

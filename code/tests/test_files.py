@@ -12,6 +12,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.files import (
     MARK,
     check_output_folder,
+    check_output_record,
     known_sha256,
     locked,
     mark_files,
@@ -196,3 +197,15 @@ def test_a_file_that_comes_while_the_work_is_done_stays(tmp_path):
 def test_a_mount_point_is_told_before_the_work():
     with pytest.raises(UserError, match="a mount point"):
         check_output_folder(Path("/proc"))
+
+
+def test_a_record_replaces_a_record_only(tmp_path):
+    """`evaluate_model.py --out my-model/config.json` wrote over the model's configuration."""
+    path = tmp_path / "config.json"
+    check_output_record(path)
+    path.write_text('{"stage": "csv", "key": "k", "settings": {}}')
+    check_output_record(path)
+    for content in ('{"model_type": "bert"}', "text", "[1]"):
+        path.write_text(content)
+        with pytest.raises(UserError, match="no record of this kit"):
+            check_output_record(path)

@@ -294,3 +294,14 @@ def test_other_heads_and_no_model_are_refused(run, capsys, tmp_path):
         with pytest.raises(SystemExit):
             run("--model", folder, "a")
         assert message in capsys.readouterr().err
+
+
+def test_a_model_of_short_windows_answers_from_all_of_a_long_context(run, tmp_path):
+    """It was told to raise a length that it does not have."""
+    random_answerer("tiny", max_position_embeddings=128).save_pretrained(
+        tmp_path / "short", get_tokenizer()
+    )
+    context = "word " * 300 + CONTEXT
+    command = ("--model", tmp_path / "short", "--question", QUESTION, "--context", context)
+    (row,) = rows(run(*command, "--n-best", 5000, "--json"))
+    assert max(answer["end"] for answer in row["answers"]) > 5 * 300

@@ -92,8 +92,12 @@ def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
     tokenizer = get_tokenizer(folder)
     most = max_length or WindowSettings().max_length
     most = min(most, tokenizer.model_max_length, model.config.max_length)
+    usual = WindowSettings()
+    room = most - usual.question_length - 3  # for the context: [CLS] and two [SEP] are taken
+    # Short windows overlap by half, where the usual stride would skip text.
+    stride = usual.stride if usual.stride <= room else max(1, room // 2)
     try:
-        return Answerer(model, tokenizer, WindowSettings(max_length=most))
+        return Answerer(model, tokenizer, WindowSettings(max_length=most, stride=stride))
     except ValidationError as error:
         raise UserError(f"max_length {most}: {error.errors()[0]['msg']}") from None
 
