@@ -28,7 +28,7 @@ from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSample
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError, describe_settings_error, entry_point
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.metrics import agreement
 from distilbert_kit.models.checkpoints import get_tokenizer
@@ -97,9 +97,7 @@ def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, 
         )
         return settings, targets
     except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise UserError(f"--{option} {first['input']}: {first['msg']}") from None
+        raise UserError(describe_settings_error(error)) from None
 
 
 def fine_tune(
