@@ -4,9 +4,9 @@
     python code/dry_run.py --recipe my-recipe.yaml --keep /tmp/walk
 
 The same cells, scripts, notebooks and report as the recipe's own, on 16-wide stand-ins for its
-models, a few made-up rows for its data and a few updates of training; only the benchmarks of
-distillation and of corpus preparation are left out. It tells in advance whether a recipe runs
-through; the figures that it prints mean nothing and are thrown away.
+models and those of the benchmarks, a few made-up rows for its data and a few updates of training;
+only the benchmarks of distillation and of corpus preparation are left out. It tells in advance
+whether a recipe runs through; the figures that it prints mean nothing and are thrown away.
 """
 
 import argparse
@@ -15,12 +15,15 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 ROWS = 24  # of every made-up split
+NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2}
 SMALL = {"epochs": 1, "batch_size": 8, "batch_tokens": 1024}
+FEW_UPDATES = 0.01  # epochs, for the embedded tasks: their rows are not made up
 SHORT = {
     "classification": {"max_length": 144},
     "question_answering": {"max_length": 144, "stride": 32, "question_length": 32},
@@ -30,7 +33,6 @@ TINY_SPEED = {
     "training_speed": {"examples": 16, "rounds": 1},
     "question_answering_speed": {"questions": 4, "rounds": 2},
 }
-
 LEFT_OUT = ("distillation_speed", "corpus_speed")  # minutes even so; tests/test_benchmarks.py
 
 
@@ -43,7 +45,7 @@ def stand_in(weights: str, folder: Path) -> str:
     preset = {"minilm": "MiniLM-L6", "all-mpnet-base-v2": "mpnet-base"}.get(
         weights, weights.rsplit("/", 1)[-1]
     )
-    config = create_model_config(preset, hidden_size=16, intermediate_size=32, num_heads=2)
+    config = create_model_config(preset, **NARROW)
     target = folder / "weights" / preset
     DistilBERTForMaskedLM(config).save_pretrained(target, get_tokenizer(weights))
     return str(target)
@@ -51,7 +53,7 @@ def stand_in(weights: str, folder: Path) -> str:
 
 def shrink(content: dict, folder: Path) -> dict:
     """The recipe with stand-ins for its models, one seed, and a few updates of every training."""
-    from distilbert_kit.data.tasks import get_task
+    from distilbert_kit.data.tasks import get_task, is_embedded
 
     small = content | {"name": f"{content['name']}-dry-run", "scale": "embedded"}
     small["seeds"] = content["seeds"][:1]
@@ -63,7 +65,7 @@ def shrink(content: dict, folder: Path) -> dict:
         if "distill" in spec:
             spec["distill"].pop("training", None)
     if "corpus" in content:
-        small["corpus"] |= {"source": ["docs"], "limit_tokens": 6000, "validation_fraction": 0.1}
+        small["corpus"] |= {"source": ["docs"], "limit_tokens": 2500, "validation_fraction": 0.1}
     for stage in ("pretrain", "distill"):
         if stage in content:
             small[stage] |= SMALL | {"accumulation": min(2, content[stage].get("accumulation", 1))}
@@ -72,6 +74,9 @@ def shrink(content: dict, folder: Path) -> dict:
     small["finetune_tasks"] = {
         task: own.get(task, {}) | SMALL | SHORT[get_task(task).kind] for task in content["tasks"]
     }
+    for task in content["tasks"]:
+        if is_embedded(get_task(task).dataset):
+            small["finetune_tasks"][task] |= {"epochs": FEW_UPDATES}
     small |= {stage: tiny for stage, tiny in TINY_SPEED.items() if stage in content}
     return {key: value for key, value in small.items() if key not in LEFT_OUT}
 
@@ -92,7 +97,7 @@ def make_up_data(recipe, folder: Path) -> None:
 
     from distilbert_kit.data import grammar
     from distilbert_kit.data import listed as sources
-    from distilbert_kit.data.tasks import TASKS
+    from distilbert_kit.data.tasks import TASKS, is_embedded
     from distilbert_kit.study.cells import evidence_cells
 
     sentences = [row["sentence"] for row in grammar.build_sentiment("train", ROWS)]
@@ -100,7 +105,7 @@ def make_up_data(recipe, folder: Path) -> None:
     listed = {}
     wanted = {split for cell in evidence_cells(recipe) for split in cell.data}
     for dataset, split in sorted(wanted):
-        if dataset.startswith("embedded/"):
+        if is_embedded(dataset):
             continue
         task = by_dataset[dataset]
         rows = [made_up_row(task, row, sentence) for row, sentence in enumerate(sentences)]
@@ -128,6 +133,7 @@ def run_cells(path: Path) -> None:
     """Run every cell of the small recipe in this process: the libraries are loaded once."""
     from tqdm.auto import tqdm
 
+    from benchmarks import shared
     from distilbert_kit.study.cells import evidence_cells
     from distilbert_kit.study.recipes import load_recipe
 
@@ -141,6 +147,8 @@ def run_cells(path: Path) -> None:
     recipe = load_recipe(path)
     for cell in evidence_cells(recipe):
         add(cell)
+    for name, config in shared.CONFIGS.items():
+        shared.CONFIGS[name] = replace(config, **NARROW)
     for cell in tqdm(ordered.values(), desc=recipe.name, unit="cell"):
         _, *sys.argv = cell.command
         runpy.run_path(sys.argv[0], run_name="__main__")

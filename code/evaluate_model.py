@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
-from distilbert_kit.data.tasks import get_task
+from distilbert_kit.data.tasks import get_task, is_embedded
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.files import check_output_record, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer
@@ -48,7 +48,7 @@ def main() -> None:
         raise UserError(f"--max-length: {error.errors()[0]['msg']}") from None
     settings = {"precision": arguments.precision} | texts.model_dump(mode="json")
     cell = {"checkpoint": Path(arguments.checkpoint).name, "task": task.name}
-    scale = "embedded" if task.dataset.startswith("embedded/") else "reduced"
+    scale = "embedded" if is_embedded(task.dataset) else "reduced"
     provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
     with recording(arguments.out, **provenance, settings=settings) as draft:
         model = fine_tuned(arguments.checkpoint, task)

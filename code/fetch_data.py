@@ -15,6 +15,7 @@ from pathlib import Path
 
 from distilbert_kit.data.fetching import fetch
 from distilbert_kit.data.listed import sources
+from distilbert_kit.data.tasks import is_embedded
 from distilbert_kit.data.weights import fetch_weights
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.models.packaged import ORIGINS
@@ -50,7 +51,7 @@ def main() -> None:
             print(f"{name}: {fetch_weights(name)}, SHA-256 as listed")
         cells = evidence_cells(recipe)
         wanted = {split for cell in cells for split in cell.data}
-    wanted = {split for split in wanted if not split[0].startswith("embedded/")}
+    wanted = {split for split in wanted if not is_embedded(split[0])}
     if not wanted:
         print("this recipe needs no download")
     for dataset in sorted({dataset for dataset, _ in wanted}):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distilbert_kit.data.tasks import Task, get_task
+from distilbert_kit.data.tasks import Task, get_task, is_embedded
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.files import check_output_folder, check_output_record
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
@@ -97,7 +97,7 @@ def main() -> None:
         provenance = {
             "stage": "quantize",
             "cell": {"checkpoint": Path(arguments.checkpoint).name, "task": task.name},
-            "scale": "embedded" if task.dataset.startswith("embedded/") else "reduced",
+            "scale": "embedded" if is_embedded(task.dataset) else "reduced",
             "recipe": "none",
             "settings": recipe.speed.model_dump(include={"lengths", "length_repeats"})
             | {"max_length": 512},

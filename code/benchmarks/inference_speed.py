@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, DistilBertConfig
+from transformers import AutoModelForSequenceClassification
 
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
@@ -32,17 +32,17 @@ PADDED_BATCHES = (8, 32)  # the Trainer's default for evaluation, and a usual on
 
 
 def same_weights(model: nn.Module) -> nn.Module:
-    """Our classifier with the weights of a transformers one."""
+    """The classifier of transformers with the weights of ours."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return DistilBERTForSequenceClassification.from_pretrained(folder, require_head=True)
+        return AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
 
 def measure(recipe: Recipe, draft: Draft) -> str:
     """Our DistilBERT against transformers' in fp32: by length, and over the dev pairs."""
     settings = recipe.speed
-    theirs = AutoModelForSequenceClassification.from_config(DistilBertConfig()).eval()
-    ours = same_weights(theirs)
+    ours = DistilBERTForSequenceClassification(CONFIGS["distilbert"], 2).eval()
+    theirs = same_weights(ours)
     dataset, draft.data, texts = stsb_pairs(settings.file_order_pairs)
     draft.metrics = {
         "weights": "random, the same on both sides",

@@ -8,9 +8,10 @@ from functools import partial
 
 import numpy as np
 from torch import nn
-from transformers import AutoModel, BertConfig, DistilBertConfig
+from transformers import AutoModel
 
 from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.hub_layout import hub_config
 from distilbert_kit.models.model import DistilBERTModel
 from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import alternate_over, forward_flops, model_size, threads
@@ -26,9 +27,8 @@ WARMUP_PAIRS = 20
 
 def build_encoder(model: str, maker: str) -> nn.Module:
     """A paper-size encoder, BERT's with its pooler, with random weights, ready for inference."""
-    if maker == "ours":
-        return DistilBERTModel(CONFIGS[model]).eval()
-    return AutoModel.from_config(BertConfig() if model == "bert" else DistilBertConfig()).eval()
+    ours = DistilBERTModel(CONFIGS[model]).eval()
+    return ours if maker == "ours" else AutoModel.from_config(hub_config(ours)).eval()
 
 
 def measure(recipe: Recipe, draft: Draft) -> str:

@@ -1,5 +1,6 @@
 """Nothing is recorded under a wrong cause: stale checkpoints, parents, content and publication."""
 
+import shutil
 import sys
 
 import pandas as pd
@@ -188,6 +189,7 @@ def test_changed_weights_make_their_descendants_stale(write, monkeypatch, tmp_pa
     (tmp_path / "source" / "logits-of-a-cache.safetensors").touch()  # decides nothing
     (tmp_path / "source" / "README.md").touch()
     assert keys == [cell.key for cell in evidence_cells(load_recipe(recipe))[1:4]]
+    shutil.rmtree(tmp_path / "source")
     other = tiny_teacher()
     next(other.parameters()).data.add_(1)
     other.save_pretrained(tmp_path / "source", get_tokenizer())

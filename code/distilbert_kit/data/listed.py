@@ -8,9 +8,10 @@ from functools import cache
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from ..data import grammar
 from ..errors import UserError
 from ..paths import SOURCES
+from . import grammar
+from .tasks import is_embedded
 
 
 @cache
@@ -30,7 +31,7 @@ def rows_sha256(rows: Iterable[dict]) -> str:
 @cache
 def expected_split(dataset: str, split: str) -> dict:
     """`rows` and `sha256` that a split must have; embedded data are generated to tell."""
-    if dataset.startswith("embedded/"):
+    if is_embedded(dataset):
         generated = grammar.build_sentiment(split)
         return {"rows": len(generated), "sha256": rows_sha256(generated)}
     try:

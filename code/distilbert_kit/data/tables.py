@@ -6,11 +6,11 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, load_dataset
 
-from ..data import grammar
 from ..errors import UserError
 from ..paths import DATA
+from . import grammar
 from .listed import DataUsed, expected_split, rows_sha256
-from .tasks import Task
+from .tasks import Task, is_embedded
 
 
 def load_table(
@@ -23,7 +23,7 @@ def load_table(
     """
     name = f"{dataset}/{split}"
     expected = expected_split(dataset, split)
-    if dataset.startswith("embedded/"):
+    if is_embedded(dataset):
         table = datasets.Dataset.from_list(grammar.build_sentiment(split))
         return table, DataUsed(name=name, **expected)
     path = DATA / f"{name}.parquet"

@@ -42,6 +42,11 @@ class Task:
         return self.kind == other.kind and set(self.labels) == set(other.labels)
 
 
+def is_embedded(dataset: str) -> bool:
+    """Whether the kit makes the data set itself (`grammar`): there is no file to fetch."""
+    return dataset.startswith("embedded/")
+
+
 _PAIR = ("sentence1", "sentence2")
 
 

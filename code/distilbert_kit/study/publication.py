@@ -25,6 +25,7 @@ def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]
         # Relative to the root, where the graph runs: the executed notebook keeps the path.
         executed = os.path.relpath(recipe.folder / "notebooks" / notebook.name, ROOT)
         papermill = [sys.executable, "-m", "papermill", "--no-progress-bar"]
+        papermill += ["--start-timeout", "600"]  # several kernels start at once
         commands[notebook.stem] = (
             ["claims"],
             [*papermill, "-p", "recipe", recipe.argument, f"notebooks/{notebook.name}", executed],
