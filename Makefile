@@ -14,7 +14,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile --config $(CONFIG) --cor
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  variables: RECIPE=quick|study|scratch|released|paper  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
+	@echo "  variables: RECIPE=quick|study|base|scratch|released|paper  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
 
 $(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -40,14 +40,17 @@ def stand_in(weights: str, folder: Path) -> str:
     """Write a random checkpoint of the depth and kind of `weights`; returns its folder."""
     from distilbert_kit.models.checkpoints import get_tokenizer
     from distilbert_kit.models.config import create_model_config
-    from distilbert_kit.models.model import DistilBERTForMaskedLM
+    from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTModel
+    from distilbert_kit.models.packaged import PACKAGED_SHA256
 
     preset = {"minilm": "MiniLM-L6", "all-mpnet-base-v2": "mpnet-base"}.get(
         weights, weights.rsplit("/", 1)[-1]
     )
     config = create_model_config(preset, **NARROW)
     target = folder / "weights" / preset
-    DistilBERTForMaskedLM(config).save_pretrained(target, get_tokenizer(weights))
+    # The known weights are sentence encoders, published without a masked-LM head.
+    kind = DistilBERTModel if weights in PACKAGED_SHA256 else DistilBERTForMaskedLM
+    kind(config).save_pretrained(target, get_tokenizer(weights))
     return str(target)
 
 
@@ -57,6 +60,10 @@ def shrink(content: dict, folder: Path) -> dict:
 
     small = content | {"name": f"{content['name']}-dry-run", "scale": "embedded"}
     small["seeds"] = content["seeds"][:1]
+    small["task_seeds"] = {}
+    if "tuning" in content:
+        rates, tasks = (content["tuning"][key] for key in ("learning_rates", "tasks"))
+        small["tuning"] |= {"learning_rates": rates[:2], "tasks": tasks[:1], "held_out": 0.25}
     for name, spec in content["models"].items():
         if "weights" in spec:
             small["models"][name] = spec | {"weights": stand_in(spec["weights"], folder)}

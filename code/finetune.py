@@ -13,10 +13,8 @@ teacher's logits, softened by the temperature, + (1 - soft_weight) x the usual l
 import argparse
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
-from distilbert_kit.data.batches import LengthBatchSampler, create_dataloader
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, entry_point
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
@@ -32,8 +30,8 @@ from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
-from distilbert_kit.training.fine_tuning import KINDS, evaluate, teacher_logits, with_new_head
-from distilbert_kit.training.loop import train
+from distilbert_kit.study.tuning import tuned_settings
+from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tune, teacher_logits
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,7 +80,7 @@ def find_teacher(
 def main() -> None:
     arguments = parse_arguments()
     recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
-    settings, kind = recipe.finetune_for(task.name), KINDS[task.kind]
+    settings, kind = tuned_settings(recipe, arguments.model, task.name), KINDS[task.kind]
     cell = finetune_cell(recipe, arguments.model, task.name, arguments.seed)
     cell, targets, teacher = find_teacher(recipe, cell, arguments)
     start = checkpoint(recipe, arguments.model)
@@ -94,21 +92,13 @@ def main() -> None:
             dataset.teacher_logits = teacher_logits(
                 teacher, task, dataset, tokenizer, settings.precision
             )
-        torch.manual_seed(arguments.seed)  # the new head
-        model = with_new_head(start, task)
-        sampler = LengthBatchSampler(
-            dataset.lengths, settings.batch_size, settings.batch_tokens, seed=arguments.seed
-        )
-        result = train(
-            model,
-            create_dataloader(dataset, sampler),
-            kind.objective(targets),
-            settings,
-            seed=arguments.seed,
-            description=cell.name,
+        model, result = fine_tune(
+            start, task, dataset, settings, arguments.seed, targets, description=cell.name
         )
         draft.data.append(used)
         draft.metrics |= result.metrics
+        if recipe.tuning:
+            draft.metrics["learning_rate"] = settings.learning_rate
         draft.extra |= result.speed
         draft.metrics |= {f"train_{name}": count for name, count in dataset.counts.items()}
         evaluations = evaluate(model, task, tokenizer, settings, settings.precision)

@@ -25,7 +25,9 @@ def test_every_recipe_runs_through(name, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     results = tmp_path / "walk" / "results" / f"{name}-dry-run"
     for cell in evidence_cells(load_recipe(name)):
-        if cell.identity.get("seed", 0) == 0 and cell.name not in dry_run.LEFT_OUT:
+        if cell.stage == "tune" or cell.name in dry_run.LEFT_OUT:
+            continue
+        if cell.identity.get("seed", 0) == 0:
             record = read_record(results / cell.stage / f"{cell.name}.json")
             assert (record.status, record.scale) == ("ok", "embedded")
 

@@ -1,5 +1,6 @@
 """From texts to batches: tokenisation, length buckets, loaders."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -98,6 +99,15 @@ class ClassificationDataset(Dataset):
         if self.teacher_logits is not None:
             item["teacher_logits"] = self.teacher_logits[index]
         return item
+
+    def select(self, indices: Sequence[int]) -> "ClassificationDataset":
+        """The examples at the indices, in their order."""
+        chosen = copy.copy(self)
+        for name in ("input_ids", "token_type_ids", "labels", "teacher_logits"):
+            if (values := getattr(self, name)) is not None:
+                setattr(chosen, name, [values[index] for index in indices])
+        chosen.lengths = self.lengths[list(indices)]
+        return chosen
 
     @property
     def counts(self) -> dict[str, int]:

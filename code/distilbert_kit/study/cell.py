@@ -23,6 +23,7 @@ STAGE_VERSIONS = {
     "extract": 1,
     "pretrain": 1,
     "distill": 1,
+    "tune": 1,
     "finetune": 1,
     "quantize": 2,  # 1: int8 weights of 8 bits
     "cross_evaluate": 1,
@@ -139,6 +140,10 @@ class Cell:
         """Whether what it makes is here too, from exactly this cell."""
         return is_current(self.folder / "record.json", self.key)
 
+    def is_ready(self) -> bool:
+        """Whether what other cells read of it is here: of a tuning its record, else its folder."""
+        return self.is_recorded() if self.stage == "tune" else self.has_folder()
+
     @property
     def made(self) -> Path:
         """The folder of what it makes; UserError unless it is here and from exactly this cell."""
@@ -147,9 +152,14 @@ class Cell:
             wrong = (
                 "made with other settings, parents or data" if there else "missing or unfinished"
             )
-            _, script, *arguments = self.command
-            if self.stage == "finetune" and "--save" not in arguments:
-                arguments.append("--save")
-            command = shlex.join(["python", f"code/{Path(script).name}", *arguments])
-            raise UserError(f"{self.folder}: {wrong}; run {command}")
+            unsaved = self.stage == "finetune" and "--save" not in self.command
+            raise UserError(
+                f"{self.folder}: {wrong}; run {self.shown_command}{' --save' * unsaved}"
+            )
         return self.folder
+
+    @property
+    def shown_command(self) -> str:
+        """The command that runs it, as a person types it."""
+        _, script, *arguments = self.command
+        return shlex.join(["python", f"code/{Path(script).name}", *arguments])

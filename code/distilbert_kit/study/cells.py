@@ -4,6 +4,7 @@ Light (no torch): the Snakefile imports it.
 """
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -142,7 +143,37 @@ def with_given_teacher(
 def teacher_cell(recipe: Recipe, model: str, task_name: str) -> Cell | None:
     """The fine-tuning that makes the task teacher of a model: one for all its seeds."""
     spec = recipe.models[model].task_distill
-    return spec and finetune_cell(recipe, spec.teacher, task_name, recipe.seeds[0])
+    return spec and finetune_cell(recipe, spec.teacher, task_name, recipe.seeds_of(task_name)[0])
+
+
+def _finetune_settings(recipe: Recipe, model: str, task_name: str) -> dict:
+    weights = recipe.models[recipe.body(model)].weights
+    settings = recipe.finetune_for(task_name, model).model_dump(mode="json")
+    return settings | {"weights": weights and public_name(weights)}
+
+
+def tuning_cells(recipe: Recipe, model: str) -> list[Cell]:
+    """Trials of every learning rate on held-out training rows; none where nothing is tuned."""
+    parent, weights = model_cell(recipe, model), recipe.models[model].weights
+    asked = recipe.tuning
+    trials = itertools.product(asked.tasks, asked.learning_rates) if asked else ()
+    return [
+        Cell(
+            recipe=recipe,
+            stage="tune",
+            name=f"{model}-{task}-{rate:g}",
+            identity={"model": model, "task": task, "learning_rate": rate, "seed": asked.seed},
+            settings=_finetune_settings(recipe, model, task)
+            | {"learning_rate": rate, "held_out": asked.held_out},
+            command=_script(
+                "tune.py", recipe, "--model", model, "--task", task, "--learning-rate", f"{rate:g}"
+            ),
+            parents=(parent,) if parent else (),
+            data=((get_task(task).dataset, recipe.train_split(task)),),
+            inputs=(weights_input(recipe, weights),) if weights else (),
+        )
+        for task, rate in trials
+    ]
 
 
 def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
@@ -151,13 +182,14 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     spec, taught_by = recipe.models[model], teacher_cell(recipe, model, task_name)
     name = f"{model}-{task_name}-{seed}"
     arguments = ["--model", model, "--task", task_name, "--seed", str(seed)]
-    teaches = seed == recipe.seeds[0] and model in recipe.task_teachers
+    teaches = seed == recipe.seeds_of(task_name)[0] and model in recipe.task_teachers
     if teaches or name in recipe.kept_names:
         arguments.append("--save")  # another cell reads the weights
     folder = recipe.folder / "predictions"
-    settings = recipe.finetune_for(task_name).model_dump(mode="json")
+    settings = _finetune_settings(recipe, model, task_name)
     weights = recipe.models[recipe.body(model)].weights
-    settings |= {"weights": weights and public_name(weights)}
+    if recipe.tuning:
+        settings |= {"learning_rate": "tuned"}
     if spec.task_distill:
         settings |= {"task_distill": spec.task_distill.model_dump(mode="json")}
     return Cell(
@@ -167,7 +199,7 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
         identity={"model": model, "task": task_name, "seed": seed},
         settings=settings,
         command=_script("finetune.py", recipe, *arguments),
-        parents=tuple(cell for cell in (parent, taught_by) if cell),
+        parents=tuple(cell for cell in (parent, taught_by, *tuning_cells(recipe, model)) if cell),
         data=tuple((task.dataset, s) for s in (recipe.train_split(task_name), *task.eval_splits)),
         inputs=(weights_input(recipe, weights),) if weights else (),
         outputs=tuple(folder / f"{name}-{split}.parquet" for split in task.eval_splits),
@@ -263,9 +295,16 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
             if not spec.task_distill and (cell := model_cell(recipe, model))
         ),
         *(
+            cell
+            for model in recipe.models
+            if any(model in recipe.models_of(task) for task in recipe.tasks)
+            for cell in tuning_cells(recipe, model)
+        ),
+        *(
             finetune_cell(recipe, model, task, seed)
-            for seed in recipe.seeds
+            for seed in sorted({seed for task in recipe.tasks for seed in recipe.seeds_of(task)})
             for task in recipe.tasks
+            if seed in recipe.seeds_of(task)
             for model in recipe.models_of(task)
         ),
         *(
@@ -298,7 +337,7 @@ def cells_to_run(recipe: Recipe, demo: bool = False) -> dict[str, Cell]:
     def need(cell: Cell) -> None:
         needed[cell.key] = cell
         for parent in cell.parents:
-            if not parent.has_folder():
+            if not parent.is_ready():
                 need(parent)
 
     for cell in demo_cells(recipe) if demo else evidence_cells(recipe):

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from ..data.tasks import GLUE
 from ..errors import UserError
 from ..paths import PAPER, RECIPES
 from ..settings import Strict
@@ -260,7 +261,9 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         return Finding(untested=f"the student of this recipe is {models[0]!r} itself")
     if recipe.models[recipe.body(recipe.student)].extract is not None:
         return Finding(untested="the student of this recipe is cut from its teacher, not distilled")
-    wanted = [task for task in (*claim.tasks, *claim.stand_in) if task in recipe.tasks]
+    apart = set(GLUE) & set(recipe.tasks) - set(recipe.macro_tasks) if len(claim.tasks) > 1 else ()
+    claimed = [task for task in (*claim.tasks, *claim.stand_in) if task not in apart]
+    wanted = [task for task in claimed if task in recipe.tasks]
     tasks = [task for task in wanted if shared_seeds(recipe, models, task)]
     if not tasks:
         missing = "its records are missing" if wanted else "this recipe runs none of its tasks"

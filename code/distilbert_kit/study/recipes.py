@@ -84,10 +84,12 @@ class ModelSpec(Strict):
     """Where a model comes from: given weights, or other models of the recipe.
 
     `tasks` are those of the recipe's tasks that it is fine-tuned on; all of them by default.
+    `finetune` overrides keys of the recipe's `finetune` and `finetune_tasks` for this model alone.
     """
 
     label: str
     tasks: list[str] | None = None
+    finetune: dict = Field(default_factory=dict)
     weights: str | None = None
     extract: Extract | None = None
     pretrain: Pretrain | None = None
@@ -107,6 +109,19 @@ class ModelSpec(Strict):
         spec = self.extract or self.pretrain or self.distill or self.task_distill
         fields = ("teacher", "student", "start")
         return [name for field in fields if (name := getattr(spec, field, None))]
+
+
+class Tuning(Strict):
+    """The choice of a learning rate for every model, before its dev sets are looked at.
+
+    Each model is fine-tuned on `tasks` with each rate, without a held-out fraction of the training
+    rows; the rate with the highest mean score on the rows held out is the model's on all tasks.
+    """
+
+    learning_rates: list[float] = Field(min_length=2)
+    tasks: list[str] = Field(min_length=1)
+    held_out: float = Field(0.1, gt=0, lt=1, description="fraction of the training rows")
+    seed: Seed = 0
 
 
 class KeptModels(Strict):
@@ -150,12 +165,15 @@ class Recipe(Strict):
     teacher: str
     student: str
     tasks: list[str]
+    task_seeds: dict[str, list[Seed]] = Field({}, description="where they are not `seeds`")
+    macro: list[str] = Field([], description="tasks of the mean score (default: those of GLUE)")
+    tuning: Tuning | None = None
     corpus: CorpusSettings | None = None
     pretrain: MaskedLMSettings | None = None
     distill: MaskedLMSettings | None = None
     finetune: FinetuneSettings
     finetune_tasks: dict[str, dict] = Field(default_factory=dict)
-    speed: SpeedSettings
+    speed: SpeedSettings | None = None
     training_speed: TrainingSpeedSettings | None = None
     distillation_speed: DistillationSpeedSettings | None = None
     corpus_speed: CorpusSpeedSettings | None = None
@@ -170,6 +188,11 @@ class Recipe(Strict):
     def _names_exist(self) -> "Recipe":
         for name in (*self.tasks, *self.finetune_tasks):
             get_task(name)
+        for key in ("task_seeds", "macro"):
+            if unknown := set(getattr(self, key)) - set(self.tasks):
+                raise ValueError(f"{key}: {unknown.pop()!r} is not among the tasks")
+        if self.tuning:
+            self._check_tuning(self.tuning)
         for name in (self.teacher, self.student):
             if name not in self.models:
                 raise ValueError(f"{name!r} is not among the models")
@@ -187,6 +210,8 @@ class Recipe(Strict):
                     raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
             if spec.distill:
                 self.distill_for(name)
+            for task in self.tasks:
+                self.finetune_for(task, name)
             if unknown := set(spec.tasks or ()) - set(self.tasks):
                 raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
         if self.distillation_speed and not self.corpus:
@@ -198,6 +223,8 @@ class Recipe(Strict):
         for task in (*self.tasks, *self.finetune_tasks):
             if self.train_split(task) in get_task(task).eval_splits:
                 raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
+        if self.quantize and not self.speed:
+            raise ValueError("quantize needs the key speed: it says which lengths are timed")
         for stage in ("quantize", "demo"):
             if asked := getattr(self, stage):
                 get_task(asked.task)
@@ -207,6 +234,14 @@ class Recipe(Strict):
         if self.cross_evaluation:
             self._check_cross_evaluation(self.cross_evaluation)
         return self
+
+    def _check_tuning(self, asked: Tuning) -> None:
+        for name in asked.tasks:
+            if get_task(name).kind != "classification":
+                raise ValueError(f"tuning: {name!r} is no classification or regression")
+        for name, spec in self.models.items():
+            if "learning_rate" in spec.finetune or spec.task_distill:
+                raise ValueError(f"models.{name}: tuning is for models without a rate or a teacher")
 
     def _check_cross_evaluation(self, asked: CrossEvaluation) -> None:
         for name in asked.models:
@@ -220,14 +255,19 @@ class Recipe(Strict):
             if not any(get_task(name).shares_labels(task) for task in trained):
                 raise ValueError(f"cross_evaluation: no task has the labels of {name!r}")
 
-    def finetune_for(self, task: str) -> FinetuneSettings:
-        """Fine-tuning settings of a task: the common ones with the task's own on top."""
+    def finetune_for(self, task: str, model: str | None = None) -> FinetuneSettings:
+        """Fine-tuning settings: the common ones, the task's own on top, then the model's."""
         kind = get_task(task).kind
         settings = FINETUNE_SETTINGS[kind]
         # The common max_length is that of texts: a window with a question in it is longer.
         texts_only = {"max_length"} if kind == "question_answering" else None
         common = self.finetune.model_dump(exclude_unset=True, exclude=texts_only)
-        return settings(**common | self.finetune_tasks.get(task, {}))
+        own = self.models[model].finetune if model else {}
+        return settings(**common | self.finetune_tasks.get(task, {}) | own)
+
+    def seeds_of(self, task: str) -> list[int]:
+        """The seeds with which models are fine-tuned on a task."""
+        return self.task_seeds.get(task, self.seeds)
 
     def train_split(self, task: str) -> str:
         """The split to train on: the recipe's choice, or the task's official one."""
@@ -272,8 +312,8 @@ class Recipe(Strict):
 
     @property
     def macro_tasks(self) -> list[str]:
-        """What the mean score runs over: the recipe's tasks of GLUE, or all if it has none."""
-        return [task for task in self.tasks if task in GLUE] or list(self.tasks)
+        """What the mean score runs over: `macro`, the recipe's tasks of GLUE, or all of them."""
+        return self.macro or [task for task in self.tasks if task in GLUE] or list(self.tasks)
 
     @property
     def main_models(self) -> list[str]:

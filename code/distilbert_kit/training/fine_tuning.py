@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..data.batches import LengthBatchSampler, create_dataloader
 from ..data.listed import DataUsed
 from ..data.tasks import Task
 from ..files import content_key, write_once
@@ -26,7 +27,8 @@ from ..models.checkpoints import (
 )
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..models.vocabulary import check_same_vocabulary
-from ..settings import TextSettings, WindowSettings
+from ..settings import FinetuneSettings, SoftTargets, TextSettings, WindowSettings
+from .checkpointing import TrainingResult
 from .classification import (
     classification_objective,
     label_order,
@@ -36,7 +38,7 @@ from .classification import (
     score,
 )
 from .inference import usable_precision
-from .loop import create_accelerator
+from .loop import create_accelerator, train
 from .question_answering import load_question_split, predict_spans, score_answers, span_objective
 
 
@@ -101,6 +103,28 @@ def fine_tuned(checkpoint: str | Path, task: Task) -> nn.Module:
         for parameter in model.classifier.parameters():
             parameter.data = parameter.data[order]
     return model
+
+
+def fine_tune(
+    start: str | Path,
+    task: Task,
+    dataset: Dataset,
+    settings: FinetuneSettings,
+    seed: int,
+    targets: SoftTargets | None = None,
+    description: str = "fine-tuning",
+) -> tuple[nn.Module, TrainingResult]:
+    """Fine-tune a checkpoint on the examples of a task; the seed decides head, order and dropout.
+
+    With `targets` under a teacher, whose logits the data set holds.
+    """
+    torch.manual_seed(seed)  # the new head
+    model = with_new_head(start, task)
+    sampler = LengthBatchSampler(
+        dataset.lengths, settings.batch_size, settings.batch_tokens, seed=seed
+    )
+    loader, objective = create_dataloader(dataset, sampler), KINDS[task.kind].objective(targets)
+    return model, train(model, loader, objective, settings, seed=seed, description=description)
 
 
 @dataclass(frozen=True)

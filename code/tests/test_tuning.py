@@ -1,0 +1,130 @@
+"""Learning rates are chosen on training rows that were held out, before any dev set is read."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+import tune
+from distilbert_kit.data.batches import ClassificationDataset
+from distilbert_kit.errors import UserError
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.paths import RECIPES
+from distilbert_kit.study import recipes
+from distilbert_kit.study.cells import cells_to_run, finetune_cell, tuning_cells
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.tuning import tuned_settings, tuning_rows
+
+RATES = [1e-5, 1e-4]
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes quick, with the key `tuning` and changes, as a recipe of its own."""
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results")
+
+    def write(**changes):
+        content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
+        tuning = {"learning_rates": RATES, "tasks": ["sentiment"]}
+        content |= {"name": "tuned", "tuning": tuning} | changes
+        path = tmp_path / "tuned.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return load_recipe(path)
+
+    return write
+
+
+def put_record(cell, score):
+    """A record of a trial as tune.py leaves it, with the fields that the choice reads."""
+    template = json.loads(next(RECIPES.parents[1].glob("results/study/extract/*.json")).read_text())
+    cell.record.parent.mkdir(parents=True, exist_ok=True)
+    changes = {"stage": "tune", "cell": cell.identity, "key": cell.key, "parents": {}}
+    changes["metrics"] = {"held_out": {"score": score}}
+    cell.record.write_text(json.dumps({k: changes.get(k, v) for k, v in template.items()}))
+
+
+def test_rows_held_out_are_not_trained_on():
+    kept, held_out = tune.held_out_rows(103, 0.1, seed=0)
+    assert len(held_out) == 10 and sorted([*kept, *held_out]) == list(range(103))
+    again = tune.held_out_rows(103, 0.1, seed=0)
+    assert np.array_equal(held_out, again[1])
+    assert not np.array_equal(held_out, tune.held_out_rows(103, 0.1, seed=1)[1])
+    with pytest.raises(UserError, match="leaves none on one side"):
+        tune.held_out_rows(4, 0.1, seed=0)
+
+
+def test_selected_examples_are_those_of_the_rows():
+    texts, labels = ["one", "two words", "and three words"], [0, 1, 2]
+    whole = ClassificationDataset(texts, labels, get_tokenizer())
+    chosen = whole.select(np.array([2, 0]))
+    assert [chosen[i] for i in range(2)] == [whole[2], whole[0]]
+    assert chosen.lengths.tolist() == [5, 3] and len(whole) == 3
+
+
+def test_the_rate_with_the_best_held_out_score_is_taken(write):
+    recipe = write()
+    cells = tuning_cells(recipe, "teacher")
+    assert [cell.identity["learning_rate"] for cell in cells] == RATES
+    assert all(split == "train" for cell in cells for _, split in cell.data)
+    with pytest.raises(UserError, match=r"missing or not current; run python code/tune\.py"):
+        tuned_settings(recipe, "teacher", "sentiment")
+    for cell, score in zip(cells, (0.8, 0.7)):
+        put_record(cell, score)
+    assert tuned_settings(recipe, "teacher", "sentiment").learning_rate == 1e-5
+    put_record(cells[1], 0.9)
+    assert tuned_settings(recipe, "teacher", "sentiment").learning_rate == 1e-4
+    assert [row["chosen"] for row in tuning_rows(recipe)] == [False, True]
+    assert all(row["model"] == "teacher" for row in tuning_rows(recipe))
+
+
+def test_another_grid_makes_fine_tuning_stale(write):
+    first, other = write(), write(tuning={"learning_rates": [1e-5, 3e-4], "tasks": ["sentiment"]})
+    keys = [finetune_cell(recipe, "teacher", "sentiment", 0).key for recipe in (first, other)]
+    assert keys[0] != keys[1]
+    for cell in tuning_cells(first, "teacher"):
+        put_record(cell, 0.5)
+    with pytest.raises(UserError, match="not current"):
+        tuned_settings(other, "teacher", "sentiment")
+
+
+def test_trials_come_before_fine_tuning(write):
+    cells = cells_to_run(write())
+    fine_tuning = [cell for cell in cells.values() if cell.stage == "finetune"]
+    assert fine_tuning
+    for cell in fine_tuning:
+        trials = [parent for parent in cell.parents if parent.stage == "tune"]
+        assert len(trials) == len(RATES) and all(trial.key in cells for trial in trials)
+
+
+def test_a_models_own_settings_and_seeds_by_task(write):
+    content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
+    content["models"]["teacher"]["finetune"] = {"learning_rate": 3e-5}
+    recipe = write(tuning=None, models=content["models"], task_seeds={"sentiment": [3, 4]})
+    assert tuned_settings(recipe, "teacher", "sentiment").learning_rate == 3e-5
+    assert tuned_settings(recipe, "distilled", "sentiment").learning_rate == 1e-4
+    cells = [cell for cell in cells_to_run(recipe).values() if cell.stage == "finetune"]
+    assert {cell.identity["seed"] for cell in cells} == {3, 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task_seeds": {"rte": [0]}}, "task_seeds: 'rte' is not among the tasks"),
+        ({"macro": ["rte"]}, "macro: 'rte' is not among the tasks"),
+        ({"tuning": {"learning_rates": RATES, "tasks": ["squad"]}}, "'squad' is no classification"),
+        ({"tuning": {"learning_rates": [1e-5], "tasks": ["sentiment"]}}, "learning_rates"),
+    ],
+)
+def test_wrong_keys_are_told(write, changes, message):
+    with pytest.raises(UserError, match=message):
+        write(**changes)
+
+
+def test_base_tunes_all_models_alike_and_keeps_wnli_apart():
+    recipe = load_recipe("base")
+    assert "wnli" in recipe.tasks and "wnli" not in recipe.macro_tasks
+    models = recipe.models_of("cola")
+    grids = [[cell.identity["learning_rate"] for cell in tuning_cells(recipe, m)] for m in models]
+    assert len(models) == 5 and all(grid == grids[0] for grid in grids)
+    assert len(recipe.seeds_of("rte")) == 5 and len(recipe.seeds_of("sst2")) == 3

@@ -1,0 +1,82 @@
+"""Try a learning rate for a model of a recipe on training rows that are held out.
+
+    python code/tune.py --recipe base --model teacher --task rte --learning-rate 3e-5
+
+For recipes with the key `tuning`. The dev sets are not read: finetune.py takes for each model the
+rate with the best mean held-out score over the recipe's tuning tasks (study/tuning.py).
+"""
+
+import argparse
+
+import numpy as np
+
+from distilbert_kit.data.tasks import get_task
+from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.study.cells import checkpoint, tuning_cells
+from distilbert_kit.study.inputs import open_recipe
+from distilbert_kit.study.records import recording
+from distilbert_kit.training.classification import load_task_split, predict_logits, score
+from distilbert_kit.training.fine_tuning import fine_tune
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="base", help="name or file (default: base)")
+    parser.add_argument("--model", required=True, help="a model of the recipe")
+    parser.add_argument("--task", required=True, help="one of the recipe's tuning tasks")
+    parser.add_argument("--learning-rate", required=True, type=float, help="one of its rates")
+    return parser.parse_args()
+
+
+def held_out_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the rows to train on, and of those held out; UserError without either."""
+    order = np.random.default_rng(seed).permutation(count)
+    kept = round(count * (1 - fraction))
+    if not 0 < kept < count:
+        raise UserError(f"held_out: {fraction} of {count} rows leaves none on one side")
+    return np.sort(order[:kept]), np.sort(order[kept:])
+
+
+@entry_point
+def main() -> None:
+    arguments = parse_arguments()
+    recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
+    wanted = {"task": task.name, "learning_rate": arguments.learning_rate}
+    for cell in tuning_cells(recipe, arguments.model):
+        if cell.identity.items() >= wanted.items():
+            break
+    else:
+        raise UserError(
+            f"recipe {recipe.name} tunes no {task.name} with {arguments.learning_rate:g}: see its "
+            "key tuning"
+        )
+    start, asked = checkpoint(recipe, arguments.model), recipe.tuning
+    tokenizer = get_tokenizer(start)
+    settings = recipe.finetune_for(task.name, arguments.model)
+    settings = settings.model_copy(update={"learning_rate": arguments.learning_rate})
+    with recording(cell.record, **cell.provenance) as draft:
+        dataset, table, used = load_task_split(
+            task,
+            recipe.train_split(task.name),
+            tokenizer,
+            settings.max_length,
+            settings.truncation,
+        )
+        draft.data.append(used)
+        kept, held_out = held_out_rows(len(dataset), asked.held_out, asked.seed)
+        model, result = fine_tune(
+            start, task, dataset.select(kept), settings, asked.seed, description=cell.name
+        )
+        logits = predict_logits(model, dataset.select(held_out), precision=settings.precision)
+        found = score(logits, np.asarray(table[task.label_column])[held_out], task)
+        draft.metrics |= result.metrics
+        draft.metrics["held_out"] = found | {"score": found[task.primary], "rows": len(held_out)}
+        draft.extra |= result.speed
+    print(f"{cell.name}: {task.primary} {100 * found[task.primary]:.1f} on {len(held_out)} rows")
+
+
+if __name__ == "__main__":
+    main()
