@@ -32,12 +32,13 @@ CHECKS = {
 
 
 def kept_models(name: str) -> dict[str, Path]:
-    """Folders of the fine-tuned models that a recipe keeps for the demo, by their labels."""
+    """Folders of the fine-tuned models that a recipe keeps for the demo, by label and task."""
     recipe, folders = load_recipe(name), {}
     for cell in demo_cells(recipe):
         if not cell.has_folder():
             raise UserError(f"{cell.name}: no weights here; run make demo RECIPE={recipe.argument}")
-        folders[recipe.models[cell.identity["model"]].label] = cell.folder
+        label = recipe.models[cell.identity["model"]].label
+        folders[f"{label}, {cell.identity['task']}"] = cell.folder
     return folders
 
 

@@ -270,7 +270,7 @@ def test_scripts_run_from_a_recipe(tmp_path):
         "corpus": {"source": ["docs"], "limit_tokens": 20000, "validation_fraction": 0.05},
         "pretrain": training,
         "distill": training,
-        "demo": None,
+        "demo": [],
         "models": {
             "source": {"label": "source", "weights": str(tmp_path / "source")},
             "teacher": {"label": "teacher", "pretrain": {"start": "source"}},

@@ -127,7 +127,7 @@ def write_recipes(folder: Path) -> None:
         "corpus": {"source": [f"lines:{folder / 'dump.txt'}"], "validation_fraction": 0.1},
         "pretrain": training,
         "distill": training,
-        "demo": None,
+        "demo": [],
         "models": {
             "source": {"label": "source", "weights": str(folder / "source")},
             "teacher": {"label": "teacher", "pretrain": {"start": "source"}},

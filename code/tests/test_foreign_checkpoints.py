@@ -337,7 +337,7 @@ def recipe(tmp_path_factory):
         "pretrain": training,
         "distill": training,
         "finetune": content["finetune"] | {"epochs": 0.02, "max_length": 32, "precision": "fp32"},
-        "demo": None,
+        "demo": [],
         "models": {
             "teacher": {"label": "t", "weights": str(folder / "teacher")},
             "other": {"label": "o", "weights": str(folder / "other")},

@@ -42,7 +42,7 @@ def recipe(tmp_path, request):
         "corpus": {"source": [f"lines:{tmp_path / 'dump.txt'}"], "validation_fraction": 0.2},
         "pretrain": training,
         "distill": training,
-        "demo": None,
+        "demo": [],
         "models": {
             "published": {"label": "p", "weights": str(tmp_path / "published")},
             "teacher": {"label": "t", "pretrain": {"start": "published", "train": "head"}},

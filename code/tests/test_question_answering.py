@@ -396,7 +396,7 @@ def small_squad(tmp_path, monkeypatch):
     content |= {
         "name": "tiny",
         "seeds": [0, 1],
-        "demo": None,
+        "demo": [],
         "models": {
             "teacher": {"label": "t", "weights": str(tmp_path / "teacher")},
             "student": {"label": "s", "weights": str(tmp_path / "student")},

@@ -190,7 +190,7 @@ def write_recipe(tmp_path, monkeypatch):
         content |= {
             "name": "tiny",
             "seeds": [3, 4],
-            "demo": None,
+            "demo": [],
             "models": {
                 "teacher": given,
                 "small": given | {"label": "s"},

@@ -321,10 +321,13 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
 
 def demo_cells(recipe: Recipe) -> list[Cell]:
     """The fine-tunings whose models demo.py shows; UserError when the recipe names none."""
-    if recipe.demo is None:
+    if not recipe.demo:
         raise UserError(f"recipe {recipe.name} has no key demo: add it, or give folders to demo.py")
-    task, seed = recipe.demo.task, recipe.demo.seed
-    return [finetune_cell(recipe, model, task, seed) for model in recipe.demo.models]
+    return [
+        finetune_cell(recipe, model, asked.task, asked.seed)
+        for asked in recipe.demo
+        for model in asked.models
+    ]
 
 
 def cells_to_run(recipe: Recipe, demo: bool = False) -> dict[str, Cell]:

@@ -165,8 +165,12 @@ class Recipe(Strict):
     teacher: str
     student: str
     tasks: list[str]
-    task_seeds: dict[str, list[Seed]] = Field({}, description="where they are not `seeds`")
-    macro: list[str] = Field([], description="tasks of the mean score (default: those of GLUE)")
+    task_seeds: dict[str, list[Seed]] = Field(
+        default_factory=dict, description="where they are not `seeds`"
+    )
+    macro: list[str] = Field(
+        default_factory=list, description="tasks of the mean score (default: those of GLUE)"
+    )
     tuning: Tuning | None = None
     corpus: CorpusSettings | None = None
     pretrain: MaskedLMSettings | None = None
@@ -178,9 +182,9 @@ class Recipe(Strict):
     distillation_speed: DistillationSpeedSettings | None = None
     corpus_speed: CorpusSpeedSettings | None = None
     question_answering_speed: QuestionAnsweringSpeedSettings | None = None
-    # Exported, quantised and measured; shown in the browser by demo.py.
+    # Exported, quantised and measured; shown in the browser by demo.py, side by side by task.
     quantize: KeptModels | None = None
-    demo: KeptModels | None = None
+    demo: list[KeptModels] = Field(default_factory=list)
     cross_evaluation: CrossEvaluation | None = None
     _file: Path = PrivateAttr(Path())
 
@@ -225,8 +229,8 @@ class Recipe(Strict):
                 raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
         if self.quantize and not self.speed:
             raise ValueError("quantize needs the key speed: it says which lengths are timed")
-        for stage in ("quantize", "demo"):
-            if asked := getattr(self, stage):
+        for stage, asked in (("quantize", self.quantize), *(("demo", one) for one in self.demo)):
+            if asked:
                 get_task(asked.task)
                 for name in asked.models:
                     if name not in self.models:
@@ -276,7 +280,8 @@ class Recipe(Strict):
     @property
     def kept_names(self) -> set[str]:
         """The names of the fine-tuning cells whose weights another stage reads."""
-        asked = [stage for stage in (self.quantize, self.demo, self.cross_evaluation) if stage]
+        stages = (self.quantize, *self.demo, self.cross_evaluation)
+        asked = [stage for stage in stages if stage]
         return {name for stage in asked for name in stage.names}
 
     @property
