@@ -1,6 +1,7 @@
 """Every test starts from the same random state, whichever ran before it."""
 
 import os
+import signal
 
 import pytest
 
@@ -8,6 +9,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+
+# Shells start background jobs deaf to Ctrl-C, and programs under test would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One text alone and the same text in a batch, or the same model by another library, pass through
 # products of other shapes, which the CPU's library sums in another order (on some processors
