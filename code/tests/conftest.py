@@ -10,9 +10,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-# Shells start background jobs deaf to Ctrl-C, and programs under test would inherit it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A job in the background, or under nohup, is deaf to these; programs under test would inherit it.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # One text alone and the same text in a batch, or the same model by another library, pass through
 # products of other shapes, which the CPU's library sums in another order (on some processors
