@@ -7,9 +7,10 @@ The rules are those of `distilbert_kit/study/claims.py`; the claims stand in `re
 
 import argparse
 
+from distilbert_kit.data.tasks import TASKS
 from distilbert_kit.errors import entry_point
 from distilbert_kit.files import content_key
-from distilbert_kit.study.claims import evidence_by_column, judge_all, load_ledger
+from distilbert_kit.study.claims import evidence_by_column, first_settings, judge_all, load_ledger
 from distilbert_kit.study.evidence.scores import present_records
 from distilbert_kit.study.figures import save_table
 from distilbert_kit.study.recipes import load_recipe
@@ -42,8 +43,15 @@ def main() -> None:
         if recipe.name in row.recipes
     ]
     (recipe.folder / "notebooks").mkdir(exist_ok=True)  # they run next; papermill makes no folder
-    table = {**settings, "claims": rows, "columns": evidence_by_column(recipe, ledger, rows)}
-    save_table(recipe, "claims", {**table, "deviations": deviations})
+    table = {
+        **settings,
+        "claims": rows,
+        "columns": evidence_by_column(recipe, ledger, rows),
+        "deviations": deviations,
+        "first_settings": first_settings(recipe, ledger),
+        "task_titles": {name: task.title for name, task in TASKS.items()},
+    }
+    save_table(recipe, "claims", table)
     for row in rows:
         print(f"{row['verdict']:14} {row['title']}: {row['reason']}")
 

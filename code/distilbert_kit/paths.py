@@ -18,6 +18,9 @@ NOTEBOOKS = ROOT / "notebooks"
 PAPER = ROOT / "data" / "paper.yaml"
 
 
+EARLIER = ROOT / "data" / "earlier_runs.yaml"
+
+
 DATA = Path(os.environ.get("DATA_DIR", ROOT / "data")).expanduser().resolve()
 
 

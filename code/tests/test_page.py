@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.colors import to_hex
 
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
@@ -21,7 +20,7 @@ from distilbert_kit.paths import CODE
 from distilbert_kit.serve import app, server
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.export import save_onnx
-from distilbert_kit.study.figures import BLUE, ORANGE
+from distilbert_kit.study.figures import STUDENT, TEACHER
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="no playwright: the page is untested"
@@ -231,4 +230,4 @@ def test_loading_is_shown_until_the_models_are_there(open_page):
 
 def test_the_page_has_the_colours_of_the_figures():
     style = (CODE / "static" / "page.css").read_text()
-    assert f"--first: {to_hex(BLUE)};" in style and f"--second: {to_hex(ORANGE)};" in style
+    assert f"--first: {TEACHER.lower()};" in style and f"--second: {STUDENT.lower()};" in style

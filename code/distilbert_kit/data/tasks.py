@@ -28,6 +28,11 @@ class Task:
     kind: Literal["classification", "question_answering"] = "classification"
 
     @property
+    def title(self) -> str:
+        """The name as the field writes it."""
+        return _TITLES.get(self.name, self.name.upper())
+
+    @property
     def num_labels(self) -> int:
         """Size of the classifier: the number of classes, 1 for regression."""
         return len(self.labels) or 1
@@ -111,6 +116,17 @@ TASKS = _tasks(
         kind="question_answering",
     ),
 )
+
+
+# Where it is not the name in capitals.
+_TITLES = {
+    "cola": "CoLA",
+    "sst2": "SST-2",
+    "stsb": "STS-B",
+    "imdb": "IMDb",
+    "squad": "SQuAD",
+    "sentiment": "sentiment",
+}
 
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")

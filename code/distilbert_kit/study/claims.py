@@ -27,12 +27,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ..data.tasks import GLUE
+from ..data.tasks import GLUE, get_task
 from ..errors import UserError
 from ..paths import PAPER, RECIPES
 from ..settings import Strict
 from . import statistics
 from .evidence.comparisons import counterpart, crossed_scores, order_rows, shared_seeds
+from .evidence.history import earlier_runs
 from .evidence.scores import benchmark_record
 from .evidence.speed import speed_rows
 from .recipes import Recipe
@@ -289,7 +290,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         high=found["factor"] * found["high"],
         interval=over,
         scale=scale,
-        detail=f"{labels}; {', '.join(tasks)}",
+        detail=f"{labels}; {', '.join(get_task(task).title for task in tasks)}",
         seeds=found["seeds"],
         incomplete=lacking if len(own) < len(claim.tasks) else "",
         untested=("only " + lacking) if few else "",
@@ -395,3 +396,15 @@ def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) ->
                 return {"verdict": row["column_verdict"], "recipe": name, **shown}
             reasons.append(f"{name}: {row['column_reason']}")
     return {"verdict": "not tested", "reason": "; ".join(reasons) or "not run"}
+
+
+def first_settings(recipe: Recipe, ledger: Ledger) -> dict | None:
+    """The claims as the recipe's first settings had them, with title and unit; None without any."""
+    if not (found := earlier_runs(recipe).get("first_settings")):
+        return None
+    by_id = {claim.id: claim for claim in ledger.claims}
+    rows = [
+        {"id": name, "title": by_id[name].title, "unit": by_id[name].unit, **values}
+        for name, values in found["claims"].items()
+    ]
+    return found | {"claims": rows}

@@ -4,6 +4,7 @@ Figures are SVG with a fixed salt and no date: drawn again from the same records
 byte by byte.
 """
 
+import io
 import itertools
 import json
 
@@ -13,17 +14,19 @@ from matplotlib.figure import Figure
 from ..files import write_atomically
 from .recipes import Recipe
 
-# The Okabe-Ito colours (jfly.uni-koeln.de/color): safe for colour-blind readers.
-CYCLE = [mpl.color_sequences["okabe_ito"][i] for i in (5, 6, 3, 7, 1, 2)]
+# One colour each, in every figure and on every page (report/common.typ has the same three). They
+# differ for colour-blind readers (blue and orange) and in greyscale (lightness 29, 61 and 45).
+TEACHER, STUDENT, PAPER = "#14457F", "#DD7A00", "#6B6B6B"
 
 
-BLUE, ORANGE, GREEN, PINK = CYCLE[:4]
+# What belongs to neither: parts of a whole, from dark to light.
+SHADES = ["#3D3D3D", "#5E5E5E", "#808080", "#A3A3A3", "#C4C4C4", "#E0E0E0", "#FFFFFF"]
 
 
-GREY = "#6B6B6B"
+MARKS = "^vDpX*<>Ph"  # of models that are neither the teacher nor the student
 
 
-FULL, HALF = 6.7, 3.3  # inches: text width of the report, and half of it
+FULL = 6.7  # inches: text width of the report
 
 
 STYLE = {
@@ -33,7 +36,7 @@ STYLE = {
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
+    "axes.prop_cycle": mpl.cycler(color=[STUDENT, TEACHER, PAPER]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -41,15 +44,19 @@ STYLE = {
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 10,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "errorbar.capsize": 3,
     "figure.constrained_layout.use": True,
     "figure.dpi": 110,
     "svg.hashsalt": "distilbert",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text stays text, set in FACE
 }
+
+
+# The report's face. Typst has it, matplotlib does not and measures with one of nearly its widths.
+FACE = "Libertinus Serif"
 
 
 def use_style() -> None:
@@ -57,17 +64,30 @@ def use_style() -> None:
     mpl.rcParams.update(STYLE)
 
 
-def model_colours(recipe: Recipe) -> dict[str, str]:
-    """A colour for each model of a recipe, the same in all figures; side rows share some."""
-    names = dict.fromkeys([*recipe.main_models, *recipe.models])
-    return dict(zip(names, itertools.cycle(CYCLE)))
+def model_looks(recipe: Recipe) -> dict[str, dict]:
+    """How matplotlib draws each model of a recipe: colour, marker and filling, in all figures.
+
+    Teacher and student are filled. What else was there before distillation has the teacher's
+    colour, what was cut or distilled the student's, both hollow and told apart by their markers.
+    """
+    looks, marks = {}, itertools.cycle(MARKS)
+    for name, spec in recipe.models.items():
+        if name in (recipe.teacher, recipe.student):
+            colour = TEACHER if name == recipe.teacher else STUDENT
+            look = {"color": colour, "marker": "o" if name == recipe.teacher else "s"}
+        else:
+            made = spec.extract or spec.distill or spec.task_distill
+            look = {"color": STUDENT if made else TEACHER, "marker": next(marks), "mfc": "white"}
+        looks[name] = look
+    return looks
 
 
 def save_figure(figure: Figure, recipe: Recipe, name: str) -> None:
-    """Write `results/<recipe>/figures/<name>.svg`."""
-    path = recipe.folder / "figures" / f"{name}.svg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    """Write `results/<recipe>/figures/<name>.svg`, its text in the report's face."""
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    text = drawn.getvalue().replace("'STIXGeneral'", f"'{FACE}', 'STIXGeneral', serif")
+    write_atomically(recipe.folder / "figures" / f"{name}.svg", text)
 
 
 def save_table(recipe: Recipe, name: str, content: dict) -> None:

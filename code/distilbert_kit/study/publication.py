@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..files import content_key
-from ..paths import CODE, NOTEBOOKS, PAPER, RECIPES, ROOT
+from ..paths import CODE, EARLIER, NOTEBOOKS, PAPER, RECIPES, ROOT
 from .cells import _script, evidence_cells
 from .recipes import Recipe
 from .records import is_current
@@ -83,6 +83,7 @@ def publication_key(recipe: Recipe) -> str:
         recipe.file,
         RECIPES / "claims.yaml",
         PAPER,
+        EARLIER,
     ]
     if not all(path.is_file() for path in paths):
         return ""

@@ -2,12 +2,11 @@
 
 import difflib
 import graphlib
-import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ..data.tasks import GLUE, get_task
 from ..errors import UserError
@@ -30,15 +29,6 @@ from .settings import (
     SpeedSettings,
     TrainingSpeedSettings,
 )
-
-
-def _file_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise ValueError(f"{name!r} names a folder: use letters, digits, '_', '-' and '.' only")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_file_name)]
 
 
 class Extract(Strict):
@@ -167,11 +157,11 @@ class CrossEvaluation(Strict):
 class Recipe(Strict):
     """A whole experiment: models, tasks, seeds, settings."""
 
-    name: Name
+    name: str
     title: str
     scale: Scale
     seeds: list[Seed] = Field(min_length=1)
-    models: dict[Name, ModelSpec]
+    models: dict[str, ModelSpec]
     teacher: str
     student: str
     tasks: list[str]

@@ -15,6 +15,7 @@ from .. import statistics
 from ..cells import evidence_cells, finetune_cell
 from ..recipes import Recipe
 from ..records import Record, read_record
+from .history import earlier_runs, machine_seconds
 
 
 def present_records(recipe: Recipe) -> dict[str, Record]:
@@ -165,6 +166,8 @@ def confusion_rows(recipe: Recipe) -> list[dict]:
 def provenance(recipe: Recipe) -> dict:
     """Every record, failed runs, what is missing, data with hashes, machines, versions, compute."""
     found, failed = present_records(recipe), failed_records(recipe)
+    earlier = earlier_runs(recipe)
+    superseded = earlier.get("superseded", [])
     cells = {f"{cell.stage}/{cell.name}": cell for cell in evidence_cells(recipe)}
     everything = [*found.values(), *failed.values()]
     data = {used.name: used.model_dump() for r in everything for used in r.data}
@@ -197,6 +200,17 @@ def provenance(recipe: Recipe) -> dict:
         ],
         "wall_seconds": sum(record.measured.wall_seconds for record in found.values()),
         "failed_wall_seconds": sum(record.measured.wall_seconds for record in failed.values()),
+        "superseded": {
+            "runs": len(superseded),
+            "wall_seconds": sum(run["wall_seconds"] for run in superseded),
+            "read_until": earlier.get("read_until"),
+        },
+        "machine_seconds": machine_seconds(
+            [
+                *((r.measured.finished, r.measured.wall_seconds) for r in everything),
+                *((run["finished"], run["wall_seconds"]) for run in superseded),
+            ]
+        ),
         "data": sorted(data.values(), key=lambda used: used["name"]),
         "machines": machines,
         "versions": versions,
