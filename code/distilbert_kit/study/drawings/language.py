@@ -159,7 +159,7 @@ def lost_split(recipe: Recipe, rows: list[dict]) -> Figure:
     """Who is right, in percent of the examples: a panel a model, a bar a task."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     places = list(dict.fromkeys((row["task"], row["split"]) for row in rows))
-    figure, panels = grid(len(models), 0.6 + 0.24 * len(places), sharey=True)
+    figure, panels = grid(len(models), 0.5 + 0.21 * len(places), sharey=True)
     for axes, model in zip(panels, models):
         for row in (row for row in rows if row["model"] == model):
             place, left = places.index((row["task"], row["split"])), 0
@@ -188,7 +188,7 @@ def reliability(recipe: Recipe, rows: list[dict]) -> Figure:
     """
     looks = model_looks(recipe)
     columns = 6 if len(rows) == 6 else 4
-    figure, panels = grid(len(rows), 1.75, columns, sharex=True, sharey=True)
+    figure, panels = grid(len(rows), 1.5, columns, sharex=True, sharey=True)
     for axes, row in zip(panels, rows):
         axes.plot([0, 1], [0, 1], color="k", lw=0.8, ls=":")
         for side, model in (("teacher", recipe.teacher), ("model", row["model"])):
