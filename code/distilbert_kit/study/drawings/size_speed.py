@@ -95,7 +95,7 @@ def side_by_side(
 
 def shares(values: Sequence[float]) -> list[float]:
     """In percent of the first."""
-    return [100 * value / values[0] for value in values]
+    return [100 * (value / values[0]) for value in values]
 
 
 def parameters(sizes: list[dict]) -> Figure:
