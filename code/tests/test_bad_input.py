@@ -39,6 +39,9 @@ def test_settings_are_finite(key, value):
         (lambda text: text.replace("epochs: 3 ", "epochs: .inf "), "finetune.epochs: "),
         (lambda text: "\u00e9", "not UTF-8 at byte 1"),
         (lambda text: "[1, 2]", "recipe: "),
+        (lambda text: text.replace("name: quick", "name: ../quick"), "name: "),
+        (lambda text: text.replace("name: quick", "name: /tmp/mine"), "name: "),
+        (lambda text: text.replace("  random:", "  ../random:"), "models.../random"),
     ],
 )
 def test_a_bad_recipe_is_one_line(tmp_path, change, message):

@@ -2,11 +2,12 @@
 
 import difflib
 import graphlib
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from ..data.tasks import GLUE, get_task
 from ..errors import UserError
@@ -29,6 +30,15 @@ from .settings import (
     SpeedSettings,
     TrainingSpeedSettings,
 )
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError(f"{name!r} names a folder: use letters, digits, '_', '-' and '.' only")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_file_name)]
 
 
 class Extract(Strict):
@@ -157,11 +167,11 @@ class CrossEvaluation(Strict):
 class Recipe(Strict):
     """A whole experiment: models, tasks, seeds, settings."""
 
-    name: str
+    name: Name
     title: str
     scale: Scale
     seeds: list[Seed] = Field(min_length=1)
-    models: dict[str, ModelSpec]
+    models: dict[Name, ModelSpec]
     teacher: str
     student: str
     tasks: list[str]
