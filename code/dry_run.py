@@ -3,10 +3,11 @@
     make dry-run RECIPE=paper
     python code/dry_run.py --recipe my-recipe.yaml --keep /tmp/walk
 
-The same cells, scripts, notebooks and report as the recipe's own, on 16-wide stand-ins for its
-models and those of the benchmarks, a few made-up rows for its data and a few updates of training;
-only the benchmarks of distillation and of corpus preparation are left out. It tells in advance
-whether a recipe runs through; the figures that it prints mean nothing and are thrown away.
+The same scripts, notebooks and report as the recipe's own, on 16-wide stand-ins for its models and
+those of the benchmarks, a few made-up rows for its data and a few updates of training, with one
+seed. Teacher and student are fine-tuned on every task, other models on one of each kind; the
+benchmarks of distillation and of corpus preparation are left out. It tells in advance whether a
+recipe runs through; the figures that it prints mean nothing and are thrown away.
 """
 
 import argparse
@@ -54,6 +55,18 @@ def stand_in(weights: str, folder: Path) -> str:
     return str(target)
 
 
+def few_tasks(content: dict, model: str) -> list[str]:
+    """The first of a model's tasks of each kind, and those that another stage needs."""
+    from distilbert_kit.data.tasks import get_task
+
+    asked = content["models"][model].get("tasks")
+    tasks = content["tasks"] if asked is None else asked
+    first = {get_task(task).kind: task for task in reversed(tasks)}
+    crossed = content.get("cross_evaluation", {})
+    kept = {*first.values(), *(crossed["tasks"] if model in crossed.get("models", ()) else ())}
+    return [task for task in tasks if task in kept]
+
+
 def shrink(content: dict, folder: Path) -> dict:
     """The recipe with stand-ins for its models, one seed, and a few updates of every training."""
     from distilbert_kit.data.tasks import get_task, is_embedded
@@ -71,6 +84,8 @@ def shrink(content: dict, folder: Path) -> dict:
             small["models"][name] = spec | {"pretrain": {"shape": "bert-tiny"}}
         if "distill" in spec:
             spec["distill"].pop("training", None)
+        if name not in (content["teacher"], content["student"]):
+            small["models"][name]["tasks"] = few_tasks(content, name)
     if "corpus" in content:
         small["corpus"] |= {"source": ["docs"], "limit_tokens": 2500, "validation_fraction": 0.1}
     for stage in ("pretrain", "distill"):
