@@ -21,9 +21,11 @@ from importlib import import_module
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where the training loop asks
 
+from distilbert_kit.script import entry_point
+
 import torch
 
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.study.cell import BENCHMARK_STAGES
 from distilbert_kit.study.cells import benchmark_cell, benchmark_stages
 from distilbert_kit.study.recipes import load_recipe

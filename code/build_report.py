@@ -10,9 +10,11 @@ import argparse
 import os
 from pathlib import Path
 
+from distilbert_kit.script import entry_point
+
 import typst
 
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.files import write_atomically
 from distilbert_kit.paths import ROOT
 from distilbert_kit.study.publication import publication_key, publication_record

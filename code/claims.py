@@ -7,8 +7,9 @@ The rules are those of `distilbert_kit/study/claims.py`; the claims stand in `re
 
 import argparse
 
+from distilbert_kit.script import entry_point
+
 from distilbert_kit.data.tasks import TASKS
-from distilbert_kit.errors import entry_point
 from distilbert_kit.files import content_key
 from distilbert_kit.study.claims import evidence_by_column, first_settings, judge_all, load_ledger
 from distilbert_kit.study.evidence.scores import present_records

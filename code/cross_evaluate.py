@@ -9,10 +9,12 @@ task's own dev set, classes matched by name.
 
 import argparse
 
+from distilbert_kit.script import entry_point
+
 from tqdm.auto import tqdm
 
 from distilbert_kit.data.tasks import get_task
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.cells import cross_evaluation_cell
 from distilbert_kit.study.inputs import open_recipe

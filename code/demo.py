@@ -18,7 +18,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.script import entry_point
+
+from distilbert_kit.errors import UserError
 from distilbert_kit.serve.app import create_app
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.server import create_server

@@ -13,7 +13,9 @@ A run that was killed goes on from its last checkpoint when the same command is 
 
 import argparse
 
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.script import entry_point
+
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM

@@ -16,10 +16,11 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from distilbert_kit.script import entry_point
+
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,6 @@ from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSample
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
-from distilbert_kit.errors import UserError, describe_settings_error, entry_point
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.metrics import agreement
 from distilbert_kit.models.checkpoints import get_tokenizer
@@ -87,17 +87,14 @@ def parse_arguments() -> argparse.Namespace:
 def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, SoftTargets]:
     """Settings of all trainings, and of the teaching."""
     names = ("epochs", "learning_rate", "batch_size", "max_length")
-    try:
-        targets = SoftTargets(temperature=arguments.temperature, soft_weight=arguments.soft_weight)
-        settings = FinetuneSettings(
-            **{name: getattr(arguments, name) for name in names},
-            batch_tokens=4096,
-            warmup_fraction=0.06,
-            weight_decay=0.01,
-        )
-        return settings, targets
-    except ValidationError as error:
-        raise UserError(describe_settings_error(error)) from None
+    targets = SoftTargets(temperature=arguments.temperature, soft_weight=arguments.soft_weight)
+    settings = FinetuneSettings(
+        **{name: getattr(arguments, name) for name in names},
+        batch_tokens=4096,
+        warmup_fraction=0.06,
+        weight_decay=0.01,
+    )
+    return settings, targets
 
 
 def fine_tune(

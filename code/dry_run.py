@@ -19,6 +19,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from distilbert_kit.script import entry_point
+
 import yaml
 
 ROWS = 24  # of every made-up split
@@ -187,6 +189,7 @@ def publish(path: Path) -> None:
         (ROOT / document / f"{document}-{path.stem}.pdf").unlink()
 
 
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -201,16 +204,10 @@ def main() -> None:
         os.environ |= {"DATA_DIR": str(folder / "data"), "RESULTS_DIR": str(folder / "results")}
         (folder / "data").mkdir(parents=True)
         (folder / "data" / "sources.yaml").touch()
-        from distilbert_kit.errors import entry_point
-
-        @entry_point
-        def walk() -> None:
-            path = prepare(arguments.recipe, folder)
-            run_cells(path)
-            if not arguments.only_cells:
-                publish(path)
-
-        walk()
+        path = prepare(arguments.recipe, folder)
+        run_cells(path)
+        if not arguments.only_cells:
+            publish(path)
     print(f"recipe {arguments.recipe}: every stage runs through")
 
 

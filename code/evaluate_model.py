@@ -12,17 +12,38 @@ writes what SQuAD's official scorer reads: id -> answer text.
 import argparse
 from pathlib import Path
 
+from distilbert_kit.script import entry_point
+
 import pandas as pd
 from pydantic import ValidationError
 
-from distilbert_kit.data.tasks import get_task, is_embedded
-from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.files import check_output_record, write_json
+from distilbert_kit.data.tasks import Task, get_task, is_embedded
+from distilbert_kit.errors import UserError
+from distilbert_kit.files import check_output_beside, check_output_record, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
 from distilbert_kit.training.loop import create_accelerator
+
+
+def predictions(record: Path, split: str) -> Path:
+    """The file of the rows of a split, beside the record."""
+    return record.with_suffix(f".{split}.parquet")
+
+
+def check_outputs(arguments: argparse.Namespace, task: Task) -> None:
+    """Raise UserError unless all files can be written, in the place of none or those of a run."""
+    check_output_record(arguments.out)
+    beside = [predictions(arguments.out, split) for split in task.eval_splits]
+    if arguments.answers:
+        if task.kind != "question_answering":
+            raise UserError(f"--answers: {task.name} has none; give it with --task squad")
+        beside.append(arguments.answers)
+    for path in beside:
+        check_output_beside(arguments.out, path)
+    if len({path.resolve() for path in (arguments.out, *beside)}) <= len(beside):
+        raise UserError(f"--answers {arguments.answers}: another output has that name; change one")
 
 
 @entry_point
@@ -38,9 +59,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="the answers as JSON, of squad")
     arguments = parser.parse_args()
     task = get_task(arguments.task)
-    if arguments.answers and task.kind != "question_answering":
-        raise UserError(f"--answers: {task.name} has none; give it with --task squad")
-    check_output_record(arguments.out)
+    check_outputs(arguments, task)
     given = {} if arguments.max_length is None else {"max_length": arguments.max_length}
     try:
         texts = KINDS[task.kind].texts(**given)
@@ -59,9 +78,7 @@ def main() -> None:
             texts,
             arguments.precision,
         )
-        record_evaluations(
-            draft, evaluations, lambda split: arguments.out.with_suffix(f".{split}.parquet")
-        )
+        record_evaluations(draft, evaluations, lambda split: predictions(arguments.out, split))
     if arguments.answers:
         frame = pd.concat(found.frame for found in evaluations.values())
         write_json(arguments.answers, dict(zip(frame["id"], frame["prediction"], strict=True)))

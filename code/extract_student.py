@@ -11,9 +11,11 @@ random; or numbers such as 0,2,4.
 import argparse
 from pathlib import Path
 
+from distilbert_kit.script import entry_point, refuse_options
+
 import torch
 
-from distilbert_kit.errors import UserError, entry_point, refuse_options
+from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import choose_layers, extract_student

@@ -13,11 +13,13 @@ own JSON files and CSVs are read by import_questions.py.
 import argparse
 from pathlib import Path
 
+from distilbert_kit.script import entry_point
+
 from distilbert_kit.data.fetching import fetch
 from distilbert_kit.data.listed import sources
 from distilbert_kit.data.tasks import is_embedded
 from distilbert_kit.data.weights import fetch_weights
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.packaged import ORIGINS
 from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe

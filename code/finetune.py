@@ -13,10 +13,12 @@ teacher's logits, softened by the temperature, + (1 - soft_weight) x the usual l
 import argparse
 from pathlib import Path
 
+from distilbert_kit.script import entry_point
+
 from pydantic import ValidationError
 
 from distilbert_kit.data.tasks import get_task
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
 from distilbert_kit.settings import SoftTargets, read_seed
 from distilbert_kit.study.cell import Cell
@@ -80,8 +82,8 @@ def find_teacher(
 def main() -> None:
     arguments = parse_arguments()
     recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
-    settings, kind = tuned_settings(recipe, arguments.model, task.name), KINDS[task.kind]
     cell = finetune_cell(recipe, arguments.model, task.name, arguments.seed)
+    settings, kind = tuned_settings(recipe, arguments.model, task.name), KINDS[task.kind]
     cell, targets, teacher = find_teacher(recipe, cell, arguments)
     start = checkpoint(recipe, arguments.model)
     tokenizer = get_tokenizer(start)

@@ -15,13 +15,15 @@ which every later reading checks. Files of data/ itself must be the official one
 import argparse
 from pathlib import Path
 
+from distilbert_kit.script import entry_point
+
 import datasets
 import yaml
 
 from distilbert_kit.data.listed import rows_sha256
 from distilbert_kit.data.questions import COLUMNS, misplaced, read_questions
-from distilbert_kit.errors import UserError, entry_point
-from distilbert_kit.files import replacing_file, write_atomically
+from distilbert_kit.errors import UserError
+from distilbert_kit.files import check_output_file, replacing_file, write_atomically
 from distilbert_kit.paths import ROOT
 
 DATASET = "squad"  # the data set of the task squad
@@ -34,9 +36,13 @@ def read_list(path: Path) -> dict:
         listed = yaml.safe_load(path.read_text()) if path.is_file() else {}
     except (UnicodeError, yaml.YAMLError):
         listed = None
-    if not isinstance(listed, dict):
+    if not isinstance(listed, dict) or not all(map(_is_data_set, listed.values())):
         raise UserError(f"{path}: not a list of data sets; choose another --output")
     return listed
+
+
+def _is_data_set(source: object) -> bool:
+    return isinstance(source, dict) and isinstance(source.get("splits"), dict)
 
 
 def is_listed(found: dict, source: dict, split: str) -> bool:
@@ -78,6 +84,11 @@ def main() -> None:
                 f"{given[split]}: {found[split]['rows']:,} questions, not those that {list_path} "
                 f"lists as {DATASET}/{split}; choose another --output"
             )
+    for split in tables:
+        path = output / DATASET / f"{split}.parquet"
+        check_output_file(path)
+        if path.exists() and split not in source["splits"]:
+            raise UserError(f"{path}: is there, not listed in {list_path}; name a new folder")
     for split, rows in tables.items():
         with replacing_file(output / DATASET / f"{split}.parquet") as temporary:
             datasets.Dataset.from_list(rows).to_parquet(temporary)

@@ -20,7 +20,9 @@ import argparse
 import json
 from pathlib import Path
 
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.script import entry_point
+
+from distilbert_kit.errors import UserError
 from distilbert_kit.serve.prediction import Answerer, load_predictor
 from distilbert_kit.serve.reading import (
     as_pairs,

@@ -22,10 +22,12 @@ from pathlib import Path
 # One Rust thread a core; the tokenizer works before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+from distilbert_kit.script import entry_point, refuse_options
+
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.data.listed import DataUsed
-from distilbert_kit.errors import UserError, entry_point, refuse_options
+from distilbert_kit.errors import UserError
 from distilbert_kit.study.cells import corpus_cell
 from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
 from distilbert_kit.study.records import recording

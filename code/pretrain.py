@@ -9,9 +9,11 @@ A run that was killed goes on from its last checkpoint when the same command is 
 
 import argparse
 
+from distilbert_kit.script import entry_point
+
 import torch
 
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM

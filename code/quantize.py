@@ -11,10 +11,12 @@ bytes, parameters, scores, agreement with fp32, and latency at batch size 1, all
 import argparse
 from pathlib import Path
 
+from distilbert_kit.script import entry_point
+
 import numpy as np
 
 from distilbert_kit.data.tasks import Task, get_task, is_embedded
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder, check_output_record
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification

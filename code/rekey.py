@@ -12,9 +12,11 @@ others stay as they are, stale.
 
 import argparse
 
+from distilbert_kit.script import entry_point
+
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.data.listed import DataUsed, expected_split
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key, file_sha256
 from distilbert_kit.models.packaged import PACKAGED_SHA256
 from distilbert_kit.paths import DATA

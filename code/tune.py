@@ -8,10 +8,12 @@ rate with the best mean held-out score over the recipe's tuning tasks (study/tun
 
 import argparse
 
+from distilbert_kit.script import entry_point
+
 import numpy as np
 
 from distilbert_kit.data.tasks import get_task
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.cells import checkpoint, tuning_cells
 from distilbert_kit.study.inputs import open_recipe

@@ -162,6 +162,13 @@ def check_output_record(path: Path) -> None:
         raise UserError(f"{path}: is there and no record of this kit; name a new file")
 
 
+def check_output_beside(record: Path, path: Path) -> None:
+    """Raise UserError unless a file can be written to `path`, in the place of a record's own."""
+    check_output_file(path)
+    if os.path.lexists(path) and not _is_record(record):
+        raise UserError(f"{path}: is there, and no record {record.name} says whose; name another")
+
+
 def check_output_folder(folder: Path, *inputs: str | Path) -> None:
     """Raise UserError unless a folder can be written in the place of `folder`, losing nothing.
 

@@ -1,13 +1,18 @@
 """Numbers out of range, recipes that are no text, stopped scripts: one line and its status."""
 
+import ast
 import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+
+from distilbert_kit.script import entry_point
 
 import pytest
 
-from distilbert_kit.errors import UserError, entry_point
+from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.settings import TrainSettings, read_seed
 from distilbert_kit.study.recipes import load_recipe
@@ -57,7 +62,7 @@ def test_a_bad_recipe_is_one_line(tmp_path, change, message):
 
 STOPPED = """
 import os, signal, sys
-from distilbert_kit.errors import entry_point
+from distilbert_kit.script import entry_point
 
 @entry_point
 def main():
@@ -81,6 +86,41 @@ def test_a_stopped_script_says_so_in_one_line(number, status):
     )
     assert (run.returncode, run.stdout) == (status, "begun\n")
     assert run.stderr.startswith("stopped by ") and run.stderr.count("\n") == 1
+
+
+def is_loading_torch(process):
+    return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("script", "number", "status"),
+    [("pretrain.py", signal.SIGINT, 130), ("evaluate_model.py", signal.SIGTERM, 143)],
+)
+def test_a_script_stopped_while_it_imports_says_so_in_one_line(script, number, status):
+    with subprocess.Popen(
+        [sys.executable, CODE / script], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not is_loading_torch(process):
+            time.sleep(0.01)
+        process.send_signal(number)
+        error = process.communicate()[1]
+    assert process.returncode == status
+    assert error.startswith("stopped by ") and error.count("\n") == 1
+
+
+def test_every_script_decides_how_it_ends_before_it_imports_anything_slow():
+    """What comes before is of Python's own library, or sets a variable that imports read."""
+    for path in CODE.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = {alias.name for alias in getattr(node, "names", ())}
+            module = getattr(node, "module", None)
+            if module == "distilbert_kit.script":
+                break
+            first = {name.split(".")[0] for name in ({module} if module else names)}
+            assert first <= sys.stdlib_module_names, f"{path.name}: {first}"
+        else:
+            pytest.fail(f"{path.name}: never imports distilbert_kit.script")
 
 
 def test_a_closed_pipe_ends_without_a_word():

@@ -325,6 +325,47 @@ def test_folder_with_other_settings(tmp_path):
         prepare_corpus(tmp_path, [other], TOKENIZER, validation_fraction=0.0)
 
 
+@pytest.mark.parametrize(
+    "name", ["counts.json", "train-00000.bin", "validation-00003.idx", "manifest.json"]
+)
+@pytest.mark.parametrize("key", [None, "0123456789abcdef"])
+def test_a_file_of_somebody_elses_stays(tmp_path, name, key):
+    """Whatever has a name of the format and is in no manifest."""
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=name):
+        prepare(tmp_path, TEXTS, key=key)
+    assert contents(tmp_path) == {name: b'{"mine": 1}'}
+
+
+def test_a_corpus_of_another_key_makes_room_and_nothing_else(tmp_path):
+    prepare(tmp_path, TEXTS, key="a")
+    (tmp_path / "train-00007.bin").write_text("mine")
+    prepare(tmp_path, TEXTS * 2, key="b", max_length=64)
+    assert open_shards(tmp_path).manifest["settings"]["max_length"] == 64
+    assert (tmp_path / "train-00007.bin").read_text() == "mine"
+
+
+def test_one_process_at_a_time_prepares_a_folder(tmp_path):
+    def read():
+        with pytest.raises(UserError, match="another process is writing"):
+            prepare(tmp_path / "c", TEXTS)
+        yield from TEXTS
+
+    source = Source(texts_source(TEXTS).identity, read)
+    prepare_corpus(tmp_path / "c", [source], TOKENIZER, validation_fraction=0.0)
+    prepare(tmp_path / "alone", TEXTS)
+    assert contents(tmp_path / "c") == contents(tmp_path / "alone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "c"]
+
+
+def test_a_run_that_wrote_no_shard_does_not_hold_the_folder(tmp_path):
+    """Its source was bad: mended, it is another source."""
+    with pytest.raises(UserError, match="no training sequence"):
+        prepare(tmp_path, [""])
+    prepare(tmp_path, TEXTS, max_length=64)
+    assert open_shards(tmp_path).manifest["settings"]["max_length"] == 64
+
+
 @pytest.mark.parametrize("texts", [[], ["", "too short"]])
 def test_empty_corpus(tmp_path, texts):
     with pytest.raises(UserError, match="no training sequence"):

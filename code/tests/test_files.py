@@ -11,6 +11,7 @@ import pytest
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import (
     MARK,
+    check_output_beside,
     check_output_folder,
     check_output_record,
     known_sha256,
@@ -209,3 +210,14 @@ def test_a_record_replaces_a_record_only(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match="no record of this kit"):
             check_output_record(path)
+
+
+def test_a_file_beside_a_record_is_replaced_with_it_only(tmp_path):
+    """evaluate_model.py writes its predictions beside the record, under a name nobody typed."""
+    record, beside = tmp_path / "r.json", tmp_path / "r.validation.parquet"
+    check_output_beside(record, beside)
+    beside.write_text("mine")
+    with pytest.raises(UserError, match=r"r\.validation\.parquet: is there"):
+        check_output_beside(record, beside)
+    record.write_text('{"stage": "evaluate", "key": "k", "settings": {}}')
+    check_output_beside(record, beside)

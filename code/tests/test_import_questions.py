@@ -191,6 +191,19 @@ def test_a_folder_is_made_extended_and_kept_when_the_input_is_bad(tmp_path, monk
         run(monkeypatch, "--output", folder)
 
 
+def test_what_the_list_of_the_folder_does_not_name_stays(tmp_path, monkeypatch):
+    train = squad_file(tmp_path / "train.json", ("q1", "Where?", ("Paris", 16)))
+    folder = tmp_path / "own"
+    (folder / "squad").mkdir(parents=True)
+    (folder / "squad" / "train.parquet").write_text("mine")
+    with pytest.raises(UserError, match=r"train\.parquet: is there, not listed in"):
+        run(monkeypatch, "--train", train, "--output", folder)
+    (folder / "sources.yaml").write_text("squad: a sport\n")
+    with pytest.raises(UserError, match="not a list of data sets"):
+        run(monkeypatch, "--train", train, "--output", folder)
+    assert (folder / "squad" / "train.parquet").read_text() == "mine"
+
+
 def test_the_official_data_are_not_replaced_by_others(tmp_path, monkeypatch):
     """In a folder with the study's own list only the listed splits may be put."""
     (tmp_path / "sources.yaml").write_bytes((ROOT / "data" / "sources.yaml").read_bytes())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
+import evaluate_model
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import compute_metrics
@@ -67,3 +68,26 @@ def test_untrained_head_and_unknown_names_are_one_line(tmp_path):
     assert result.stderr.splitlines() == [
         f"error: recipe quick has no model 'nobody': choose from {known}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "foreign", "message"),
+    [
+        ([], "record.validation.parquet", "record.validation.parquet: is there, and no record"),
+        (["--answers", "a.json"], "a.json", "a.json: is there, and no record"),
+        (["--answers", "record.json"], None, "another output has that name"),
+    ],
+)
+def test_evaluation_leaves_what_is_not_its_own(
+    tmp_path, monkeypatch, capsys, given, foreign, message
+):
+    """Said before the model is loaded: there is none of this name."""
+    monkeypatch.chdir(tmp_path)
+    if foreign:
+        (tmp_path / foreign).write_text("mine")
+    arguments = ["--checkpoint", "nobody", "--task", "squad", "--out", "record.json", *given]
+    monkeypatch.setattr("sys.argv", ["evaluate_model.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_model.main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"] * bool(foreign)

@@ -192,7 +192,7 @@ class TestDamage:
         before = (folder / "model.safetensors").read_bytes()
         program = (
             "import resource, sys\n"
-            "from distilbert_kit.errors import entry_point\n"
+            "from distilbert_kit.script import entry_point\n"
             "from distilbert_kit.models import config, model\n"
             "def main():\n"
             "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

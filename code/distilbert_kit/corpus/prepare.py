@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..files import locked, write_json
 from ..models.vocabulary import vocabulary_sha256
 from .shards import (
     FORMAT,
@@ -31,8 +31,10 @@ from .shards import (
     ShardWriter,
     TokenShards,
     check_shards,
+    corpus_files,
     count_tokens,
     open_shards,
+    read_manifest,
 )
 from .text_sources import Source, open_source
 
@@ -219,22 +221,30 @@ class _Sequencer:
             yield sequence, reason
 
 
-def _load_state(folder: Path, settings: dict, key: str | None) -> dict:
-    """The manifest of an earlier run with these settings and key, or a new one."""
-    path = folder / "manifest.json"
-    if path.exists():
-        state = read_json(path)
-        old = state.get("settings", {})
-        different = sorted(k for k in old.keys() | settings if old.get(k) != settings.get(k))
-        if not different and state.get("format") == FORMAT and state.get("key") == key:
-            return state
-        if key is None:
+def _differences(state: dict, settings: dict, key: str | None) -> list[str]:
+    """What an earlier run did otherwise; empty when this one may go on with it."""
+    old = state["settings"]
+    different = sorted(k for k in old.keys() | settings if old.get(k) != settings.get(k))
+    if not different and (state["format"], state.get("key")) != (FORMAT, key):
+        return ["format or recipe"]
+    return different
+
+
+def _begin(folder: Path, settings: dict, key: str | None) -> dict:
+    """The manifest of an earlier run that this one goes on with, or a new one, written."""
+    old = read_manifest(folder)
+    if old is None and (foreign := next(corpus_files(folder), None)):
+        raise UserError(f"{foreign}: is there, and no manifest says whose; choose another folder")
+    if old is not None:
+        different = _differences(old, settings, key)
+        if not different:
+            return old
+        if key is None and old["commits"]:
             raise UserError(
-                f"{folder}: holds a corpus made otherwise ({', '.join(different) or 'format'} "
-                "differs); choose another output folder or delete this one"
+                f"{folder}: holds a corpus made otherwise ({', '.join(different)} differs); choose "
+                "another output folder or delete this one"
             )
-        _remove_corpus(folder, state)
-    return {
+    state = {
         "format": FORMAT,
         "key": key,
         "complete": False,
@@ -245,15 +255,12 @@ def _load_state(folder: Path, settings: dict, key: str | None) -> dict:
             split: {"documents": 0, "sequences": 0, "tokens": 0, "shards": []} for split in SPLITS
         },
     }
-
-
-def _remove_corpus(folder: Path, state: dict) -> None:
-    """Remove what a manifest lists and the manifest, nothing else that lies there."""
-    (folder / "manifest.json").unlink()  # first: what it lists is then no corpus
-    for shard in chain.from_iterable(state["splits"][split]["shards"] for split in SPLITS):
+    write_json(folder / "manifest.json", state)  # first: what the old one lists is then no corpus
+    splits = old["splits"].values() if old else ()
+    for shard in chain.from_iterable(split["shards"] for split in splits):
         for suffix in ("bin", "idx"):
             (folder / f"{shard['name']}.{suffix}").unlink(missing_ok=True)
-    (folder / "counts.json").unlink(missing_ok=True)
+    return state
 
 
 def _total(state: dict, key: str) -> int:
@@ -280,8 +287,9 @@ def prepare_corpus(
     continues after the last complete shard, or returns at once. A corpus with a `key`, that of a
     recipe's cell, makes room for one of another key.
 
-    Raises UserError for an empty corpus, a vocabulary beyond 16 bits, unreadable sources, and a
-    folder that holds a corpus made with other settings.
+    Raises UserError for an empty corpus, a vocabulary beyond 16 bits, unreadable sources, a folder
+    that holds a corpus made with other settings, files of a corpus' names without its manifest,
+    and while another process writes there.
     """
     folder = Path(folder)
     vocab_size = max(tokenizer.get_vocab().values()) + 1
@@ -311,11 +319,25 @@ def prepare_corpus(
         "limit_tokens": limit_tokens,
         "shard_tokens": shard_tokens,
     }
-    state = _load_state(folder, settings, key)
-    if state["complete"]:
-        check_shards(folder, state)
-        return state
-    folder.mkdir(parents=True, exist_ok=True)
+    state = read_manifest(folder)
+    if not (state and state["complete"] and not _differences(state, settings, key)):
+        with locked(folder):
+            state = _begin(folder, settings, key)
+            if not state["complete"]:
+                _complete(folder, state, sources, tokenizer, progress)
+                return state
+    check_shards(folder, state)
+    return state
+
+
+def _complete(
+    folder: Path,
+    state: dict,
+    sources: list[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    progress: bool,
+) -> None:
+    """Write all that the manifest `state` does not list yet, the manifest last."""
     documents = chain.from_iterable(source.read() for source in sources)
     _write_shards(folder, state, documents, tokenizer, progress)
     if not state["splits"]["train"]["sequences"]:
@@ -324,12 +346,12 @@ def prepare_corpus(
             f"{_describe(sources)}: no training sequence is left of {_total(state, 'documents')} "
             f"documents (dropped: {drops}); give more or longer text"
         )
-    counts = count_tokens(folder, state["splits"]["train"]["shards"], vocab_size)
+    settings, shards = state["settings"], state["splits"]["train"]["shards"]
+    counts = count_tokens(folder, shards, settings["vocab_size"])
     vocabulary = {"vocabulary_sha256": settings["vocabulary_sha256"], "split": "train"}
     write_json(folder / "counts.json", vocabulary | {"counts": counts.tolist()})
     state["complete"] = True
     write_json(folder / "manifest.json", state)
-    return state
 
 
 def _describe(sources: list[Source]) -> str:
@@ -354,8 +376,8 @@ def _write_shards(
     for shard in chain.from_iterable(state["splits"][split]["shards"] for split in SPLITS):
         for sequence in Shard(folder, shard):
             sequencer.remember(sequence.tobytes())
-    for split in SPLITS:  # what a killed run was writing
-        for leftover in folder.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9].bin.tmp"):
+    for leftover in corpus_files(folder):  # what a killed run was writing
+        if leftover.suffix == ".tmp":
             leftover.unlink()
     writers: dict[str, ShardWriter] = {}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate, chain
@@ -21,17 +22,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import file_sha256, read_json, write_atomically
+from ..models.vocabulary import vocabulary_sha256
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
-from ..files import file_sha256, read_json
-from ..models.vocabulary import vocabulary_sha256
 
 FORMAT = 1
 
 
 SPLITS = ("train", "validation")
+
+
+_NAMES = re.compile(rf"counts\.json|({'|'.join(SPLITS)})-\d{{5}}\.(bin|idx|bin\.tmp)")
+
+
+def corpus_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder that have a name of the format, but the manifest."""
+    return (path for path in sorted(folder.glob("*")) if _NAMES.fullmatch(path.name))
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a folder, or None; UserError when what has its name is none of this kit."""
+    path = folder / "manifest.json"
+    if not os.path.lexists(path):
+        return None
+    found = read_json(path)
+    if not (
+        isinstance(found, dict)
+        and {"format", "settings", "splits", "commits", "complete"} <= set(found)
+    ):
+        raise UserError(f"{path}: no corpus of this kit; choose another folder")
+    return found
 
 
 class ShardWriter:
@@ -157,8 +179,10 @@ def open_shards(
     another vocabulary.
     """
     folder = Path(folder)
-    manifest = read_json(folder / "manifest.json")
-    if manifest.get("format") != FORMAT or not manifest["complete"]:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: no corpus; run prepare_corpus.py first")
+    if manifest["format"] != FORMAT or not manifest["complete"]:
         raise UserError(f"{folder}: preparation unfinished; run prepare_corpus.py again")
     check_shards(folder, manifest, checksums)
     counts = read_json(folder / "counts.json")
