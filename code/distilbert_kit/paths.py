@@ -25,9 +25,7 @@ DATA = Path(os.environ.get("DATA_DIR", ROOT / "data")).expanduser().resolve()
 
 
 # A folder of other data says itself what it should hold.
-SOURCES = next(
-    path for folder in (DATA, ROOT / "data") if (path := folder / "sources.yaml").is_file()
-)
+SOURCES = (DATA if (DATA / "sources.yaml").is_file() else ROOT / "data") / "sources.yaml"
 
 
 RESULTS = Path(os.environ.get("RESULTS_DIR", ROOT / "results")).expanduser().resolve()

@@ -18,7 +18,7 @@ from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import cell as cell_module
 from distilbert_kit.study import recipes
 from distilbert_kit.study.cells import cross_evaluation_cell, evidence_cells, finetune_cell
-from distilbert_kit.study.evidence import lost as lost_evidence
+from distilbert_kit.study.evidence.lost import cross_rows
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record, recording
 
@@ -110,7 +110,7 @@ def test_classes_are_matched_by_name_and_other_labels_left_out(recipe, monkeypat
         assert found["rte"][tested]["validation"]["accuracy"] == pytest.approx(sum(right) / 30)
     matrices = [found["rte"][t]["validation"]["confusion_matrix"] for t in ("rte", "wnli")]
     assert matrices[1] == [row[::-1] for row in matrices[0][::-1]]
-    rows = {(row["trained_on"], row["tested_on"]): row for row in lost_evidence.cross_rows(recipe)}
+    rows = {(row["trained_on"], row["tested_on"]): row for row in cross_rows(recipe)}
     assert rows["rte", "wnli"]["score"] == pytest.approx(sum(right) / 30)
     assert rows["rte", "wnli"]["guessing"] == pytest.approx(20 / 30)
     assert rows["sst2", "sst2"]["guessing"] == 0.5 and rows["sst2", "sst2"]["examples"] == 30

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -104,6 +105,29 @@ def test_importing_the_kit_loads_nothing():
     code = f"import sys, distilbert_kit; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_kit_alone_is_enough(tmp_path):
+    """As pip installs it without extras: no project stands around it either."""
+    shutil.copytree(KIT, tmp_path / "distilbert_kit", ignore=shutil.ignore_patterns("study"))
+    extras = packages(KIT / "serve") - packages(KIT).union(
+        *(packages(KIT / name) for name in ("models", "data", "corpus", "training"))
+    )
+    assert {"flask", "onnx", "onnxruntime"} <= extras
+    missing = sorted(name.replace("-", "_") for name in extras)
+    names = ", ".join(distilbert_kit.__all__)
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"  # None: cannot be found
+    code += f"from distilbert_kit import {names}; print(sys.modules[train.__module__].__file__)"
+    environment = {k: v for k, v in os.environ.items() if k not in ("DATA_DIR", "RESULTS_DIR")}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(str(tmp_path))
 
 
 def test_public_names_are_those_of_their_modules():

@@ -16,8 +16,11 @@ from .tasks import is_embedded
 
 @cache
 def sources() -> dict:
-    """The whole list: for each data set its origin, licence, columns and splits."""
-    return yaml.safe_load(SOURCES.read_text())
+    """The whole list: for each data set its origin, licence, columns and splits.
+
+    Empty where the kit was installed without the project that brings the list.
+    """
+    return yaml.safe_load(SOURCES.read_text()) if SOURCES.is_file() else {}
 
 
 def rows_sha256(rows: Iterable[dict]) -> str:

@@ -4,6 +4,7 @@ Dynamic int8: weights are stored in 8 bits (linear layers with a scale per outpu
 embeddings with one), activations are rounded as they come, with one scale per tensor. PyTorch's
 own quantisation is deprecated and its saved models are tied to the version that wrote them
 (torch.ao.quantization, see pytorch/ao#2259); an ONNX graph is one file that reloads anywhere.
+The packages of the extra `serve` are imported where a graph is made or read: weights need none.
 """
 
 import logging
@@ -11,12 +12,7 @@ import math
 import warnings
 from pathlib import Path
 
-import onnx
-import onnxruntime
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
@@ -59,6 +55,8 @@ class _Logits(nn.Module):
 
 def export_onnx(model: Exportable, path: Path) -> None:
     """Write a model as an fp32 graph that takes any batch size and length."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     names = ["input_ids", "attention_mask"]
     if model.config.type_vocab_size:
         names.append("token_type_ids")
@@ -92,6 +90,10 @@ def quantize_onnx(source: Path, target: Path) -> None:
     The weights use 7 of their 8 bits: a processor without VNNI adds two products in 16 bits, which
     full ones overflow without a word (onnxruntime's guide to quantisation, "reduce_range").
     """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
     graph = onnx.load(source)
     graph.graph.ClearField("value_info")  # shapes that the quantiser would contradict
     add_pre_process_metadata(graph)  # folded and simplified already, by the exporter
@@ -126,6 +128,12 @@ class OnnxModel(nn.Module):
         self.path = Path(folder) / FILES[precision]
         if not self.path.is_file():
             raise UserError(f"{self.path}: missing; write it with quantize.py")
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise UserError(
+                f"{self.path}: needs onnxruntime; install distilbert-kit[serve]"
+            ) from None
         self.config, self.labels, self.multi_label, _ = read_config(Path(folder))
         self.num_labels = len(self.labels)
         options = onnxruntime.SessionOptions()
@@ -176,6 +184,8 @@ def count_onnx_parameters(path: Path) -> dict[str, int]:
     the scales and zero points beside them, which are not weights. Constants of the graph (shapes,
     factors) are integers or single numbers and count for nothing.
     """
+    import onnx
+
     counts = {"parameters": 0, "parameters_int8": 0, "scales": 0}
     for tensor in onnx.load(path).graph.initializer:
         size = math.prod(tensor.dims)
