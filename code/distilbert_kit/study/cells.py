@@ -256,32 +256,41 @@ def benchmark_stages(recipe: Recipe) -> list[str]:
     return [stage for stage in BENCHMARK_STAGES if _benchmark_settings(recipe, stage)]
 
 
+def _corpus_speed_reads(recipe: Recipe) -> dict:
+    source = recipe.corpus_speed.source
+    return {
+        "settings": {"source": public_source(source)},
+        "data": _data_of([source]),
+        "inputs": _inputs_of(recipe, [source]),
+    }
+
+
+# What a stage reads besides its own settings; the others read nothing else.
+_BENCHMARK_READS = {
+    "training_speed": lambda recipe: {
+        "settings": {"finetune": recipe.finetune_for("sst2").model_dump(mode="json")},
+        "data": (("glue/sst2", "train"), ("glue/sst2", "validation")),
+    },
+    "distillation_speed": lambda recipe: {
+        "settings": {"masking": _corpus_settings(recipe)},
+        "parents": (corpus_cell(recipe),),
+    },
+    "corpus_speed": _corpus_speed_reads,
+    "question_answering_speed": lambda _: {"data": (("squad", "validation"),)},
+}
+
+
 def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
     """One of the benchmark's stages."""
+    reads = _BENCHMARK_READS[stage](recipe) if stage in _BENCHMARK_READS else {}
     settings = _benchmark_settings(recipe, stage).model_dump(mode="json")
-    data, parents, inputs = (), (), ()
-    if stage == "training_speed":
-        settings |= {"finetune": recipe.finetune_for("sst2").model_dump(mode="json")}
-        data = (("glue/sst2", "train"), ("glue/sst2", "validation"))
-    if stage == "distillation_speed":
-        settings |= {"masking": _corpus_settings(recipe)}
-        parents = (corpus_cell(recipe),)
-    if stage == "corpus_speed":
-        source = recipe.corpus_speed.source
-        settings |= {"source": public_source(source)}
-        data, inputs = _data_of([source]), _inputs_of(recipe, [source])
-    if stage == "question_answering_speed":
-        data = (("squad", "validation"),)
     return Cell(
         recipe=recipe,
         stage="benchmark",
         name=stage,
         identity={"benchmark": stage},
-        settings=settings,
-        data=data,
-        parents=parents,
-        inputs=inputs,
         command=_script("benchmark.py", recipe, "--stage", stage),
+        **reads | {"settings": settings | reads.get("settings", {})},
     )
 
 
