@@ -84,6 +84,7 @@ def publication_key(recipe: Recipe) -> str:
         RECIPES / "claims.yaml",
         PAPER,
         EARLIER,
+        ROOT / "data" / "sources.yaml",
     ]
     if not all(path.is_file() for path in paths):
         return ""
