@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from distilbert_kit.paths import CODE
+
 # A job in the background, or under nohup, is deaf to these; programs under test would inherit it.
 for number, usual in (
     (signal.SIGINT, signal.default_int_handler),
@@ -27,3 +29,24 @@ ROUNDING = 1e-5
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty results folder, with a space in its name, for this process and its children."""
+    folder = tmp_path / "re sults"
+    monkeypatch.setattr("distilbert_kit.study.recipes.RESULTS", folder)
+    monkeypatch.setenv("RESULTS_DIR", str(folder))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(CODE))
+    return folder
+
+
+@pytest.fixture
+def tiny(results, tmp_path):
+    """A small recipe with invented records of all its cells."""
+    from invented import make_recipe, write_evidence  # not before it is needed: it takes seconds
+
+    recipe = make_recipe(tmp_path)
+    write_evidence(recipe)
+    return recipe

@@ -35,7 +35,7 @@ from . import statistics
 from .evidence.comparisons import counterpart, crossed_scores, order_rows, shared_seeds
 from .evidence.history import earlier_runs
 from .evidence.scores import benchmark_record
-from .evidence.speed import speed_rows
+from .evidence.speed import least_favourable, speed_rows
 from .recipes import Recipe
 from .records import read_record
 
@@ -185,22 +185,12 @@ def find_size(claim: Claim, recipe: Recipe) -> Finding:
 
 
 def find_speed(claim: Claim, recipe: Recipe) -> Finding:
-    """The least favourable ratio of BERT's time to DistilBERT's over threads and makers.
-
-    The ratio of two totals, as the paper's; its bounds are the wider ones of the range over the
-    passes and the interval over the pairs, where the record has that.
-    """
+    """The least favourable ratio of BERT's time to DistilBERT's over threads and makers."""
     record = benchmark_record(recipe, "size_speed")
     if record is None:
         return Finding(untested="no record of benchmark/size_speed")
     settings = speed_rows(record)
-    for row in settings:
-        over_pairs = row["over_pairs"] or {}
-        row["bounds"] = [
-            min(row["low"], over_pairs.get("low", row["low"])),
-            max(row["high"], over_pairs.get("high", row["high"])),
-        ]
-    least = min(settings, key=lambda row: row["bounds"][0])
+    least = least_favourable(settings)
     who = "transformers'" if least["maker"] == "transformers" else "our"
     threads = f"{least['threads']} thread{'s' * (least['threads'] > 1)}"
     every = ", ".join(f"{row['ratio']:.2f}" for row in settings)

@@ -73,6 +73,33 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
     return rows
 
 
+def over_control(recipe: Recipe) -> list[dict]:
+    """`compare` of the student with the model it was distilled from; [] if it was not."""
+    spec = recipe.models[recipe.student].distill
+    return compare(recipe, recipe.student, spec.student) if spec else []
+
+
+def mean_gap(recipe: Recipe, model: str, reference: str) -> dict | None:
+    """`statistics.gap_interval` of the mean scores over the `tasks` that both have.
+
+    {"tasks", "gap"}; None without such a task.
+    """
+    if not (tasks := shared_tasks(recipe, (reference, model), recipe.tasks)):
+        return None
+    gap = statistics.gap_interval(crossed_scores(recipe, (reference, model), tasks))
+    return {"tasks": tasks, "gap": gap}
+
+
+def printed_gaps(paper: dict) -> dict[str, float]:
+    """Student minus teacher by task, in points, as `data/paper.yaml` has them."""
+    glue, downstream = paper["table1_glue_dev"], paper["table2_downstream"]
+    pairs = {task: (glue["distilbert"][task], score) for task, score in glue["bert_base"].items()}
+    pairs.pop("score")  # their mean
+    for task, metric in {"imdb": "imdb_accuracy", "squad": "squad_v1_em"}.items():
+        pairs[task] = (downstream[metric]["distilbert"], downstream[metric]["bert_base"])
+    return {task: student - teacher for task, (student, teacher) in pairs.items()}
+
+
 def retained(scores: dict[str, statistics.Scores], **options) -> dict | None:
     """`statistics.ratio_interval`, None for a teacher at chance: there is nothing to retain."""
     try:
@@ -137,9 +164,9 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
     for model, spec in recipe.models.items():
         if (reference := counterpart(recipe, model)) is None:
             continue
-        if not (tasks := shared_tasks(recipe, (reference, model), recipe.tasks)):
+        if (shared := mean_gap(recipe, model, reference)) is None:
             continue
-        found = statistics.gap_interval(crossed_scores(recipe, (reference, model), tasks))
+        found = shared["gap"]
         rows.append(
             {
                 "model": model,
@@ -147,7 +174,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 "reference": reference,
                 "loss": spec.distill.loss.model_dump(),
                 "start": spec.distill.student,
-                "tasks": tasks,
+                "tasks": shared["tasks"],
                 "seeds": found["seeds"],
                 "change": found["estimate"],
                 **{name: found[name] for name in ("low", "high", "p")},
@@ -165,7 +192,6 @@ def order_rows(recipe: Recipe, models: list[str]) -> list[dict]:
     """
     rows = []
     for lower, upper in itertools.pairwise(name for name in models if name in recipe.models):
-        if tasks := shared_tasks(recipe, (lower, upper), recipe.tasks):
-            gap = statistics.gap_interval(crossed_scores(recipe, (lower, upper), tasks))
-            rows.append({"lower": lower, "upper": upper, "tasks": tasks, "gap": gap})
+        if shared := mean_gap(recipe, upper, lower):
+            rows.append({"lower": lower, "upper": upper} | shared)
     return rows

@@ -1,5 +1,7 @@
 """Training on a corpus: its records, and the scores against the tokens of distillation."""
 
+from collections.abc import Sequence
+
 from ...data.tasks import get_task
 from .. import statistics
 from ..cells import model_cell
@@ -21,6 +23,41 @@ def corpus_runs(recipe: Recipe) -> dict[str, Record]:
         cell.name: read_record(cell.record)
         for cell in cells
         if cell.stage in ("pretrain", "distill") and cell.record.exists()
+    }
+
+
+def validation_rows(recipe: Recipe) -> list[dict]:
+    """What each training on the corpus gained on held-out text (means of each term), and cost."""
+    return [
+        {
+            "model": model,
+            "label": recipe.models[model].label,
+            "stage": record.stage,
+            "parameters": record.metrics.get("parameters"),
+            "tokens": record.metrics["train_tokens"],
+            "updates": record.metrics["updates"],
+            "before": record.metrics["validation"]["before"],
+            "after": record.metrics["validation"]["after"],
+            "tokens_per_second": record.measured.extra["train_tokens_per_second"],
+            "share_of_peak": record.measured.extra.get("share_of_matrix_products"),
+            "flops": record.metrics.get("train_flops"),
+            "seconds": record.measured.extra["train_seconds"],
+            "gpu": record.measured.machine.get("gpu"),
+        }
+        for model, record in corpus_runs(recipe).items()
+    ]
+
+
+def loss_curves(recipe: Recipe, budgets: Sequence[dict]) -> dict[str, tuple[list[dict], float]]:
+    """Model -> (losses by update, tokens an update), of pretraining and of the `budget_rows`.
+
+    Students of the ablation are not in it: their losses differ.
+    """
+    alike = {row["model"] for row in budgets}
+    return {
+        name: (r.metrics["history"], r.metrics["train_tokens"] / r.metrics["updates"])
+        for name, r in corpus_runs(recipe).items()
+        if name in alike or r.stage == "pretrain"
     }
 
 

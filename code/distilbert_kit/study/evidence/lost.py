@@ -80,6 +80,13 @@ def _calibration(outcomes: list[dict]) -> dict:
     }
 
 
+def students(recipe: Recipe) -> list[str]:
+    """The student and its control: the model it was distilled from, or else `undistilled`."""
+    spec = recipe.models[recipe.student].distill
+    control = spec.student if spec else "undistilled"
+    return [name for name in dict.fromkeys([recipe.student, control]) if name in recipe.models]
+
+
 def lost_rows(recipe: Recipe, model: str, teacher: str) -> list[dict]:
     """What a model answers otherwise than its teacher, one row per task and split; no regression.
 

@@ -4,7 +4,7 @@ Scores are fractions here (0.91), as in the records; the report prints percent. 
 fine-tuned a model, its score is the mean over the seeds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,40 @@ def failed_records(recipe: Recipe) -> dict[str, Record]:
 def benchmark_record(recipe: Recipe, stage: str) -> Record | None:
     """The record of a benchmark stage, None if it is not there or not part of the recipe."""
     return present_records(recipe).get(f"benchmark/{stage}")
+
+
+def finetune_records(recipe: Recipe) -> dict[str, Record]:
+    """The records of fine-tuning that are there, by "finetune/cell"."""
+    found = present_records(recipe)
+    return {name: record for name, record in found.items() if record.stage == "finetune"}
+
+
+def recorded_main_models(recipe: Recipe) -> list[str]:
+    """The recipe's main models of which a fine-tuning is recorded."""
+    recorded = {record.cell["model"] for record in finetune_records(recipe).values()}
+    return [model for model in recipe.main_models if model in recorded]
+
+
+def histories(recipe: Recipe) -> list[tuple[str, str, list[dict]]]:
+    """Training losses of the main models: (task, model, rows of "update" and "loss"), each seed."""
+    main = recorded_main_models(recipe)
+    return [
+        (record.cell["task"], record.cell["model"], record.metrics["history"])
+        for record in finetune_records(recipe).values()
+        if record.cell["model"] in main
+    ]
+
+
+def main_scores(recipe: Recipe, rows: Sequence[dict]) -> list[dict]:
+    """Those of `score_rows` that count: main models, primary metric, first split."""
+    main = recorded_main_models(recipe)
+    return [
+        row
+        for row in rows
+        if row["primary"]
+        and row["model"] in main
+        and row["split"] == get_task(row["task"]).eval_splits[0]
+    ]
 
 
 def seed_predictions(

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from ...data.tasks import get_task
+from ..cells import benchmark_cell
 from ..recipes import Recipe
-from ..records import Record
+from ..records import Record, read_record
 from .scores import present_records
 
 PAIRS = {"STS-B dev": "STS-B dev pairs", "length profile": "pairs with STS-B's lengths"}
@@ -101,6 +103,49 @@ def speed_rows(record: Record) -> list[dict]:
                 }
             )
     return rows
+
+
+def least_favourable(rows: Sequence[dict]) -> dict:
+    """Of `speed_rows` the one that shows least, and its `bounds`, on which the claim is judged.
+
+    They are the wider ones of the range over the passes and the interval over the pairs, where the
+    record has that.
+    """
+    bounded = []
+    for row in rows:
+        ends = [row, row["over_pairs"] or row]
+        bounds = [min(end["low"] for end in ends), max(end["high"] for end in ends)]
+        bounded.append(row | {"bounds": bounds})
+    return min(bounded, key=lambda row: row["bounds"][0])
+
+
+def rate_rows(rows: Sequence[dict]) -> list[dict]:
+    """How much of the machine's own rate of matrix products the models of `speed_rows` reach."""
+    return [
+        {
+            "model": model,
+            "maker": row["maker"],
+            "threads": row["threads"],
+            "gflops_per_second": rate,
+            "machine": row["machine_gflops_per_second"],
+            "share": rate / row["machine_gflops_per_second"],
+        }
+        for row in rows
+        for model, rate in row["gflops_per_second"].items()
+    ]
+
+
+def latency(recipe: Recipe) -> dict:
+    """Milliseconds by length, with the most threads measured, as `drawings` draws them."""
+    pairs, fixed = (
+        read_record(benchmark_cell(recipe, stage).record)
+        for stage in ("size_speed", "inference_speed")
+    )
+    return {
+        "bins": max(thread_settings(pairs).items())[1]["latency_by_length"],
+        "by_length": max(thread_settings(fixed).items())[1]["by_length"],
+        "pairs": PAIRS[pairs.metrics["text"]],
+    }
 
 
 def inference_rows(record: Record) -> list[dict]:
@@ -209,12 +254,17 @@ def distillation_step(record: Record | None) -> dict | None:
     return record and {
         "batch": record.metrics["batch"],
         "corpus": {"textbook_order": "in random order"} | record.metrics["corpus"],
-        "seconds_by_part": record.measured.extra["seconds_by_part"],
         "precision": best_precision(record),
         "bf16": bf16_note(record),
         "peak_gflops": record.measured.extra[f"{best_precision(record)}_gflops"],
         "rows": distillation_rows(record),
     }
+
+
+def step_parts(record: Record) -> pd.DataFrame:
+    """Seconds of each part of an update; a row an implementation."""
+    parts = pd.DataFrame(record.measured.extra["seconds_by_part"]).T.drop(columns="total")
+    return parts.rename(index=STEPS)
 
 
 def answering(record: Record | None) -> dict | None:

@@ -1,0 +1,280 @@
+"""The tables that notebooks write and report and poster read, each by the name of its file.
+
+A function reads the records of a recipe and returns plain data, ready for JSON: `records` are the
+cells it rests on, `scale` is that of its figures. Scores and shares are fractions (0.91), times
+seconds unless their name says otherwise; what a recipe does not have is an empty list or None.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import yaml
+
+from ..paths import PAPER
+from .cells import benchmark_cell, model_cell
+from .evidence import speed
+from .evidence.comparisons import (
+    ablation_rows,
+    compare,
+    macro_rows,
+    order_rows,
+    over_control,
+    shared_seeds,
+)
+from .evidence.distillation import budget_rows, corpus_runs, token_curve, validation_rows
+from .evidence.lost import cross_rows, error_rows, lost_rows, students
+from .evidence.scores import (
+    benchmark_record,
+    confusion_rows,
+    finetune_records,
+    present_records,
+    provenance,
+    recorded_main_models,
+    score_rows,
+)
+from .recipes import Recipe
+from .records import read_record
+
+
+def scale_of(recipe: Recipe) -> str:
+    """The scale of a recipe's own models, in words."""
+    return f"{recipe.scale} scale"
+
+
+def paper() -> dict:
+    """What the paper printed: `data/paper.yaml`."""
+    return yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+
+
+def size_speed(recipe: Recipe) -> dict:
+    """The paper's Table 3: size and time of its two models."""
+    record = read_record(benchmark_cell(recipe, "size_speed").record)
+    metrics, measured = record.metrics, record.measured
+    keys = ("weights", "head", "text", "pairs", "share_of_pairs", "passes", "mean_tokens")
+    return {
+        "records": ["benchmark/size_speed"],
+        "scale": "paper size",
+        "conditions": {key: metrics[key] for key in (*keys, "longest")},
+        "machine": measured.machine,
+        "size": speed.size_rows(record),
+        "rows": speed.speed_rows(record),
+        "flops": metrics["flops"],
+        "flops_ratio": metrics["flops_ratio"],
+        "layer_milliseconds": [
+            {"threads": count, **setting["transformers_milliseconds"]}
+            for count, setting in speed.thread_settings(record).items()
+        ],
+        "tokenisation_seconds": measured.extra.get("tokenisation_seconds"),
+    }
+
+
+def inference_speed(recipe: Recipe) -> dict:
+    """DistilBERT here beside that of transformers, with the same weights."""
+    record = read_record(benchmark_cell(recipe, "inference_speed").record)
+    return {
+        "records": ["benchmark/inference_speed"],
+        "scale": "paper size",
+        **{key: record.metrics[key] for key in ("pairs", "text", "padding")},
+        "largest_logit_difference": record.measured.extra["largest_logit_difference"],
+        "rows": speed.inference_rows(record),
+    }
+
+
+def training_speed(recipe: Recipe) -> dict:
+    """Fine-tuning beside transformers' Trainer; no rows where the recipe does not measure it."""
+    record = benchmark_record(recipe, "training_speed")
+    return {
+        "records": ["benchmark/training_speed"] if record else [],
+        "scale": scale_of(recipe),
+        "examples": record.metrics["examples"] if record else None,
+        "batch_size": record.metrics.get("batch_size") if record else None,
+        "bf16": speed.bf16_note(record),
+        "rows": speed.training_rows(record) if record else [],
+    }
+
+
+def deployment(recipe: Recipe) -> dict:
+    """Exported and quantised models, and questions answered in a second."""
+    rows = speed.quantized_rows(recipe)
+    return {
+        "records": sorted({row["record"] for row in rows}),
+        "scale": scale_of(recipe),
+        "rows": rows,
+        "answering": speed.answering(benchmark_record(recipe, "question_answering_speed")),
+    }
+
+
+def scores(recipe: Recipe) -> dict:
+    """Scores, their means, and each model beside the teacher.
+
+    `over_control` is the student beside what it was distilled from: no row, if it was not.
+    `confusion` has the main models only.
+    """
+    main, errors = recorded_main_models(recipe), error_rows(recipe)
+    others = [model for model in recipe.models if model != recipe.teacher]
+    return {
+        "records": list(finetune_records(recipe)),
+        "scale": scale_of(recipe),
+        "rows": score_rows(recipe),
+        "macro": macro_rows(recipe),
+        "comparisons": [row for model in others for row in compare(recipe, model, recipe.teacher)],
+        "over_control": over_control(recipe),
+        "errors": errors,
+        "confusion": [row for row in confusion_rows(recipe) if row["model"] in main],
+        "errors_figure": bool(errors),
+    }
+
+
+def training(recipe: Recipe) -> dict:
+    """Settings and course of every fine-tuning."""
+    runs = finetune_records(recipe)
+    return {
+        "records": list(runs),
+        "scale": scale_of(recipe),
+        "settings": {
+            task: recipe.finetune_for(task).model_dump(mode="json") for task in recipe.tasks
+        },
+        "runs": [
+            {
+                "name": name,
+                "updates": record.metrics.get("updates"),
+                "examples": record.metrics.get("train_examples"),
+                "seconds": record.measured.extra.get("train_seconds"),
+                "examples_per_second": record.measured.extra.get("train_examples_per_second"),
+                "last_loss": record.metrics["history"][-1]["loss"],
+            }
+            for name, record in runs.items()
+        ],
+    }
+
+
+def study(recipe: Recipe) -> dict:
+    """What the recipe is, its models with their parameters, and all that its results rest on."""
+    present = present_records(recipe)
+
+    def parameters(model: str) -> int | None:
+        cell = model_cell(recipe, model)
+        record = present.get(f"{cell.stage}/{cell.name}") if cell else None
+        return record.metrics.get("parameters") if record else None
+
+    return {
+        **recipe.model_dump(mode="json", include={"name", "title", "scale", "seeds", "tasks"}),
+        "teacher": recipe.teacher,
+        "student": recipe.student,
+        "main": recorded_main_models(recipe),
+        "models": [
+            {"name": name, **spec.model_dump(mode="json"), "parameters": parameters(name)}
+            for name, spec in recipe.models.items()
+        ],
+        "evidence": provenance(recipe),
+    }
+
+
+def distillation(recipe: Recipe) -> dict:
+    """Training on the corpus: text, settings, what was gained, and what a step costs."""
+    present, runs, budgets = present_records(recipe), corpus_runs(recipe), budget_rows(recipe)
+    spec = recipe.models[recipe.student].distill
+    step = speed.distillation_step(present.get("benchmark/distillation_speed"))
+    settings = {"pretrain": recipe.pretrain} if recipe.pretrain else {}
+    if spec:
+        settings[recipe.student] = recipe.distill_for(recipe.student)
+    return {
+        "records": [f"{record.stage}/{model}" for model, record in runs.items()],
+        "scale": scale_of(recipe),
+        "corpus": present["corpus/corpus"].metrics if "corpus/corpus" in present else {},
+        "sources": recipe.corpus.source if recipe.corpus else [],
+        "masking": recipe.corpus.model_dump(mode="json") if recipe.corpus else None,
+        "settings": {name: each.model_dump(mode="json") for name, each in settings.items()},
+        "loss": spec.loss.model_dump() if spec else None,
+        "runs": validation_rows(recipe),
+        "budgets": budgets,
+        "budget_tasks": [
+            task for task in recipe.tasks if sum(task in row["scores"] for row in budgets) > 2
+        ],
+        "curve": token_curve(recipe),
+        "step": step,
+        "step_records": ["benchmark/distillation_speed"] if step else [],
+        "preparing": speed.preparing(present.get("benchmark/corpus_speed")),
+    }
+
+
+# Rows of the paper's Table 4, by the name that a recipe gives to such a model.
+ABLATION = {
+    "without_ce": "without_l_ce",
+    "without_cos": "without_l_cos",
+    "without_mlm": "without_l_mlm",
+    "random_initialisation": "random_initialisation",
+}
+
+
+def ablation(recipe: Recipe) -> dict:
+    """The paper's Table 4, with what it printed (points, None where it has no such row).
+
+    `order`: neighbours in the paper's order, from what costs most to what costs least.
+    """
+    printed = paper()["table4_ablation"]
+    rows = [
+        row | {"paper": printed.get(ABLATION.get(row["model"]))} for row in ablation_rows(recipe)
+    ]
+    in_order = sorted(ABLATION, key=lambda name: printed[ABLATION[name]])
+    pairs = [((row["reference"], row["model"]), task) for row in rows for task in row["tasks"]]
+    return {
+        "records": sorted(
+            {
+                f"finetune/{name}-{task}-{seed}"
+                for models, task in pairs
+                for seed in shared_seeds(recipe, models, task)
+                for name in models
+            }
+        ),
+        "scale": scale_of(recipe),
+        "rows": rows,
+        "order": [
+            row | {"labels": [recipe.models[row[end]].label for end in ("lower", "upper")]}
+            for row in order_rows(recipe, in_order)
+        ],
+    }
+
+
+def lost(recipe: Recipe) -> dict:
+    """Student and control beside the teacher, example by example, and the errors of the three."""
+    rows = [row for name in students(recipe) for row in lost_rows(recipe, name, recipe.teacher)]
+    shown = [recipe.teacher, *students(recipe)]
+    lengths = [row for row in error_rows(recipe, "tokens") if row["model"] in shown]
+    keys = ("task", "split", "phenomenon", "examples", "model", "error")
+    cross = cross_rows(recipe)
+    return {
+        "records": sorted(
+            {
+                f"finetune/{name}-{row['task']}-{seed}"
+                for row in rows
+                for name in (row["model"], recipe.teacher)
+                for seed in row["seeds"]
+            }
+        ),
+        "scale": scale_of(recipe),
+        "rows": rows,
+        "lengths": lengths,
+        "phenomena": [
+            {key: row[key] for key in keys} for row in error_rows(recipe) if row["model"] in shown
+        ],
+        "reliability_figure": any(
+            row["model"] == recipe.student and row["calibration"] for row in rows
+        ),
+        "lengths_figure": bool(lengths),
+        "cross": cross,
+        "cross_records": [
+            f"cross_evaluate/{model}" for model in dict.fromkeys(row["model"] for row in cross)
+        ],
+    }
+
+
+def frame(rows: Sequence[dict], columns: Sequence[str], digits: int = 3) -> pd.DataFrame:
+    """Rows of a table to look at: these columns, the first as index; nested ones as "gap.low".
+
+    A column that no row fills is left out. Without rows, one cell says so.
+    """
+    if not rows:
+        return pd.DataFrame({"": ["This recipe has no records of this."]}, index=[""])
+    found = pd.json_normalize(rows).reindex(columns=columns).dropna(axis="columns", how="all")
+    return found.set_index(columns[0]).round(digits)

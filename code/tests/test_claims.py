@@ -1,0 +1,181 @@
+"""The paper's claims, judged on invented records."""
+
+import numpy as np
+import pytest
+import yaml
+from invented import RECIPE, make_recipe, write_evidence
+
+from benchmarks import shared
+from distilbert_kit.paths import RECIPES
+from distilbert_kit.study import claims
+from distilbert_kit.study.evidence import scores
+from distilbert_kit.study.records import recording
+
+
+def claim(**changes):
+    fixed = {"id": "c", "title": "t", "quote": "q", "where": "w", "metric": "m"}
+    fixed |= {"kind": "gap", "unit": "points", "expected": 10.0, "tolerance": 1.0}
+    return claims.Claim(**fixed | {"direction": "at least"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("direction", "low", "high", "verdict"),
+    [
+        ("at least", 9.0, 12.0, "supported"),  # the tolerance itself is inside
+        ("at least", 9.5, 99.0, "supported"),  # more than claimed is no fault
+        ("at least", 8.9, 12.0, "partly"),
+        ("at least", 2.0, 8.9, "not supported"),
+        ("at most", -5.0, 11.0, "supported"),
+        ("at most", 10.5, 11.5, "partly"),
+        ("at most", 11.1, 12.0, "not supported"),
+        ("about", 9.2, 10.8, "supported"),
+        ("about", 9.2, 11.2, "partly"),
+        ("about", 8.0, 12.0, "partly"),
+        ("about", 11.1, 12.0, "not supported"),
+        ("about", 7.0, 8.5, "not supported"),
+    ],
+)
+def test_verdict_follows_the_whole_interval(direction, low, high, verdict):
+    finding = claims.Finding(value=(low + high) / 2, low=low, high=high)
+    assert claims.judge(claim(direction=direction), finding, 3)[0] == verdict
+
+
+def test_too_few_seeds_and_untested():
+    inside = {"value": 10.0, "low": 9.9, "high": 10.1}
+    assert claims.judge(claim(), claims.Finding(**inside, seeds=3), 3)[0] == "supported"
+    assert claims.judge(claim(), claims.Finding(**inside, seeds=2), 3)[0] == "partly"
+    outside = claims.Finding(value=1.0, low=0.5, high=1.5, seeds=1)
+    assert claims.judge(claim(), outside, 3)[0] == "not supported"
+    # A value that is only an indication never decides.
+    untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
+    assert claims.judge(claim(), untested, 3) == ("not tested", "reduced scale")
+    assert claims.judge(claim(), claims.Finding(untested="no record"), 3)[0] == "not tested"
+
+
+def test_ledger_is_checked(tmp_path, monkeypatch):
+    assert len({c.id for c in claims.load_ledger().claims}) == len(claims.load_ledger().claims)
+    content = yaml.safe_load((RECIPES / "claims.yaml").read_text())
+    content["claims"][0]["tolerence"] = 1
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(claims, "RECIPES", tmp_path)
+    with pytest.raises(claims.UserError, match=r"claims\.0\.tolerence"):
+        claims.load_ledger()
+
+
+def test_size_and_speed_claims(tiny):
+    found = {row["id"]: row for row in claims.judge_all(tiny, claims.load_ledger())}
+    assert found["smaller"]["value"] == pytest.approx(1 - 66_362_880 / 109_482_240)
+    assert found["parameters_distilbert"]["value"] == pytest.approx(66.362880)
+    assert found["parameters_bert"]["value"] == pytest.approx(109.482240)
+    assert found["smaller"]["verdict"] == "supported"
+    record = scores.benchmark_record(tiny, "size_speed")
+    # The ratio of two totals inside the wider of both bounds; the setting is named.
+    passes = {
+        name: {maker: np.array(each) for maker, each in measured["pass_seconds"].items()}
+        for name, measured in record.measured.extra.items()
+    }
+    totals = [
+        seconds[f"bert/{maker}"].sum() / seconds[f"distilbert/{maker}"].sum()
+        for seconds in passes.values()
+        for maker in shared.MAKERS
+    ]
+    lows = [
+        min(
+            (passes[name][f"bert/{maker}"] / passes[name][f"distilbert/{maker}"]).min(),
+            measured["over_pairs"][maker]["low"],
+        )
+        for name, measured in record.measured.extra.items()
+        for maker in shared.MAKERS
+    ]
+    faster = found["faster"]
+    assert any(faster["value"] == pytest.approx(total) for total in totals)
+    assert faster["low"] == pytest.approx(min(lows)) and faster["low"] < faster["value"]
+    assert faster["value"] < faster["high"] and faster["interval"] == "over 3 passes and pairs"
+    assert "with 1 thread" in faster["detail"] or "with 2 threads" in faster["detail"]
+    assert faster["scale"] == "paper size"
+
+
+def test_reduced_results_are_indications_only(tiny):
+    found = {row["id"]: row for row in claims.judge_all(tiny, claims.load_ledger())}
+    for name in ("glue", "sst2"):
+        assert found[name]["verdict"] == "not tested"
+        assert found[name]["scale"] == "embedded scale"
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        assert "embedded scale" in found[name]["reason"]
+    for name in ("imdb", "loss_ce", "phone_speed"):
+        assert found[name]["verdict"] == "not tested" and found[name]["value"] is None
+
+
+def test_paper_scale_with_a_distilled_student_is_judged(results, tmp_path):
+    models = RECIPE["models"] | {"student": {"label": "distilled", "weights": "minilm"}}
+    recipe = make_recipe(
+        tmp_path, scale="paper", models=models, student="student", tasks=["sst2", "rte"]
+    )
+    write_evidence(recipe)
+    ledger = claims.load_ledger()
+    sst2 = next(c for c in ledger.claims if c.id == "sst2")
+    finding = claims.find(sst2, recipe)
+    assert not finding.untested and finding.scale == "paper scale" and finding.seeds == 2
+    rows = scores.score_rows(recipe)
+    mean = {
+        row["model"]: row["over_seeds"]["mean"]
+        for row in rows
+        if row["task"] == "sst2" and row["primary"]
+    }
+    assert finding.value == pytest.approx(100 * (mean["student"] - mean["teacher"]))
+    glue = claims.find(next(c for c in ledger.claims if c.id == "glue"), recipe)
+    assert "only on 2 of the claim's 9 tasks" in glue.untested
+    control = claims.find(
+        claim(kind="retention", reference="undistilled", tasks=["sst2", "rte"]), recipe
+    )
+    assert not control.untested and control.low <= control.value <= control.high
+
+
+def test_a_difference_that_is_not_shown_is_said_to_be_none():
+    helps = claim(expected=0.0, tolerance=0.0, direction="at most")
+    found = claims.Finding(value=-1.0, low=-3.0, high=1.0)
+    assert claims.judge(helps, found, 3)[0] == "partly"
+    assert "no difference is shown" in claims.judge(helps, found, 3)[1]
+    inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="on 2 of 9 tasks")
+    assert claims.judge(helps, inside, 3) == (
+        "partly",
+        "inside the supporting range, but on 2 of 9 tasks",
+    )
+
+
+def test_little_difference_is_judged_on_both_sides():
+    mlm = next(c for c in claims.load_ledger().claims if c.id == "loss_mlm")
+    for value, verdict in ((-0.3, "supported"), (-5.0, "not supported"), (5.0, "not supported")):
+        found = claims.Finding(value=value, low=value - 0.2, high=value + 0.2, seeds=3)
+        assert claims.judge(mlm, found, 3)[0] == verdict
+
+
+def test_other_recipes_speak_beside_ones_own(results, tmp_path):
+    """A reduced verdict from the other recipe's record; own evidence comes first in its column."""
+    ledger = claims.load_ledger()
+    study = make_recipe(tmp_path, name="other", scale="reduced", tasks=["sst2"])
+    write_evidence(study)
+    rows = claims.judge_all(study, ledger)
+    path = study.folder.parent / "study" / "claims" / "verdicts.json"
+    with recording(
+        path, stage="claims", cell={}, scale="reduced", recipe="study", settings={}
+    ) as draft:
+        draft.metrics = {"claims": rows}
+    own = make_recipe(tmp_path)
+    write_evidence(own)
+    mine = claims.judge_all(own, ledger)
+    cells = {row["id"]: row for row in claims.evidence_by_column(own, ledger, mine)}
+    [sst2] = [row for row in rows if row["id"] == "sst2"]
+    assert cells["sst2"]["reduced"]["recipe"] == "study"
+    assert cells["sst2"]["reduced"]["verdict"] == sst2["column_verdict"] != "not tested"
+    assert sst2["verdict"] == "not tested"  # an indication never decides
+    assert cells["sst2"]["reproduction"] == {"verdict": "not tested", "reason": "not run"}
+    assert cells["smaller"]["replication"]["recipe"] == own.name
+    assert cells["phone_size"]["replication"]["verdict"] == "not tested"
+
+
+def test_a_student_that_is_only_cut_is_no_distilled_student(results, tmp_path):
+    recipe = make_recipe(tmp_path, student="undistilled")
+    write_evidence(recipe)
+    glue = next(c for c in claims.load_ledger().claims if c.id == "glue")
+    assert "not distilled" in claims.find(glue, recipe).untested

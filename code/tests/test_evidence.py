@@ -1,0 +1,153 @@
+"""From invented records and predictions to rows: scores, errors, what is lost, the ablation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from invented import RECIPE, make_recipe, write_evidence
+
+from distilbert_kit.study import cells as experiment
+from distilbert_kit.study import claims
+from distilbert_kit.study.evidence import comparisons, distillation, lost, scores
+from distilbert_kit.study.records import recording
+
+
+def test_ablation_compares_with_what_was_distilled_alike(results, tmp_path):
+    spec = RECIPE["models"]["distilled"]["distill"]
+    short = {"training": {"epochs": 0.25}}
+    models = RECIPE["models"] | {
+        "distilled_short": {"label": "short", "distill": spec | short},
+        "without_ce": {"label": "no ce", "distill": spec | short | {"loss": {"ce": 0}}},
+        "alone": {"label": "no counterpart", "distill": spec | {"training": {"epochs": 2}}},
+    }
+    recipe = make_recipe(tmp_path, models=models)
+    write_evidence(recipe)
+    rows = {row["model"]: row for row in comparisons.ablation_rows(recipe)}
+    assert {name: row["reference"] for name, row in rows.items()} == {
+        "without_ce": "distilled_short",
+        "random_initialisation": "distilled",
+    }
+    mean = {
+        row["model"]: row["over_seeds"]["mean"]
+        for row in scores.score_rows(recipe)
+        if row["primary"]
+    }
+    row = rows["random_initialisation"]
+    assert row["change"] == pytest.approx(mean["random_initialisation"] - mean["distilled"])
+    assert row["change"] < -0.1  # 0.6 against 0.8
+    assert row["low"] < row["change"] < row["high"]  # with two seeds t is 12.7: nothing is shown
+    assert rows["without_ce"]["low"] < 0 < rows["without_ce"]["high"]  # the same skill
+    budgets = {row["model"]: row["tokens"] for row in distillation.budget_rows(recipe)}
+    assert budgets == {"undistilled": 0, "distilled": 4500, "distilled_short": 2250, "alone": 18000}
+    claim_ce = next(c for c in claims.load_ledger().claims if c.id == "loss_ce")
+    assert "no ce against short" in claims.find(claim_ce, recipe).detail
+    order = comparisons.order_rows(recipe, ["random_initialisation", "without_ce", "without_mlm"])
+    assert [(r["lower"], r["upper"]) for r in order] == [("random_initialisation", "without_ce")]
+    assert order[0]["gap"]["estimate"] > 0.1  # 0.6 below 0.8
+
+
+def test_missing_records_are_no_evidence(results, tmp_path):
+    recipe = make_recipe(tmp_path)
+    found = claims.judge_all(recipe, claims.load_ledger())
+    assert {row["verdict"] for row in found} == {"not tested"}
+    assert scores.provenance(recipe)["missing"]
+    assert scores.score_rows(recipe) == []
+
+
+def test_scores_agree_with_the_records(tiny):
+    rows = scores.score_rows(tiny)
+    assert {(row["model"], row["metric"]) for row in rows} == {
+        (model, metric)
+        for model in tiny.models_of("sentiment")
+        for metric in ("accuracy", "precision", "recall", "f1")
+    }
+    for row in rows:
+        if row["metric"] in ("precision", "recall"):
+            continue
+        assert row["interval"]["estimate"] == pytest.approx(row["over_seeds"]["mean"])
+        assert row["interval"]["low"] <= row["interval"]["estimate"]
+    (pair,) = comparisons.compare(tiny, "undistilled", "teacher")
+    mean = {row["model"]: row["over_seeds"]["mean"] for row in rows if row["primary"]}
+    assert pair["gap"]["estimate"] == pytest.approx(mean["undistilled"] - mean["teacher"])
+    assert pair["seeds"] == 2 and pair["p_holm"] == pair["gap"]["p"]  # one test, of one task
+
+
+def test_errors_by_phenomenon_add_up(tiny):
+    rows = [row for row in lost.error_rows(tiny) if row["model"] == "teacher"]
+    assert sum(row["examples"] for row in rows) == 120
+    wrong = sum(row["error"] * row["examples"] for row in rows)
+    (accuracy,) = [
+        row["over_seeds"]["mean"]
+        for row in scores.score_rows(tiny)
+        if row["model"] == "teacher" and row["primary"]
+    ]
+    assert wrong / 120 == pytest.approx(1 - accuracy)
+    (matrix,) = [r["counts"] for r in scores.confusion_rows(tiny) if r["model"] == "teacher"]
+    assert np.trace(matrix) / np.sum(matrix) == pytest.approx(accuracy)
+
+
+def test_errors_by_length_add_up(tiny):
+    rows = [row for row in lost.error_rows(tiny, "tokens") if row["model"] == "teacher"]
+    bounds = [int(end) for row in rows for end in row["tokens"].split("–")]
+    assert len(rows) == 4 and bounds == sorted(bounds) and len(set(bounds)) == 8
+    assert sum(row["examples"] for row in rows) == 120
+    wrong = sum(row["error"] * row["examples"] for row in rows)
+    whole = [row for row in lost.error_rows(tiny) if row["model"] == "teacher"]
+    assert wrong == pytest.approx(sum(row["error"] * row["examples"] for row in whole))
+
+
+def test_what_is_lost_agrees_with_the_predictions(tiny):
+    (row,) = lost.lost_rows(tiny, "undistilled", "teacher")
+    paths = {
+        name: [
+            experiment.finetune_cell(tiny, name, "sentiment", seed).outputs[0]
+            for seed in tiny.seeds
+        ]
+        for name in ("teacher", "undistilled")
+    }
+    frames = {name: [pd.read_parquet(path) for path in found] for name, found in paths.items()}
+    equal = [
+        (a["prediction"] == b["prediction"]).mean()
+        for a, b in zip(frames["teacher"], frames["undistilled"])
+    ]
+    assert row["agreement"] == pytest.approx(np.mean(equal)) and row["seeds"] == [0, 1]
+    first, second = (frame["prediction"] for frame in frames["teacher"])
+    assert row["teacher_agreement"] == pytest.approx((first == second).mean())
+    # With logits 0 and 1 a differing example costs (p - q) * (1 - 0), p = e / (1 + e) = 1 - q.
+    assert row["kl"] == pytest.approx((1 - np.mean(equal)) * (np.e - 1) / (np.e + 1))
+    shares, right = row["shares"], {}
+    for name, found in frames.items():
+        right[name] = np.mean([(f["prediction"] == f["reference"]).mean() for f in found])
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["both"] + shares["only_teacher"] == pytest.approx(right["teacher"])
+    assert shares["both"] + shares["only_student"] == pytest.approx(right["undistilled"])
+    sure = np.e / (1 + np.e)  # all predictions, so the one bin's gap is the error
+    for side, name in (("teacher", "teacher"), ("model", "undistilled")):
+        found = row["calibration"][side]
+        (only,) = found["bins"]
+        assert only["count"] == 240 and only["accuracy"] == pytest.approx(right[name])
+        gaps = [abs((f["prediction"] == f["reference"]).mean() - sure) for f in frames[name]]
+        assert found["expected_calibration_error"] == pytest.approx(np.mean(gaps))
+    (same,) = lost.lost_rows(tiny, "teacher", "teacher")
+    assert (same["agreement"], same["kl"]) == (1, 0) and same["shares"]["only_teacher"] == 0
+
+
+def test_what_is_lost_of_answers_and_scores(results, tmp_path):
+    windows = {"squad": {"max_length": 384}}
+    recipe = make_recipe(tmp_path, tasks=["squad", "stsb"], finetune_tasks=windows, seeds=[0])
+    matches = {"teacher": [1.0, 1.0, 1.0, 0.0, 0.0], "undistilled": [1.0, 1.0, 0.0, 1.0, 0.0]}
+    for name, exact in matches.items():
+        for task in recipe.tasks:
+            cell = experiment.finetune_cell(recipe, name, task, 0)
+            columns = {"exact_match": exact, "prediction": exact, "reference": exact}
+            columns |= {"logit_0": exact, "tokens": range(5)}
+            cell.outputs[0].parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(columns).to_parquet(cell.outputs[0])
+            with recording(cell.record, **cell.provenance):
+                pass
+    (row,) = lost.lost_rows(recipe, "undistilled", "teacher")
+    assert (row["task"], row["agreement"], row["kl"]) == ("squad", pytest.approx(0.6), None)
+    assert row["shares"] == pytest.approx(
+        {"both": 0.4, "only_teacher": 0.2, "only_student": 0.2, "neither": 0.2}
+    )
+    assert row["calibration"] is None and row["teacher_agreement"] is None
+    assert {found["task"] for found in lost.error_rows(recipe, "tokens")} == {"squad"}
