@@ -5,13 +5,16 @@ import re
 import subprocess
 
 import matplotlib.pyplot as plt
+import nbformat
 import pytest
 from invented import RATES, make_recipe, write_evidence
+from nbclient import NotebookClient
 
 import build_report
 from benchmarks import shared
-from distilbert_kit.paths import CODE, NOTEBOOKS
+from distilbert_kit.paths import CODE, NOTEBOOKS, ROOT
 from distilbert_kit.study import figures, publication
+from distilbert_kit.study.recipes import load_recipe
 
 
 def test_figures_are_equal_byte_by_byte(tiny):
@@ -27,11 +30,6 @@ def test_figures_are_equal_byte_by_byte(tiny):
     assert contents[0] == contents[1]
 
 
-def test_table_refuses_nan(tiny):
-    with pytest.raises(ValueError, match="JSON"):
-        figures.save_table(tiny, "bad", {"score": float("nan")})
-
-
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_sources_are_stripped(path):
     notebook = json.loads(path.read_text())
@@ -39,6 +37,45 @@ def test_notebook_sources_are_stripped(path):
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
     assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_asks_calls_and_answers(path):
+    first, *_, last = json.loads(path.read_text())["cells"]
+    assert re.search(r"^\*\*.+\?\*\*$", "".join(first["source"]), re.MULTILINE)
+    assert last["source"][-1].startswith("print(answers.")
+    cells = json.loads(path.read_text())["cells"]
+    assert all(len(cell["source"]) <= 12 for cell in cells if cell["cell_type"] == "code")
+
+
+def check_executed(notebook):
+    """No warning, no error, no empty table, and a sentence at the end."""
+    outputs = [found for cell in notebook["cells"] for found in cell.get("outputs", ())]
+    for found in outputs:
+        assert found["output_type"] != "error" and found.get("name") != "stderr", found
+        text = "".join(found.get("data", {}).get("text/plain", ""))
+        assert "Empty DataFrame" not in text and "[0 rows" not in text, text
+    said = "".join(outputs[-1]["text"])
+    assert re.fullmatch(r"[A-Z][^\n]+\.\n", said), said
+
+
+def test_a_notebook_runs_alike_in_jupyter_and_by_papermill(results):
+    recipe = load_recipe("quick")  # as the notebook names it
+    write_evidence(recipe)
+    folder, name = recipe.folder / "notebooks", "04_ablation"
+    folder.mkdir()
+    _, command = publication.publication_commands(recipe)[name]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    check_executed(json.loads((folder / f"{name}.ipynb").read_text()))
+    made = [*recipe.folder.glob("tables/*.json"), *recipe.folder.glob("figures/*.svg")]
+    written = {path: path.read_bytes() for path in made}
+    assert {path.name for path in made} == {"ablation.json", "ablation.svg"}
+    for path in made:
+        path.unlink()
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    check_executed(notebook)
+    assert {path: path.read_bytes() for path in written} == written
 
 
 @pytest.mark.parametrize("document", ["report", "poster"])
@@ -75,6 +112,8 @@ def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
     for process in running:
         _, errors = process.communicate()
         assert process.returncode == 0, errors[-2000:]
+    for path in (recipe.folder / "notebooks").glob("*.ipynb"):
+        check_executed(json.loads(path.read_text()))
     table = json.loads((recipe.folder / "tables" / "study.json").read_text())
     assert table["scale"] == recipe.scale and not table["evidence"]["missing"]
     step = json.loads((recipe.folder / "tables" / "distillation.json").read_text())["step"]

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def source_files(spec: str) -> list[Path]:
     return [path for path in map(Path, found) if path.is_file()]
 
 
+@cache  # every cell's key asks for them, and reading a package's metadata takes milliseconds
 def docs_versions() -> dict[str, str]:
     """The version of each library whose docstrings are the embedded corpus."""
     versions = {}

@@ -23,14 +23,14 @@ def percent(found: dict) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a sentence: "a, b and c"."""
-    *most, last = names
+    """Labels in a sentence, quoted, since some hold commas: “a”, “b” and “c”."""
+    *most, last = (f"“{name}”" for name in names)
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def tasks_in_words(count: int) -> str:
-    """How many tasks: "1 task", "9 tasks"."""
-    return f"{count} task{'s' * (count != 1)}"
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: "1 task", "9 tasks"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def size_speed(table: dict, paper: dict) -> str:
@@ -62,8 +62,8 @@ def scores(table: dict, student: str, teacher: str) -> str:
     worse = [row for row in tested if row["p_holm"] < 0.05 and row["gap"]["estimate"] < 0]
     return (
         f"The student keeps {percent(kept)} of its teacher's mean score over "
-        f"{tasks_in_words(len(tasks))} at {where} ({means}), and is significantly worse on "
-        f"{len(worse)} of the {tasks_in_words(len(tested))} that both have; "
+        f"{counted(len(tasks), 'task')} at {where} ({means}), and is significantly worse on "
+        f"{len(worse)} of the {counted(len(tested), 'task')} that both have; "
         f"the paper says 97 % of BERT-base over nine tasks."
     )
 
@@ -79,13 +79,13 @@ def distillation(table: dict, student: str, gain: dict | None) -> str:
         return "This recipe does not distill its student on a corpus."
     term = "ce" if "ce" in run["after"] else next(iter(run["after"]))
     text = (
-        f"Distillation on {run['tokens'] / 1e6:.3g} million tokens moved the loss L_{term} on "
+        f"Distillation on {run['tokens']:,} tokens moved the loss L_{term} on "
         f"held-out text from {run['before'][term]:.3f} to {run['after'][term]:.3f}"
     )
     if gain is None:
         return f"{text}; no task has the scores of the student and of its start."
     return (
-        f"{text}, and the mean score over {tasks_in_words(len(gain['tasks']))} by "
+        f"{text}, and the mean score over {counted(len(gain['tasks']), 'task')} by "
         f"{points(gain['gap'])} at {table['scale']}, against the same cut without distillation."
     )
 
@@ -102,12 +102,12 @@ def ablation(table: dict) -> str:
     if better:
         said.append(f"{len(better)} significantly raise it ({listed(better)})")
     most = min(table["rows"], key=lambda row: row["change"])
-    found = listed(said) if said else "none changes the mean score significantly"
+    found = " and ".join(said) or "none significantly changes the mean score"
     steps = [row["gap"]["low"] > 0 for row in table["order"]]
     order = f"; the paper's order shows in {sum(steps)} of {len(steps)} steps" if steps else ""
     return (
-        f"Of {len(table['rows'])} changes, {found} at {table['scale']}; the largest loss is "
-        f"{points(most, 'change')}, {most['label']}{order}."
+        f"Of {counted(len(table['rows']), 'change')}, {found} at {table['scale']}; the lowest is "
+        f"“{most['label']}” with {points(most, 'change')}{order}."
     )
 
 
@@ -132,7 +132,7 @@ def lost(table: dict, student: str) -> str:
 
     others = "".join(f" ({name}: {mean(name, 'agreement')})" for name in rows if name != student)
     return (
-        f"Over {tasks_in_words(len(tasks))} the student answers as its teacher does on "
+        f"Over {counted(len(tasks), 'task')} the student answers as its teacher does on "
         f"{mean(student, 'agreement')}{others} of the examples; it gets "
         f"{mean(student, 'only_teacher')} wrong that the teacher gets right, and "
         f"{mean(student, 'only_student')} right that the teacher gets wrong, at {table['scale']}."

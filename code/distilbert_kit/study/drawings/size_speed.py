@@ -108,7 +108,7 @@ def parameters(sizes: list[dict]) -> Figure:
             width = row[part] / 1e6
             colour = ENCODER_COLOURS[row["model"]]
             axes.barh(place, width, left=left, height=0.6, color=colour, alpha=alpha, ec="w")
-            if width > 5:
+            if row[part] > 0.05 * row["parameters"]:
                 ink = "w" if row["model"] == "bert" and part == "layers" else "k"
                 axes.text(
                     left + width / 2,
@@ -119,7 +119,7 @@ def parameters(sizes: list[dict]) -> Figure:
                     color=ink,
                 )
             left += width
-        axes.text(left + 1, place, f"{left:.1f}", va="center", weight="bold")
+        axes.text(1.01 * left, place, f"{left:.1f}", va="center", weight="bold")
     name_rows(axes, [ENCODERS[row["model"]] for row in sizes])
     axes.set(xlabel="parameters, millions", xlim=(0, 1.12e-6 * sizes[0]["parameters"]))
     axes.grid(axis="y", visible=False)
