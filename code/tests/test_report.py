@@ -155,13 +155,22 @@ def test_an_ablation_is_drawn_with_the_paper_beside_it(tmp_path, monkeypatch):
     assert "the paper, its own scale" in texts(drawn, tmp_path, monkeypatch)
 
 
+PAGES = [*(ROOT / "report").glob("*.typ"), *(ROOT / "poster").glob("*.typ")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_nobody_types_a_measured_number(path):
+    unit = r"(?:[\s~]+%|\s*(?:points|seconds|times|hours|GFLOP|MB|ms|×))"
+    typed = re.findall(rf"(?<![\w.])(\d[\d.]*){unit}", path.read_text())
+    assert set(typed) <= {"95", "97", "40", "60"}  # the level, and the question itself
+
+
 def test_report_and_figures_share_their_colours():
     text = (ROOT / "report" / "common.typ").read_text()
     for name in ("teacher", "student", "paper"):
         colour = getattr(figures, name.upper())
         assert f'#let {name}-colour = rgb("{colour}")' in text
-    others = (ROOT / "report").glob("*.typ"), (ROOT / "poster").glob("*.typ")
-    used = [path for files in others for path in files if 'rgb("' in path.read_text()]
+    used = [path for path in PAGES if 'rgb("' in path.read_text()]
     assert [path.name for path in used] == ["common.typ"], "a colour has one place"
 
 

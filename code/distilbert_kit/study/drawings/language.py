@@ -48,7 +48,8 @@ def gaps(recipe: Recipe, compared: list[dict], printed: dict[str, float]) -> Fig
     axes.axvline(0, color=TEACHER, lw=1.2)
     name_rows(axes, [get_task(task).title for task in tasks])
     axes.set(xlabel="model minus teacher, points")
-    figure.legend(loc="outside upper center", ncols=2)
+    if models:
+        figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 

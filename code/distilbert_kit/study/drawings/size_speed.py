@@ -56,8 +56,7 @@ def answer(
         lambda value, share: f"{value:.1f}" + (f" ({share:.0f} %)" if share != 100 else ""),
         kept and (100 * kept["low"], 100 * kept["high"]),
     )
-    if recipe.scale != "paper":
-        name_rows(panels[2], ["teacher", "student"])
+    name_rows(panels[2], ["teacher", "student"])
     for label, colour in {"teacher": TEACHER, "student": STUDENT, "the paper": PAPER}.items():
         panels[0].barh(0, 0, color=colour, label=label)
     figure.legend(loc="outside upper center", ncols=3)
