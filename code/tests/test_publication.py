@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 import build_report
 from benchmarks import shared
-from distilbert_kit.paths import CODE, NOTEBOOKS, ROOT
+from distilbert_kit.paths import NOTEBOOKS, ROOT
 from distilbert_kit.study import figures, publication
 from distilbert_kit.study.recipes import load_recipe
 
