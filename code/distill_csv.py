@@ -12,54 +12,30 @@ record.
 """
 
 import argparse
-import tempfile
-from functools import partial
 from pathlib import Path
 
 from distilbert_kit.script import entry_point
 
-import numpy as np
 import pandas as pd
-import torch
-from torch import nn
-from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
+from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
-from distilbert_kit.metrics import agreement
 from distilbert_kit.models.checkpoints import get_tokenizer
-from distilbert_kit.models.initialisation import choose_layers, extract_student
-from distilbert_kit.models.model import (
-    DistilBERTForMaskedLM,
-    DistilBERTForSequenceClassification,
-    count_parameters,
-)
-from distilbert_kit.serve.export import FILES, OnnxModel, count_onnx_parameters, save_onnx
 from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
-from distilbert_kit.study.measure import alternate_over
+from distilbert_kit.study.csv_pipeline import (
+    MODELS,
+    evaluate,
+    latencies,
+    load_models,
+    make_models,
+    results_table,
+    size_on_disk,
+)
 from distilbert_kit.study.model_card import write_model_card
 from distilbert_kit.study.records import read_record, recording
-from distilbert_kit.study.statistics import wilson_interval
-from distilbert_kit.training.classification import (
-    CLASSIFICATION,
-    classification_objective,
-    predict_logits,
-    score,
-)
-from distilbert_kit.training.loop import train
-from distilbert_kit.training.objectives import Objective
-
-MODELS = {
-    "teacher": "teacher",
-    "student-undistilled": "student, without the teacher",
-    "student": "student, distilled",
-    "student-int8": "student, distilled, int8",
-}
-TIMED_TEXTS = 100
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -97,100 +73,6 @@ def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, 
     return settings, targets
 
 
-def fine_tune(
-    start: str | Path,
-    dataset: Dataset,
-    objective: Objective,
-    task: Task,
-    settings: FinetuneSettings,
-    seed: int,
-    description: str,
-) -> DistilBERTForSequenceClassification:
-    """A classifier trained from `start`, its head drawn from the seed."""
-    torch.manual_seed(seed)
-    model = DistilBERTForSequenceClassification.from_pretrained(
-        start, num_labels=task.num_labels, labels=task.labels
-    )
-    sampler = LengthBatchSampler(
-        dataset.lengths, settings.batch_size, settings.batch_tokens, seed=seed
-    )
-    loader = create_dataloader(dataset, sampler)
-    train(model, loader, objective, settings, seed=seed, description=description)
-    return model
-
-
-def cut_student(teacher: str, layers: int | None, folder: Path) -> list[int]:
-    """Write a student of evenly chosen teacher layers, not trained; returns the layers."""
-    source = DistilBERTForMaskedLM.from_pretrained(teacher)
-    depth = source.config.num_layers
-    chosen = choose_layers("even", depth, layers)
-    extract_student(source, chosen).save_pretrained(folder)
-    return chosen
-
-
-def make_models(
-    arguments: argparse.Namespace,
-    dataset: ClassificationDataset,
-    task: Task,
-    settings: FinetuneSettings,
-    targets: SoftTargets,
-    tokenizer: PreTrainedTokenizerBase,
-    output: Path,
-) -> None:
-    """Train, distil, quantise, and save the four models under `output`."""
-    with tempfile.TemporaryDirectory() as cut:
-        layers = cut_student(arguments.teacher, arguments.layers, Path(cut) / "student")
-        print(f"student: teacher layers {', '.join(map(str, layers))}")
-        tune = partial(fine_tune, task=task, settings=settings, seed=arguments.seed)
-        teacher = tune(arguments.teacher, dataset, CLASSIFICATION, description="teacher")
-        teacher.save_pretrained(output / "teacher", tokenizer)
-        start = Path(cut) / "student"
-        plain = tune(start, dataset, CLASSIFICATION, description="student-undistilled")
-        plain.save_pretrained(output / "student-undistilled", tokenizer)
-        # Once for all epochs, without dropout.
-        dataset.teacher_logits = predict_logits(
-            teacher, dataset, precision=settings.precision, description="teaching"
-        )
-        student = tune(start, dataset, classification_objective(targets), description="student")
-        student.save_pretrained(output / "student", tokenizer)
-        save_onnx(student.cpu(), output / "student-int8", tokenizer)
-        (output / "student-int8" / FILES["fp32"]).unlink()  # the student is there already
-
-
-def load_models(folder: Path) -> dict[str, nn.Module]:
-    """The four models, reloaded."""
-    return {
-        name: OnnxModel(folder / name)
-        if name.endswith("int8")
-        else DistilBERTForSequenceClassification.from_pretrained(folder / name, require_head=True)
-        for name in MODELS
-    }
-
-
-def size_on_disk(folder: Path, model: nn.Module) -> dict[str, int]:
-    """Bytes of the weights or graph, and parameters."""
-    graph = folder / FILES["int8"]
-    if graph.is_file():
-        return {"bytes": graph.stat().st_size, **count_onnx_parameters(graph)}
-    weights = folder / "model.safetensors"
-    return {"bytes": weights.stat().st_size, "parameters": count_parameters(model)}
-
-
-def latencies(models: dict[str, nn.Module], dataset: ClassificationDataset) -> dict[str, float]:
-    """Median milliseconds for a text, one by one, over texts spread evenly by length."""
-    by_length = np.argsort(dataset.lengths, kind="stable")
-    places = np.linspace(0, len(dataset) - 1, min(TIMED_TEXTS, len(dataset))).round().astype(int)
-    batches = []
-    for index in by_length[places]:
-        batch = dataset.collate([dataset[index]])
-        batches.append({name: batch[name] for name in batch if name != "labels"})
-    functions = {n: lambda batch, model=model: model(**batch) for n, model in models.items()}
-    with torch.inference_mode():
-        alternate_over(functions, batches[:3])
-        taken = alternate_over(functions, batches)
-    return {name: round(1e3 * float(np.median(t)), 3) for name, t in taken.items()}
-
-
 def describe(splits: dict[str, pd.DataFrame], table: pd.DataFrame, task: Task) -> None:
     """Print rows by split and class."""
     repeated = table["text"].duplicated().sum()
@@ -201,50 +83,6 @@ def describe(splits: dict[str, pd.DataFrame], table: pd.DataFrame, task: Task) -
     for label in task.labels[:20]:
         counts = (f"{(part['label'] == label).sum():6,} {name}" for name, part in splits.items())
         print(f"  {label:{width}} {' '.join(counts)}")
-
-
-def evaluate(
-    models: dict[str, nn.Module],
-    datasets: dict[str, ClassificationDataset],
-    splits: dict[str, pd.DataFrame],
-    task: Task,
-) -> tuple[dict, pd.DataFrame]:
-    """Scores by model and split, and the test predictions with label names and probabilities."""
-    metrics: dict[str, dict] = {name: {} for name in models}
-    predictions = splits["test"].reset_index()
-    for split in ("validation", "test"):
-        references = np.asarray(datasets[split].labels)
-        found = {}
-        for name, model in models.items():
-            one_by_one = 1 if name.endswith("int8") else None  # as in use, see deploy.py
-            found[name] = predict_logits(
-                model, datasets[split], batch_tokens=one_by_one, description=name
-            )
-            metrics[name][split] = score(found[name], references, task)
-        for name in ("student-undistilled", "student"):
-            metrics[name][split] |= agreement(found["teacher"], found[name])
-        metrics["student-int8"][split] |= agreement(found["student"], found["student-int8"])
-    for name, logits in found.items():
-        predictions[name] = np.asarray(task.labels)[logits.argmax(axis=1)]
-    return metrics, predictions
-
-
-def results_table(metrics: dict, milliseconds: dict[str, float], rows: int) -> str:
-    """One line for each model: size, parameters, test scores, latency."""
-    width = max(map(len, MODELS.values()))
-    lines = [
-        f"{'':{width}}{'MB':>8}{'million':>9}{'accuracy':>10}{'95 %':>14}{'F1':>7}{'ms a text':>11}"
-    ]
-    for name, title in MODELS.items():
-        scores, size = metrics[name]["test"], metrics[name]["size"]
-        interval = wilson_interval(round(scores["accuracy"] * rows), rows)
-        span = f"{100 * interval['low']:.1f}–{100 * interval['high']:.1f}"
-        lines.append(
-            f"{title:{width}}{size['bytes'] / 1e6:8.1f}{size['parameters'] / 1e6:9.2f}"
-            f"{100 * scores['accuracy']:10.2f}{span:>14}{100 * scores['f1']:7.2f}"
-            f"{milliseconds[name]:11.2f}"
-        )
-    return "\n".join(lines)
 
 
 @entry_point
@@ -299,7 +137,17 @@ def run(
             draft.data.append(
                 DataUsed(name=f"{arguments.csv.name}/{split}", rows=len(part), sha256=rows)
             )
-        make_models(arguments, datasets["train"], task, settings, targets, tokenizer, output)
+        make_models(
+            arguments.teacher,
+            arguments.layers,
+            datasets["train"],
+            task,
+            settings,
+            targets,
+            tokenizer,
+            arguments.seed,
+            output,
+        )
         models = load_models(output)
         draft.metrics, predictions = evaluate(models, datasets, splits, task)
         for name, model in models.items():
