@@ -10,9 +10,10 @@ training_speed      our fine-tuning against transformers' Trainer on SST-2, with
 distillation_speed  our distillation step against the textbook's, BERT-base to DistilBERT-base
 corpus_speed        our corpus preparation against a slow tokenizer called once a line
 question_answering_speed  our answers to SQuAD questions against the loop of transformers' examples
+latency             teacher and student by backend, length, batch and threads, at both sizes
 
-The last three run where the recipe has a key of that name. All of it runs on the CPU. Models of
-paper size have random weights: time does not depend on their values.
+Stages but the first two run where the recipe has a key of that name. All of it runs on the CPU.
+Models of paper size have random weights: time does not depend on their values.
 """
 
 import argparse

@@ -35,6 +35,16 @@ TINY_SPEED = {
     "speed": {"pairs": 2, "passes": 1, "lengths": [16], "length_repeats": 1, "file_order_pairs": 2},
     "training_speed": {"examples": 16, "rounds": 1},
     "question_answering_speed": {"questions": 4, "rounds": 2},
+    "latency": {
+        "sizes": ["study"],
+        "backends": ["torch_ours"],
+        "lengths": [16],
+        "batches": [1],
+        "seconds": 0.001,
+        "least_rounds": 1,
+        "texts": 2,
+        "text_length": 8,
+    },
 }
 LEFT_OUT = ("distillation_speed", "corpus_speed")  # minutes even so; tests/test_benchmarks.py
 

@@ -45,14 +45,24 @@ def _cpuinfo() -> dict[str, str]:
     return dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
 
 
+def _flags() -> set[str]:
+    """The instruction sets of the CPU, by the kernel's names for them on x86 or Arm."""
+    fields = _cpuinfo()
+    return {*f"{fields.get('flags', '')} {fields.get('Features', '')}".split()}
+
+
 def has_bf16_instructions() -> bool:
     """Whether the CPU multiplies bf16 in hardware: without, its products are some 80 times slower.
 
     x86 names them avx512_bf16 and amx_bf16, Arm bf16.
     """
-    fields = _cpuinfo()
-    flags = f"{fields.get('flags', '')} {fields.get('Features', '')}".split()
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_flags())
+
+
+def matrix_instructions() -> list[str]:
+    """The instruction sets of the CPU that decide how fast it multiplies matrices."""
+    starts = ("avx", "amx", "fma", "asimd", "sve", "i8mm", "bf16")
+    return sorted(flag for flag in _flags() if flag.startswith(starts))
 
 
 @cache

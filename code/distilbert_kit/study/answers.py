@@ -7,6 +7,7 @@ says so. What was not measured is said not to be.
 from collections.abc import Sequence
 
 from ..data.tasks import get_task
+from .evidence.latency import BACKENDS
 from .evidence.speed import least_favourable
 
 
@@ -137,3 +138,23 @@ def lost(table: dict, student: str) -> str:
         f"{mean(student, 'only_teacher')} wrong that the teacher gets right, and "
         f"{mean(student, 'only_student')} right that the teacher gets wrong, at {table['scale']}."
     )
+
+
+def latency(table: dict) -> str:
+    """The answer of notebook 06 in a sentence, from the table's own figures."""
+    if not table.get("student_faster"):
+        return f"No answer yet: {table['note'] or 'no row has both models'}."
+    alone = [row for row in table["student_faster"] if row["batch"] == 1]
+    rows = [row for row in alone if row["size"] == "paper"] or alone
+    low, high = (end(row["ratio"] for row in rows) for end in (min, max))
+    best = max(table["over_eager"], key=lambda row: row["ratio"], default=None)
+    text = (
+        f"One text at a time, the {rows[0]['size']}-size student answers {low:.2f} to {high:.2f} "
+        "times as fast as its teacher, by backend, length and threads"
+    )
+    if best:
+        text += (
+            f"; the most that a backend alone gains is {best['ratio']:.2f} times "
+            f"({BACKENDS[best['backend']]}, {best['length']} tokens, batch {best['batch']})"
+        )
+    return f"{text}; on {table['machine']['cpu']}."

@@ -26,6 +26,7 @@ from .records import Scale
 from .settings import (
     CorpusSpeedSettings,
     DistillationSpeedSettings,
+    LatencySettings,
     QuestionAnsweringSpeedSettings,
     SpeedSettings,
     TrainingSpeedSettings,
@@ -192,6 +193,7 @@ class Recipe(Strict):
     distillation_speed: DistillationSpeedSettings | None = None
     corpus_speed: CorpusSpeedSettings | None = None
     question_answering_speed: QuestionAnsweringSpeedSettings | None = None
+    latency: LatencySettings | None = None
     # Exported, quantised and measured; shown in the browser by demo.py, side by side by task.
     quantize: KeptModels | None = None
     demo: list[KeptModels] = Field(default_factory=list)

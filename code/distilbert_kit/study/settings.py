@@ -1,5 +1,7 @@
 """The settings of the benchmarks' stages."""
 
+from typing import Literal, get_args
+
 from pydantic import Field
 
 from ..settings import Strict
@@ -49,3 +51,33 @@ class QuestionAnsweringSpeedSettings(Strict):
     questions: int = Field(ge=2, le=10570, description="of the dev set, evenly over the file")
     rounds: int = Field(ge=2)
     batch_size: int = Field(8, gt=0, description="of the usual loop")
+
+
+Backend = Literal[
+    "torch_ours",
+    "torch_transformers",
+    "torch_compiled",
+    "torch_bf16",
+    "torch_int8",
+    "onnx_fp32",
+    "onnx_int8",
+]
+
+
+class LatencySettings(Strict):
+    """Latency of teacher and student by backend, length, batch and threads."""
+
+    sizes: list[Literal["paper", "study"]] = Field(["paper", "study"], min_length=1)
+    backends: list[Backend] = Field(
+        list(get_args(Backend)),
+        min_length=1,
+        description="the first is what outputs are held against",
+    )
+    lengths: list[int] = Field([16, 64, 128, 512], min_length=1)
+    batches: list[int] = Field([1, 32], min_length=1)
+    seconds: float = Field(gt=0, description="of a point: one length for all models of a size")
+    least_rounds: int = Field(3, gt=0)
+    most_rounds: int = Field(200, gt=0)
+    longest_call: float = Field(3.0, gt=0, description="seconds; longer ones are not measured")
+    texts: int = Field(64, gt=0, le=1500, description="STS-B dev pairs, in file order")
+    text_length: int = Field(128, ge=8, le=512, description="tokens of the text timed end to end")

@@ -12,6 +12,7 @@ import yaml
 
 from ..paths import PAPER
 from .cells import benchmark_cell, model_cell
+from .evidence import latency as latency_evidence
 from .evidence import speed
 from .evidence.comparisons import (
     ablation_rows,
@@ -266,6 +267,32 @@ def lost(recipe: Recipe) -> dict:
         "cross_records": [
             f"cross_evaluate/{model}" for model in dict.fromkeys(row["model"] for row in cross)
         ],
+    }
+
+
+def latency(recipe: Recipe) -> dict:
+    """The table `latency` of a recipe, ready for JSON; without the record scores and bytes only."""
+    record = benchmark_record(recipe, "latency") if recipe.latency else None
+    pareto = latency_evidence.pareto_rows(recipe, record)
+    table: dict = {
+        "records": ["benchmark/latency"] if record else [],
+        "scale": "paper size and study size",
+        "note": None if record else latency_evidence.NO_RECORD,
+        "energy": latency_evidence.energy(),
+        "pareto": pareto,
+        "pareto_scale": scale_of(recipe),
+    }
+    if record is None:
+        return table
+    extra = record.measured.extra
+    return table | {
+        "machine": record.measured.machine,
+        **{key: extra[key] for key in ("instructions", "rates", "starts", "texts")},
+        "rows": latency_evidence.rows_at(record),
+        "not_measured": latency_evidence.not_measured(record),
+        "over_eager": latency_evidence.over_eager(record),
+        "student_faster": latency_evidence.student_faster(record),
+        "on_device": latency_evidence.on_device_claims(record),
     }
 
 

@@ -1,0 +1,303 @@
+"""Latency of teacher and student by backend, length, batch and threads, each in its own process.
+
+Models of paper size and of the study's own size, classifiers with random weights: time does not
+depend on them. Each is saved; a fresh process for each backend loads it, answers, and stays to be
+timed. Within a point (threads, batch, length) all models and backends of a size are called in an
+order drawn anew each round, so that a busy spell of the machine falls on all of them alike.
+
+The int8 route of PyTorch 2.13 is torchao: torch.ao.quantization is deprecated (pytorch/ao#2259).
+"""
+
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoModelForSequenceClassification
+
+from distilbert_kit.machine import has_bf16_instructions, matrix_instructions, peak_memory_bytes
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.serve.export import FILES, OnnxModel, save_onnx, weight_files
+from distilbert_kit.study.deployment import random_batch
+from distilbert_kit.study.measure import int8_product_rate, threads
+from distilbert_kit.study.recipes import Recipe
+from distilbert_kit.study.records import Draft
+from distilbert_kit.study.settings import LatencySettings
+
+from .shared import CONFIGS, NO_BF16, infer, machine_rates, stsb_pairs, thread_counts
+
+SIZES = {  # teacher and student of each size
+    "paper": CONFIGS,
+    "study": {
+        "minilm": create_model_config("MiniLM-L6"),
+        "distilminilm": create_model_config("DistilMiniLM-L3"),
+    },
+}
+NOT_INSTALLED = "not measured: not installed"
+NO_COMPILER = "not measured: no compiler"
+TOO_LONG = "not measured: a call takes longer than the recipe allows"
+Item = dict[str, Tensor] | list
+
+
+def load_ours(folder: Path) -> nn.Module:
+    return DistilBERTForSequenceClassification.from_pretrained(folder).eval()
+
+
+def load_transformers(folder: Path) -> nn.Module:
+    return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+
+def load_compiled(folder: Path) -> nn.Module:
+    return torch.compile(load_ours(folder), dynamic=True)
+
+
+def load_bf16(folder: Path) -> nn.Module:
+    return load_ours(folder).to(torch.bfloat16)
+
+
+def load_torchao(folder: Path) -> nn.Module:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = load_ours(folder)
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return torch.compile(model, dynamic=True)  # fused by the compiler only
+
+
+BACKENDS: dict[str, Callable[[Path], nn.Module]] = {
+    "torch_ours": load_ours,
+    "torch_transformers": load_transformers,
+    "torch_compiled": load_compiled,
+    "torch_bf16": load_bf16,
+    "torch_int8": load_torchao,
+    "onnx_fp32": lambda folder: OnnxModel(folder / "onnx", "fp32"),
+    "onnx_int8": lambda folder: OnnxModel(folder / "onnx", "int8"),
+}
+
+
+def why_not(backend: str) -> str | None:
+    """Why a backend is not measured on this machine; None where it is."""
+    package = {"torch_int8": "torchao", "onnx_fp32": "onnxruntime", "onnx_int8": "onnxruntime"}
+    if backend in package and importlib.util.find_spec(package[backend]) is None:
+        return NOT_INSTALLED
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if backend in ("torch_compiled", "torch_int8") and shutil.which(compiler) is None:
+        return NO_COMPILER
+    return NO_BF16 if backend == "torch_bf16" and not has_bf16_instructions() else None
+
+
+class _Served:
+    """What a process serves: it is set there by `serve`, and called by `call`."""
+
+    model: nn.Module
+    tokenizer: Callable
+
+
+def serve(backend: str, folder: Path, count: int) -> dict:
+    """Load a model in this process with `count` threads and give a first answer.
+
+    Returns the seconds of both and, as `import`, those since the process began, and the logits.
+    """
+    imported = time.time() - psutil.Process().create_time()
+    began = time.perf_counter()
+    torch.set_num_threads(count)
+    torch.compiler.reset()
+    torch._logging.set_logs(dynamo=logging.ERROR)  # warns of the mask, which we read on purpose
+    # A start from nothing: graphs compiled for another number of threads are not those of this one.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"{backend}-{count}")
+    _Served.model, _Served.tokenizer = BACKENDS[backend](folder), get_tokenizer(folder)
+    loaded = time.perf_counter()
+    logits = infer(_Served.model, random_batch(_Served.model, 16)).logits
+    return {
+        "seconds": {
+            "import": imported,
+            "load": loaded - began,
+            "first_answer": time.perf_counter() - loaded,
+        },
+        "logits": logits.float().numpy(),
+    }
+
+
+def call(item: Item) -> tuple[float, float]:
+    """Seconds of tokenising and of the model, for a batch of ids or a list of texts or pairs."""
+    began = time.perf_counter()
+    if isinstance(item, list):
+        item = dict(_Served.tokenizer(item, padding=True, truncation=True, return_tensors="pt"))
+    ready = time.perf_counter()
+    infer(_Served.model, item)
+    return ready - began, time.perf_counter() - ready
+
+
+def save_models(size: str, folder: Path, backends: list[str]) -> dict[str, Path]:
+    """Classifiers with random weights, as weights and as graphs; their folders by model."""
+    folders = {model: folder / model for model in SIZES[size]}
+    for model, path in folders.items():
+        torch.manual_seed(0)
+        classifier = DistilBERTForSequenceClassification(SIZES[size][model], 2).eval()
+        classifier.save_pretrained(path, get_tokenizer())
+        if any(name.startswith("onnx") and why_not(name) is None for name in backends):
+            save_onnx(classifier, path / "onnx", get_tokenizer())
+    return folders
+
+
+def bytes_read(backend: str, folder: Path) -> int:
+    """Bytes of the weights or of the graph that a backend loads."""
+    graph = backend.removeprefix("onnx_")
+    files = [folder / "onnx" / FILES[graph]] if graph in FILES else weight_files(folder)
+    return sum(path.stat().st_size for path in files)
+
+
+def alternate_at_random(
+    workers: dict[tuple, ProcessPoolExecutor], items: list[Item], settings: LatencySettings
+) -> dict[tuple, np.ndarray]:
+    """Seconds [rounds, 2] of tokenising and model in each worker, summed over the items.
+
+    One round warms up; then as many as fit into `settings.seconds`, within its bounds.
+    """
+    random, names = np.random.default_rng(0), list(workers)
+    taken: dict[tuple, list] = {name: [] for name in names}
+    began, rounds = 0.0, -1
+    while rounds < settings.least_rounds or (
+        rounds < settings.most_rounds and time.perf_counter() - began < settings.seconds
+    ):
+        for place in random.permutation(len(names)):
+            each = [workers[names[place]].submit(call, item).result() for item in items]
+            taken[names[place]].append(np.sum(each, axis=0))
+        rounds += 1
+        began = began or time.perf_counter()
+    return {name: np.array(values[1:]) for name, values in taken.items()}
+
+
+def quantiles(seconds: np.ndarray) -> dict[str, float | int]:
+    """p50, p90 and p99 in milliseconds, and the calls they come from."""
+    found = np.round(1e3 * np.quantile(seconds, (0.5, 0.9, 0.99)), 4).tolist()
+    return dict(zip(("p50", "p90", "p99"), found), calls=len(seconds))
+
+
+def measure_points(
+    workers: dict[tuple, ProcessPoolExecutor],
+    settings: LatencySettings,
+    batch: int,
+    model: nn.Module,
+) -> Iterator[dict]:
+    """A row for each worker and length; lengths whose slowest call would last too long have none.
+
+    Time grows at least as the tokens do: what a length takes is foreseen from the one before it.
+    """
+    slowest = 0.0  # seconds a token
+    for length in settings.lengths:
+        point = {"batch": batch, "length": length}
+        if slowest * batch * length > settings.longest_call:
+            yield from ({"key": key} | point | {"not_measured": TOO_LONG} for key in workers)
+            continue
+        item = {k: v.expand(batch, -1) for k, v in random_batch(model, length).items()}
+        taken = {k: v[:, 1] for k, v in alternate_at_random(workers, [item], settings).items()}
+        slowest = max(np.median(seconds) for seconds in taken.values()) / (batch * length)
+        yield from ({"key": key} | point | quantiles(taken[key]) for key in workers)
+
+
+def measure_texts(
+    workers: dict[tuple, ProcessPoolExecutor],
+    settings: LatencySettings,
+    pairs: list[tuple[str, str]],
+) -> Iterator[dict]:
+    """Texts a second over real pairs in file order, and one text with its tokenisation."""
+    batches = [
+        list(pairs[i : i + settings.batches[-1]])
+        for i in range(0, len(pairs), settings.batches[-1])
+    ]
+    tokenizer = get_tokenizer()
+    ids = tokenizer(" ".join(f"{a} {b}" for a, b in pairs), truncation=True)["input_ids"]
+    text = tokenizer.decode(ids[1 : settings.text_length - 1])
+    passes = alternate_at_random(workers, batches, settings)
+    alone = alternate_at_random(workers, [[text]], settings)
+    for key in workers:
+        yield {
+            "key": key,
+            "texts_per_second": round(len(pairs) / float(np.median(passes[key].sum(1))), 3),
+            "passes": len(passes[key]),
+            "text_tokens": len(tokenizer(text)["input_ids"]),
+            "tokenise": quantiles(alone[key][:, 0]),
+            "model": quantiles(alone[key][:, 1]),
+            "end_to_end": quantiles(alone[key].sum(1)),
+        }
+
+
+def measure_size(size: str, settings: LatencySettings, pairs: list | None, bar: tqdm) -> dict:
+    """All rows of a size: `starts` of the processes, `rows` by point, `texts` over real text."""
+    found: dict[str, list[dict]] = {"starts": [], "rows": [], "texts": []}
+
+    def add(kind: str, row: dict, **more) -> None:
+        model, backend = row.pop("key")
+        found[kind].append({"size": size, "model": model, "backend": backend} | more | row)
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folders = save_models(size, folder, settings.backends)
+        workers = {}
+        for key in ((model, backend) for model in folders for backend in settings.backends):
+            if reason := why_not(key[1]):
+                add("rows", {"key": key, "not_measured": reason})
+                continue
+            pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            workers[key] = stack.enter_context(pool)
+        model = DistilBERTForSequenceClassification(next(iter(SIZES[size].values())), 2)
+        for count in thread_counts():
+            start, reference = {}, {}
+            for key, worker in workers.items():
+                start[key] = worker.submit(serve, key[1], folders[key[0]], count).result()
+                reference.setdefault(key[0], start[key]["logits"])  # that of the first backend
+                difference = np.abs(start[key].pop("logits") - reference[key[0]]).max()
+                start[key]["largest_logit_difference"] = float(difference)
+            for batch in settings.batches:
+                for row in measure_points(workers, settings, batch, model):
+                    add("rows", row, threads=count)
+                for key, worker in workers.items():
+                    peak = worker.submit(peak_memory_bytes).result()
+                    start[key].setdefault("peak_memory_bytes", {})[str(batch)] = peak
+                bar.update()
+            if not found["starts"]:  # later ones are of processes no longer fresh
+                for key, row in start.items():
+                    read = {"key": key, "bytes": bytes_read(key[1], folders[key[0]])}
+                    add("starts", read | row, threads=count)
+        for row in measure_texts(workers, settings, pairs) if pairs else ():
+            add("texts", row, threads=count)
+    return found
+
+
+def measure(recipe: Recipe, draft: Draft) -> str:
+    """Every row of both sizes, and the machine's own rates beside them."""
+    settings = recipe.latency
+    _, draft.data, pairs = stsb_pairs(settings.texts)
+    draft.metrics = {
+        "weights": "random",
+        "head": "sequence classification, 2 labels",
+        "text": "STS-B dev" if pairs else "not measured: no STS-B data",
+        "layers": {m: c.num_layers for models in SIZES.values() for m, c in models.items()},
+    }
+    draft.extra = {"instructions": matrix_instructions(), "rates": {}}
+    for count in thread_counts():
+        with threads(count):
+            int8 = NOT_INSTALLED if why_not("onnx_int8") else round(int8_product_rate(), 1)
+            draft.extra["rates"][str(count)] = machine_rates() | {"int8_gops": int8}
+    points = len(settings.sizes) * len(settings.batches) * len(thread_counts())
+    with tqdm(total=points, desc="latency", unit="part") as bar:
+        for size in settings.sizes:
+            for kind, rows in measure_size(size, settings, pairs, bar).items():
+                draft.extra.setdefault(kind, []).extend(rows)
+    measured = [row for row in draft.extra["rows"] if "p50" in row]
+    return f"{len(measured)} of {len(draft.extra['rows'])} rows measured"

@@ -1,0 +1,147 @@
+"""From the record of the latency stage to rows: by length, against score and bytes, and claims."""
+
+from pathlib import Path
+
+from ...data.tasks import get_task
+from ..recipes import Recipe
+from ..records import Record
+from .comparisons import macro_rows
+from .scores import present_records, recorded_seeds, seed_scores
+from .speed import quantized_rows
+
+BACKENDS = {
+    "torch_ours": "PyTorch, ours",
+    "torch_transformers": "PyTorch, transformers",
+    "torch_compiled": "PyTorch, compiled",
+    "torch_bf16": "PyTorch, bf16",
+    "torch_int8": "PyTorch, int8 (torchao)",
+    "onnx_fp32": "ONNX Runtime, fp32",
+    "onnx_int8": "ONNX Runtime, int8",
+}
+STUDENTS = {"paper": ("bert", "distilbert"), "study": ("minilm", "distilminilm")}
+ON_DEVICE = {"megabytes": 207, "faster": 0.71}  # paper, section 4.1, on a phone
+POWER = Path("/sys/class/powercap")  # the counters of Intel's RAPL
+NO_RECORD = "not measured: no record of latency"
+
+
+def rows_at(record: Record, **wanted) -> list[dict]:
+    """The measured rows with these values of size, model, backend, threads, batch or length."""
+    rows = (row for row in record.measured.extra["rows"] if "p50" in row)
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def not_measured(record: Record) -> list[dict]:
+    """What has no time, with the reason: once for each size, backend and reason."""
+    keys = ("size", "backend", "threads", "batch", "length", "not_measured")
+    rows = [row for row in record.measured.extra["rows"] if "not_measured" in row]
+    unique = {tuple(row.get(key) for key in keys): row for row in rows}
+    return [{key: row.get(key) for key in keys} for row in unique.values()]
+
+
+def over_eager(record: Record) -> list[dict]:
+    """p50 of our eager model over that of each other backend, at the same point."""
+    places = ("size", "model", "threads", "batch", "length")
+    eager = {
+        tuple(row[key] for key in places): row["p50"]
+        for row in rows_at(record, backend="torch_ours")
+    }
+    return [
+        {key: row[key] for key in (*places, "backend")} | {"ratio": eager[point] / row["p50"]}
+        for row in rows_at(record)
+        if row["backend"] != "torch_ours" and (point := tuple(row[key] for key in places)) in eager
+    ]
+
+
+def student_faster(record: Record) -> list[dict]:
+    """Teacher's p50 over the student's at each point and backend; 60 % faster is a ratio of 1.6."""
+    places = ("size", "backend", "threads", "batch", "length")
+    found: dict[tuple, dict] = {}
+    for row in rows_at(record):
+        found.setdefault(tuple(row[key] for key in places), {})[row["model"]] = row["p50"]
+    rows = []
+    for point, times in found.items():
+        teacher, student = STUDENTS[point[0]]
+        if len(times) == 2:
+            ratio = times[teacher] / times[student]
+            rows.append(dict(zip(places, point), ratio=ratio))
+    return rows
+
+
+def energy() -> str:
+    """Whether this machine lets its joules be read."""
+    readable = any(POWER.glob("*/energy_uj"))
+    return "a counter is there, no stage reads it" if readable else "not measured: no counter"
+
+
+def pareto_rows(recipe: Recipe, record: Record | None) -> list[dict]:
+    """Score against milliseconds (batch 1, 128 tokens, one thread) and bytes.
+
+    Teacher, student and the cut that the student starts from, by their mean over the tasks and on
+    the task of `quantize`; their int8 forms have a score on the latter only. Times are those of
+    the study-size models of the same depth; None without a record of latency.
+    """
+    spec = recipe.models[recipe.student].distill
+    models = dict.fromkeys([recipe.teacher, recipe.student, *([spec.student] if spec else [])])
+    means = {row["model"]: row["mean"] for row in macro_rows(recipe)}
+    task = get_task(recipe.quantize.task) if recipe.quantize else None
+    present = present_records(recipe)
+    quantized = {
+        (present[row["record"]].cell["model"], row["form"]): row for row in quantized_rows(recipe)
+    }
+    names = {"torch_fp32": "torch_ours", "onnx_int8": "onnx_int8"}
+    rows = []
+    for model in models:
+        shape = STUDENTS["study"][model != recipe.teacher]
+        for form, backend in names.items():
+            one, fp32 = quantized.get((model, form)), form == "torch_fp32"
+            score = one and one["score"]
+            if fp32 and score is None and task and recorded_seeds(recipe, model, task.name):
+                score = seed_scores(recipe, model, task)["mean"]
+            size = one or quantized.get((recipe.student, form))  # the cut has the student's shape
+            point = {"model": shape, "backend": backend, "threads": 1, "batch": 1, "length": 128}
+            times = rows_at(record, size="study", **point) if record else []
+            if score is None and model not in means:
+                continue
+            if not fp32 and score is None:
+                continue
+            rows.append(
+                {
+                    "model": model,
+                    "label": recipe.models[model].label,
+                    "form": form,
+                    "task": task and task.name,
+                    "score": score,
+                    "macro": means.get(model) if fp32 else None,
+                    "milliseconds": times[0]["p50"] if times else None,
+                    "bytes": size and size["bytes"],
+                }
+            )
+    return rows
+
+
+def on_device_claims(record: Record) -> list[dict]:
+    """The paper's 207 MB and 71 % on a phone beside what comes nearest here: never the same.
+
+    The file nearest to 207 MB among those of paper size, and the teacher's time over the student's
+    (minus one) nearest to 71 % at batch 1 and paper size. Another machine and another task.
+    """
+    files = [row for row in record.measured.extra["starts"] if row["size"] == "paper"]
+    megabytes = {f"{row['model']}, {BACKENDS[row['backend']]}": row["bytes"] / 1e6 for row in files}
+    gains = {
+        f"{BACKENDS[row['backend']]}, {row['length']} tokens, threads: {row['threads']}": (
+            row["ratio"] - 1
+        )
+        for row in student_faster(record)
+        if row["size"] == "paper" and row["batch"] == 1
+    }
+    rows = []
+    for claim, values in (("megabytes", megabytes), ("faster", gains)):
+        if values:
+            paper = ON_DEVICE[claim]
+            name = min(values, key=lambda key: abs(values[key] - paper))
+            away = values[name] / paper - 1
+            rows.append(
+                {"claim": claim, "paper": paper, "nearest": name}
+                | {"here": values[name], "away": away, "verdict": "not the paper's device"}
+            )
+    return rows

@@ -1,0 +1,181 @@
+"""The latency stage: its backends agree, its rows are whole, what it lacks is said."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import latency, shared
+from distilbert_kit.errors import UserError
+from distilbert_kit.machine import matrix_instructions
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.study import answers, tables
+from distilbert_kit.study.deployment import random_batch
+from distilbert_kit.study.drawings import deployment as draw
+from distilbert_kit.study.evidence import latency as evidence
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.settings import Backend, LatencySettings
+
+NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_layers": 1}
+SETTINGS = {"seconds": 0.001, "least_rounds": 2, "text_length": 8}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Narrow models of both sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for models in latency.SIZES.values():
+            for name, config in list(models.items()):
+                patch.setitem(models, name, replace(config, **NARROW))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(small, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(latency.SIZES["paper"], "distilbert")
+        folders = latency.save_models("paper", tmp_path_factory.mktemp("models"), ["onnx_int8"])
+    return folders["bert"]
+
+
+@pytest.fixture(scope="module")
+def found(small):
+    """What the stage measures with one backend that runs and one without a compiler."""
+    pairs = [("a fine film", "a dull plot"), ("fine actors", "dull jokes")]
+    names = ["torch_ours", "torch_compiled"]
+    settings = LatencySettings(**SETTINGS, backends=names, lengths=[8, 16], batches=[1, 2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", "no-such-compiler")
+        bar = SimpleNamespace(update=lambda: None)
+        return latency.measure_size("study", settings, pairs, bar)
+
+
+def record_of(found):
+    extra = found | {"instructions": ["avx2"], "rates": {}}
+    measured = SimpleNamespace(extra=extra, machine={"cpu": "a processor"})
+    return SimpleNamespace(measured=measured)
+
+
+def test_settings_name_the_backends_that_there_are():
+    assert list(get_args(Backend)) == list(latency.BACKENDS) == list(evidence.BACKENDS)
+    assert list(draw.LOOKS) == list(evidence.BACKENDS)
+    assert {size: tuple(models) for size, models in latency.SIZES.items()} == evidence.STUDENTS
+
+
+@pytest.mark.parametrize(
+    ("backend", "tolerance"),
+    [("torch_transformers", 1e-5), ("torch_bf16", 0.02), ("onnx_fp32", 1e-5), ("onnx_int8", 0.05)],
+)
+def test_backends_agree_with_eager_after_saving_and_loading(folder, backend, tolerance):
+    eager = latency.BACKENDS["torch_ours"](folder)
+    other = latency.BACKENDS[backend](folder)
+    for batch in (random_batch(eager, 8), random_batch(eager, 24)):
+        expected = shared.classify(eager, batch)
+        got = shared.classify(other, batch).float()
+        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+    assert latency.bytes_read(backend, folder) > 0
+
+
+def test_rows_are_whole_and_a_missing_compiler_is_a_row(found):
+    points = len(shared.thread_counts()) * 2 * 2 * 2  # batches, lengths, models
+    measured = [row for row in found["rows"] if "p50" in row]
+    assert len(measured) == points
+    for row in measured:
+        assert row["backend"] == "torch_ours" and 0 < row["p50"] <= row["p90"] <= row["p99"]
+        assert row["calls"] >= 2
+    missing = [row for row in found["rows"] if "not_measured" in row]
+    assert {row["model"] for row in missing} == {"minilm", "distilminilm"}
+    assert {row["not_measured"] for row in missing} == {latency.NO_COMPILER}
+    for row in found["starts"]:
+        assert min(row["seconds"].values()) > 0 and row["largest_logit_difference"] == 0
+        assert 0 < row["peak_memory_bytes"]["1"] <= row["peak_memory_bytes"]["2"]
+    for row in found["texts"]:
+        assert row["texts_per_second"] > 0 and row["text_tokens"] == 8
+        assert row["end_to_end"]["p99"] > row["tokenise"]["p50"] > 0
+
+
+def test_what_a_machine_lacks_is_said(monkeypatch):
+    monkeypatch.setattr(latency.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(latency, "has_bf16_instructions", lambda: False)
+    for backend in ("torch_int8", "onnx_fp32", "onnx_int8"):
+        assert latency.why_not(backend) == "not measured: not installed"
+    assert latency.why_not("torch_bf16") == "not measured: no bf16 instructions"
+    assert latency.why_not("torch_ours") is latency.why_not("torch_transformers") is None
+
+
+class Clock:
+    """A process whose calls last as long as they have tokens."""
+
+    def submit(self, _, item):
+        seconds = item["input_ids"].numel() / 100
+        return SimpleNamespace(result=lambda: (0.0, seconds))
+
+
+def test_a_call_that_would_last_too_long_is_left_out_and_quantiles_are_numpys():
+    config = create_model_config("MiniLM-L6", **NARROW)
+    model = DistilBERTForSequenceClassification(config, 2)
+    settings = LatencySettings(**SETTINGS, lengths=[16, 128], longest_call=1.0)
+    first, second = latency.measure_points({("m", "b"): Clock()}, settings, 1, model)
+    assert first["p50"] == first["p99"] == 160 and first["calls"] >= 2
+    assert second["not_measured"] == latency.TOO_LONG
+    values = np.random.default_rng(0).random(300)
+    assert latency.quantiles(values)["p90"] == pytest.approx(1e3 * np.quantile(values, 0.9), 1e-4)
+
+
+def test_table_compares_at_equal_points_and_never_matches_a_phone():
+    def row(model, backend, p50, **point):
+        place = {"size": "paper", "threads": 1, "batch": 1, "length": 16}
+        return place | point | {"model": model, "backend": backend, "p50": p50}
+
+    rows = [
+        row("bert", "torch_ours", 8.0),
+        row("distilbert", "torch_ours", 4.0),
+        row("bert", "onnx_int8", 2.0),
+        row("bert", "onnx_int8", 1.0, length=64),  # without its eager counterpart
+        {"size": "paper", "model": "bert", "backend": "torch_int8", "not_measured": "why"},
+    ]
+    start = {"size": "paper", "model": "distilbert", "backend": "torch_ours", "bytes": 265_000_000}
+    record = record_of({"rows": rows, "starts": [start], "texts": []})
+    assert [row["ratio"] for row in evidence.over_eager(record)] == [4.0]
+    assert [row["ratio"] for row in evidence.student_faster(record)] == [2.0]
+    size, speed = evidence.on_device_claims(record)
+    assert size["here"] == 265 and size["away"] == pytest.approx(265 / 207 - 1)
+    assert speed["here"] == 1.0 and {size["verdict"], speed["verdict"]} == {
+        "not the paper's device"
+    }
+    assert [row["not_measured"] for row in evidence.not_measured(record)] == ["why"]
+
+
+def test_table_figures_and_answer_of_a_measured_record(found, tiny, monkeypatch):
+    latency_settings = LatencySettings(**SETTINGS)
+    recipe = tiny.model_copy(update={"latency": latency_settings})
+    monkeypatch.setattr(tables, "benchmark_record", lambda *_: record_of(found))
+    table = tables.latency(recipe)
+    json.dumps(table, allow_nan=False)
+    assert {row["model"] for row in table["pareto"]} >= {recipe.teacher, recipe.student}
+    assert "as fast as its teacher" in answers.latency(table)
+    draw.latency(table["rows"], 1)
+    draw.pareto(recipe, table["pareto"])
+    monkeypatch.setattr(tables, "benchmark_record", lambda *_: None)
+    table = tables.latency(recipe)
+    assert table["note"] == evidence.NO_RECORD and "No answer yet" in answers.latency(table)
+    draw.pareto(recipe, table["pareto"])
+
+
+def test_instructions_are_those_for_products_of_matrices(monkeypatch):
+    flags = {"flags": "sse4_2 avx2 avx512_vnni amx_int8 fma fpu"}
+    monkeypatch.setattr("distilbert_kit.machine._cpuinfo", lambda: flags)
+    assert matrix_instructions() == ["amx_int8", "avx2", "avx512_vnni", "fma"]
+
+
+def test_a_backend_that_is_not_known_is_an_error(tmp_path):
+    text = (shared.ROOT / "code" / "recipes" / "study.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("  seconds: 10\n", "  seconds: 10\n  backends: [tensorflow]\n"))
+    with pytest.raises(UserError, match="backends"):
+        load_recipe(path)
