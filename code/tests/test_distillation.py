@@ -267,7 +267,7 @@ def test_scripts_run_from_a_recipe(tmp_path):
     training = {"epochs": 0.02, "learning_rate": 1e-3, "batch_size": 8, "precision": "fp32"}
     content |= {
         "name": "tiny",
-        "corpus": {"source": ["docs"], "limit_tokens": 20000, "validation_fraction": 0.05},
+        "corpus": {"source": ["docs"], "limit_tokens": 4000, "validation_fraction": 0.1},
         "pretrain": training,
         "distill": training,
         "demo": [],

@@ -39,15 +39,8 @@ def recipe_file(tmp_path) -> Path:
         "teacher": "teacher",
         "student": "cut",
         "finetune": content["finetune"] | {"epochs": 0.01},
-        "speed": {
-            "pairs": 2,
-            "passes": 1,
-            "lengths": [16],
-            "length_repeats": 1,
-            "file_order_pairs": 2,
-        },
     }
-    for key in ("corpus", "pretrain", "distill", "demo"):
+    for key in ("corpus", "pretrain", "distill", "demo", "speed"):
         content.pop(key, None)
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))

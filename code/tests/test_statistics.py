@@ -384,5 +384,9 @@ def test_a_flat_or_doubtful_curve_promises_no_tokens():
     doubtful = {"x": scores_of([[0.8, 0.7, 0.7, 0.71]], example_variance=1e-3)}
     found = curve_over_tokens([1e6, 3e6, 1e7], doubtful, target=0.97, budget=1e10)
     assert found["slope"]["low"] < 0 and found["log10_tokens"]["high"] is None
-    with pytest.raises(UserError, match="three budgets"):
-        curve_over_tokens([1e6, 3e6], flat, target=0.97, budget=1e10)
+    for too_few in ([1e6, 3e6], [1e6, 3e6, 3e6]):
+        with pytest.raises(UserError, match="three budgets"):
+            curve_over_tokens(too_few, flat, target=0.97, budget=1e10)
+    untaught = {"x": scores_of([[0.0, 0.1, 0.2, 0.3]], example_variance=1e-4)}
+    with pytest.raises(UserError, match="above zero"):
+        curve_over_tokens([1e6, 3e6, 1e7], untaught, target=0.97, budget=1e10)

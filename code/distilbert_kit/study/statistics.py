@@ -243,13 +243,16 @@ def curve_over_tokens(
     reaches `target`, an end None where the interval has none (Fieller 1954; a slope that may be
     zero reaches the target anywhere or nowhere); and "largest_residual". What is retained
     saturates, so beyond the points the line promises too much, and the tokens are too few.
-    UserError for fewer than three budgets: two points fit any line.
+    UserError for fewer than three budgets, as two points fit any line, and for a teacher whose mean
+    score is not above zero: there is nothing to retain.
     """
-    if len(tokens) < 3 or min(tokens) <= 0:
+    if len(set(tokens)) < 3 or min(tokens) <= 0:
         raise UserError("a curve needs three budgets of more than 0 tokens: distil more of them")
     x = np.log10(np.asarray(tokens, dtype=np.float64))
     found = list(tasks.values())
     teacher, *students = np.mean([scores.mean for scores in found], axis=0)
+    if teacher <= 0:
+        raise UserError("a curve needs a teacher whose mean score is above zero: train it longer")
     points = np.array(students) / teacher
     fit = np.linalg.pinv(np.stack([np.ones_like(x), x], axis=1))  # [2, P]
     line = fit @ points

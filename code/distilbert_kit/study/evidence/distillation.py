@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ...data.tasks import get_task
+from ...errors import UserError
 from .. import statistics
 from ..cells import model_cell
 from ..recipes import Recipe
@@ -86,7 +87,8 @@ def budget_rows(recipe: Recipe) -> list[dict]:
 def token_curve(recipe: Recipe) -> dict | None:
     """`statistics.curve_over_tokens` of the budgets with the student's learning rate.
 
-    Over the macro tasks that all of them and the teacher have; None with fewer than three budgets.
+    Over the macro tasks that all of them and the teacher have; None with fewer than three budgets
+    and for a teacher that does not score above zero.
     """
     rate = (
         recipe.models[recipe.student].distill and recipe.distill_for(recipe.student).learning_rate
@@ -95,9 +97,12 @@ def token_curve(recipe: Recipe) -> dict | None:
     rows = sorted((row for row in rows if row["scores"]), key=lambda row: row["tokens"])
     models = [recipe.teacher, *(row["model"] for row in rows)]
     tasks = shared_tasks(recipe, models, recipe.macro_tasks)
-    if len(rows) < 3 or not tasks:
-        return None
     tokens = [row["tokens"] for row in rows]
+    if not tasks:
+        return None
     scores = crossed_scores(recipe, models, tasks)
-    found = statistics.curve_over_tokens(tokens, scores, TARGET, PAPER_TOKENS)
+    try:
+        found = statistics.curve_over_tokens(tokens, scores, TARGET, PAPER_TOKENS)
+    except UserError:  # there is no curve
+        return None
     return {"models": models[1:], "tokens": tokens, "tasks": tasks, "target": TARGET} | found
