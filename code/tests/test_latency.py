@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from benchmarks import latency, shared
 from distilbert_kit.errors import UserError
@@ -179,3 +180,10 @@ def test_a_backend_that_is_not_known_is_an_error(tmp_path):
     path.write_text(text.replace("  seconds: 10\n", "  seconds: 10\n  backends: [tensorflow]\n"))
     with pytest.raises(UserError, match="backends"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(("kind", "types"), [("Bert", True), ("DistilBert", False)])
+def test_a_random_batch_suits_transformers_models_too(kind, types):
+    config = getattr(transformers, f"{kind}Config")(vocab_size=10)
+    model = SimpleNamespace(config=config)
+    assert ("token_type_ids" in random_batch(model, 4)) == types

@@ -21,8 +21,10 @@ def random_batch(model: nn.Module, length: int) -> Batch:
     """One sequence of `length` random tokens: time does not depend on which."""
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+    # Transformers' DistilBERT has no token types, and no key that says so.
+    types = getattr(model.config, "type_vocab_size", 0)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | (
-        {"token_type_ids": torch.zeros_like(ids)} if model.config.type_vocab_size else {}
+        {"token_type_ids": torch.zeros_like(ids)} if types else {}
     )
 
 
