@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 
 from benchmarks import latency, shared
-from distilbert_kit.errors import UserError
 from distilbert_kit.machine import matrix_instructions
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
@@ -19,7 +19,6 @@ from distilbert_kit.study import answers, tables
 from distilbert_kit.study.deployment import random_batch
 from distilbert_kit.study.drawings import deployment as draw
 from distilbert_kit.study.evidence import latency as evidence
-from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.settings import Backend, LatencySettings
 
 NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_layers": 1}
@@ -174,12 +173,9 @@ def test_instructions_are_those_for_products_of_matrices(monkeypatch):
     assert matrix_instructions() == ["amx_int8", "avx2", "avx512_vnni", "fma"]
 
 
-def test_a_backend_that_is_not_known_is_an_error(tmp_path):
-    text = (shared.ROOT / "code" / "recipes" / "study.yaml").read_text()
-    path = tmp_path / "mine.yaml"
-    path.write_text(text.replace("  seconds: 10\n", "  seconds: 10\n  backends: [tensorflow]\n"))
-    with pytest.raises(UserError, match="backends"):
-        load_recipe(path)
+def test_a_backend_that_is_not_known_is_an_error():
+    with pytest.raises(ValidationError, match="backends"):
+        LatencySettings(seconds=1, backends=["tensorflow"])
 
 
 @pytest.mark.parametrize(("kind", "types"), [("Bert", True), ("DistilBert", False)])
