@@ -26,6 +26,11 @@ for number, usual in (
 ROUNDING = 1e-5
 
 
+def pytest_collection_modifyitems(items):
+    """The longest tests come first, so that no worker ends alone with one of them."""
+    items.sort(key=lambda item: item.path.stem != "test_dry_run")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
