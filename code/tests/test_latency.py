@@ -143,9 +143,9 @@ def test_table_compares_at_equal_points_and_never_matches_a_phone():
     record = record_of({"rows": rows, "starts": [start], "texts": []})
     assert [row["ratio"] for row in evidence.over_eager(record)] == [4.0]
     assert [row["ratio"] for row in evidence.student_faster(record)] == [2.0]
-    size, speed = evidence.on_device_claims(record)
+    size, speed = evidence.on_device_rows(record, {"phone_size": 207, "phone_speed": 1.71})
     assert size["here"] == 265 and size["away"] == pytest.approx(265 / 207 - 1)
-    assert speed["here"] == 1.0 and {size["verdict"], speed["verdict"]} == {
+    assert speed["here"] == 2.0 and {size["verdict"], speed["verdict"]} == {
         "not the paper's device"
     }
     assert [row["not_measured"] for row in evidence.not_measured(record)] == ["why"]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from ..data.tasks import get_task
 from .evidence.latency import BACKENDS
-from .evidence.speed import least_favourable
 
 
 def points(found: dict, estimate: str = "estimate") -> str:
@@ -37,7 +36,7 @@ def counted(count: int, noun: str) -> str:
 def size_speed(table: dict, paper: dict) -> str:
     """How much smaller DistilBERT is, and how much faster in the least favourable setting."""
     count = {row["model"]: row["parameters"] for row in table["size"]}
-    least = least_favourable(table["rows"])
+    least = table["least_favourable"]
     low, high = least["bounds"]
     return (
         f"DistilBERT has {1 - count['distilbert'] / count['bert']:.1%} fewer parameters than "

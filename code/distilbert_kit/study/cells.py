@@ -148,7 +148,7 @@ def teacher_cell(recipe: Recipe, model: str, task_name: str) -> Cell | None:
 
 def _finetune_settings(recipe: Recipe, model: str, task_name: str) -> dict:
     weights = recipe.models[recipe.body(model)].weights
-    settings = recipe.finetune_for(task_name, model).model_dump(mode="json")
+    settings = recipe.shown_settings(task_name, model)
     return settings | {"weights": weights and public_name(weights)}
 
 
@@ -188,8 +188,6 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     folder = recipe.folder / "predictions"
     settings = _finetune_settings(recipe, model, task_name)
     weights = recipe.models[recipe.body(model)].weights
-    if recipe.tuning:
-        settings |= {"learning_rate": "tuned"}
     if spec.task_distill:
         settings |= {"task_distill": spec.task_distill.model_dump(mode="json")}
     return Cell(

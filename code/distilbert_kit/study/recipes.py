@@ -281,6 +281,11 @@ class Recipe(Strict):
         own = self.models[model].finetune if model else {}
         return settings(**common | self.finetune_tasks.get(task, {}) | own)
 
+    def shown_settings(self, task: str, model: str | None = None) -> dict:
+        """`finetune_for` ready for JSON, with "tuned" for a learning rate that is still to find."""
+        tuned = {"learning_rate": "tuned"} if self.tuning else {}
+        return self.finetune_for(task, model).model_dump(mode="json") | tuned
+
     def seeds_of(self, task: str) -> list[int]:
         """The seeds with which models are fine-tuned on a task."""
         return self.task_seeds.get(task, self.seeds)

@@ -12,6 +12,7 @@ import yaml
 
 from ..paths import PAPER
 from .cells import benchmark_cell, model_cell
+from .claims import load_ledger
 from .evidence import latency as latency_evidence
 from .evidence import speed
 from .evidence.comparisons import (
@@ -35,6 +36,7 @@ from .evidence.scores import (
 )
 from .recipes import Recipe
 from .records import read_record
+from .tuning import tuning_rows
 
 
 def scale_of(recipe: Recipe) -> str:
@@ -50,7 +52,7 @@ def paper() -> dict:
 def size_speed(recipe: Recipe) -> dict:
     """The paper's Table 3: size and time of its two models."""
     record = read_record(benchmark_cell(recipe, "size_speed").record)
-    metrics, measured = record.metrics, record.measured
+    metrics, measured, rows = record.metrics, record.measured, speed.speed_rows(record)
     keys = ("weights", "head", "text", "pairs", "share_of_pairs", "passes", "mean_tokens")
     return {
         "records": ["benchmark/size_speed"],
@@ -58,7 +60,8 @@ def size_speed(recipe: Recipe) -> dict:
         "conditions": {key: metrics[key] for key in (*keys, "longest")},
         "machine": measured.machine,
         "size": speed.size_rows(record),
-        "rows": speed.speed_rows(record),
+        "rows": rows,
+        "least_favourable": speed.least_favourable(rows),
         "flops": metrics["flops"],
         "flops_ratio": metrics["flops_ratio"],
         "layer_milliseconds": [
@@ -127,14 +130,13 @@ def scores(recipe: Recipe) -> dict:
 
 
 def training(recipe: Recipe) -> dict:
-    """Settings and course of every fine-tuning."""
+    """Settings and course of every fine-tuning, and the trials of learning rates before it."""
     runs = finetune_records(recipe)
     return {
         "records": list(runs),
         "scale": scale_of(recipe),
-        "settings": {
-            task: recipe.finetune_for(task).model_dump(mode="json") for task in recipe.tasks
-        },
+        "settings": {task: recipe.shown_settings(task) for task in recipe.tasks},
+        "tuning": tuning_rows(recipe),
         "runs": [
             {
                 "name": name,
@@ -285,6 +287,7 @@ def latency(recipe: Recipe) -> dict:
     if record is None:
         return table
     extra = record.measured.extra
+    printed = {claim.id: claim.expected for claim in load_ledger().claims}
     return table | {
         "machine": record.measured.machine,
         **{key: extra[key] for key in ("instructions", "rates", "starts", "texts")},
@@ -292,7 +295,7 @@ def latency(recipe: Recipe) -> dict:
         "not_measured": latency_evidence.not_measured(record),
         "over_eager": latency_evidence.over_eager(record),
         "student_faster": latency_evidence.student_faster(record),
-        "on_device": latency_evidence.on_device_claims(record),
+        "on_device": latency_evidence.on_device_rows(record, printed),
     }
 
 

@@ -19,7 +19,6 @@ BACKENDS = {
     "onnx_int8": "ONNX Runtime, int8",
 }
 STUDENTS = {"paper": ("bert", "distilbert"), "study": ("minilm", "distilminilm")}
-ON_DEVICE = {"megabytes": 207, "faster": 0.71}  # paper, section 4.1, on a phone
 POWER = Path("/sys/class/powercap")  # the counters of Intel's RAPL
 NO_RECORD = "not measured: no record of latency"
 
@@ -119,25 +118,26 @@ def pareto_rows(recipe: Recipe, record: Record | None) -> list[dict]:
     return rows
 
 
-def on_device_claims(record: Record) -> list[dict]:
-    """The paper's 207 MB and 71 % on a phone beside what comes nearest here: never the same.
+def on_device_rows(record: Record, printed: dict[str, float]) -> list[dict]:
+    """What the paper printed of a phone beside what comes nearest here: never the same.
 
-    The file nearest to 207 MB among those of paper size, and the teacher's time over the student's
-    (minus one) nearest to 71 % at batch 1 and paper size. Another machine and another task.
+    `printed`: megabytes as `phone_size`, the teacher's time over the student's as `phone_speed`.
+    Nearest of all files of paper size, and of all ratios at batch 1 and paper size. Another
+    machine and another task.
     """
     files = [row for row in record.measured.extra["starts"] if row["size"] == "paper"]
     megabytes = {f"{row['model']}, {BACKENDS[row['backend']]}": row["bytes"] / 1e6 for row in files}
-    gains = {
+    ratios = {
         f"{BACKENDS[row['backend']]}, {row['length']} tokens, threads: {row['threads']}": (
-            row["ratio"] - 1
+            row["ratio"]
         )
         for row in student_faster(record)
         if row["size"] == "paper" and row["batch"] == 1
     }
     rows = []
-    for claim, values in (("megabytes", megabytes), ("faster", gains)):
+    for claim, values in (("phone_size", megabytes), ("phone_speed", ratios)):
         if values:
-            paper = ON_DEVICE[claim]
+            paper = printed[claim]
             name = min(values, key=lambda key: abs(values[key] - paper))
             away = values[name] / paper - 1
             rows.append(
