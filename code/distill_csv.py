@@ -24,6 +24,7 @@ from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.serve.export import OnnxModel, size_on_disk
 from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
 from distilbert_kit.study.csv_pipeline import (
     MODELS,
@@ -32,7 +33,6 @@ from distilbert_kit.study.csv_pipeline import (
     load_models,
     make_models,
     results_table,
-    size_on_disk,
 )
 from distilbert_kit.study.model_card import write_model_card
 from distilbert_kit.study.records import read_record, recording
@@ -151,7 +151,8 @@ def run(
         models = load_models(output)
         draft.metrics, predictions = evaluate(models, datasets, splits, task)
         for name, model in models.items():
-            draft.metrics[name]["size"] = size_on_disk(output / name, model)
+            place = model.path if isinstance(model, OnnxModel) else output / name
+            draft.metrics[name]["size"] = size_on_disk(place)
         draft.metrics["truncated"] = {split: data.truncated for split, data in datasets.items()}
         draft.extra["milliseconds_per_text"] = latencies(models, datasets["test"])
         predictions.to_csv(output / "predictions.csv", index=False)

@@ -32,7 +32,7 @@ from distilbert_kit.machine import has_bf16_instructions, matrix_instructions, p
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
-from distilbert_kit.serve.export import FILES, OnnxModel, save_onnx, weight_files
+from distilbert_kit.serve.export import FILES, OnnxModel, save_onnx, size_on_disk
 from distilbert_kit.study.deployment import random_batch
 from distilbert_kit.study.measure import int8_product_rate, threads
 from distilbert_kit.study.recipes import Recipe
@@ -154,11 +154,10 @@ def save_models(size: str, folder: Path, backends: list[str]) -> dict[str, Path]
     return folders
 
 
-def bytes_read(backend: str, folder: Path) -> int:
-    """Bytes of the weights or of the graph that a backend loads."""
+def read_by(backend: str, folder: Path) -> Path:
+    """The folder of weights or the graph that a backend loads."""
     graph = backend.removeprefix("onnx_")
-    files = [folder / "onnx" / FILES[graph]] if graph in FILES else weight_files(folder)
-    return sum(path.stat().st_size for path in files)
+    return folder / "onnx" / FILES[graph] if graph in FILES else folder
 
 
 def alternate_at_random(
@@ -272,7 +271,8 @@ def measure_size(size: str, settings: LatencySettings, pairs: list | None, bar: 
                 bar.update()
             if not found["starts"]:  # later ones are of processes no longer fresh
                 for key, row in start.items():
-                    read = {"key": key, "bytes": bytes_read(key[1], folders[key[0]])}
+                    size = size_on_disk(read_by(key[1], folders[key[0]]))
+                    read = {"key": key, "bytes": size["bytes"]}
                     add("starts", read | row, threads=count)
         for row in measure_texts(workers, settings, pairs) if pairs else ():
             add("texts", row, threads=count)

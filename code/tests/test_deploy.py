@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import onnx
@@ -30,6 +31,7 @@ from distilbert_kit.serve.export import (
     count_onnx_parameters,
     load_fine_tuned,
     save_onnx,
+    size_on_disk,
 )
 from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.settings import WindowSettings
@@ -167,6 +169,17 @@ def test_damaged_missing_and_too_long(saved, tmp_path):
         OnnxModel(tmp_path)
     with pytest.raises(UserError, match="513 tokens: this model takes 512"):
         OnnxModel(graphs)(input_ids=torch.ones(1, 513, dtype=torch.int64))
+
+
+def test_logits_of_a_teacher_are_no_weights(saved, tmp_path):
+    """The kit leaves them beside a teacher: they count for no bytes and hide no graph."""
+    _, weights, graphs = saved
+    for folder in (weights, graphs):
+        shutil.copytree(folder, tmp_path / folder.name)
+        (tmp_path / folder.name / "logits-0123abcd.safetensors").write_bytes(bytes(1000))
+    assert size_on_disk(tmp_path / "weights") == size_on_disk(weights)
+    model = load_fine_tuned(DistilBERTForSequenceClassification, tmp_path / "graphs")
+    assert isinstance(model, OnnxModel)
 
 
 def test_constants_of_a_graph_are_no_parameters(tmp_path):

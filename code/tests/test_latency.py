@@ -15,6 +15,7 @@ from benchmarks import latency, shared
 from distilbert_kit.machine import matrix_instructions
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.serve.export import size_on_disk
 from distilbert_kit.study import answers, tables
 from distilbert_kit.study.deployment import random_batch
 from distilbert_kit.study.drawings import deployment as draw
@@ -78,7 +79,7 @@ def test_backends_agree_with_eager_after_saving_and_loading(folder, backend, tol
         expected = shared.classify(eager, batch)
         got = shared.classify(other, batch).float()
         torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
-    assert latency.bytes_read(backend, folder) > 0
+    assert size_on_disk(latency.read_by(backend, folder))["bytes"] > 0
 
 
 def test_rows_are_whole_and_a_missing_compiler_is_a_row(found):

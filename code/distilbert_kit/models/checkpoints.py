@@ -67,12 +67,21 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -
         raise OSError(code or errno.EIO, str(error), str(path)) from None
 
 
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint's weights, in one file or in shards."""
+    ends = ("", ".index.json")
+    return any((folder / f"{name}{end}").is_file() for name in _WEIGHTS for end in ends)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files of a checkpoint's weights: one, or the shards that its index lists.
 
     Safetensors come before `pytorch_model.bin`. UserError when there are none, or not all.
     """
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in _WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}.index.json"

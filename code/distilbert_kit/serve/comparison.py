@@ -16,9 +16,9 @@ from statistics import median
 from scipy.special import softmax
 
 from ..errors import UserError
-from ..models.checkpoints import resolve_checkpoint
+from ..models.checkpoints import resolve_checkpoint, weight_files
 from ..models.model import count_parameters
-from .export import FILES, OnnxModel, count_onnx_parameters, save_onnx, weight_files
+from .export import FILES, OnnxModel, count_onnx_parameters, save_onnx
 from .prediction import Answerer, Classifier, find_head, load_predictor
 
 WAITING = 16  # requests inside at a time; the next one is refused at once

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, Sequence
 
 from ..errors import UserError
 from ..files import replacing_folder
+from ..models.checkpoints import has_weights, read_weights, weight_files
 from ..models.hub_layout import hub_config, read_config
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 
@@ -165,16 +166,21 @@ class OnnxModel(nn.Module):
         return QuestionAnsweringModelOutput(**tensors)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of PyTorch weights in a folder."""
-    return [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-
-
 def load_fine_tuned(kind: type[Exportable], folder: Path) -> nn.Module:
     """The model of a folder: its int8 graph, unless weights are there too."""
-    if not weight_files(folder) and (folder / FILES["int8"]).is_file():
+    if not has_weights(folder) and (folder / FILES["int8"]).is_file():
         return OnnxModel(folder)
     return kind.from_pretrained(folder, require_head=True)
+
+
+def size_on_disk(place: Path) -> dict[str, int]:
+    """Bytes and parameters of a checkpoint's folder or of a graph, counted in the files."""
+    if place.suffix == ".onnx":
+        return {"bytes": place.stat().st_size} | count_onnx_parameters(place)
+    return {
+        "bytes": sum(path.stat().st_size for path in weight_files(place)),
+        "parameters": sum(tensor.numel() for tensor in read_weights(place).values()),
+    }
 
 
 def count_onnx_parameters(path: Path) -> dict[str, int]:

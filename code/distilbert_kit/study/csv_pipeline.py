@@ -21,9 +21,8 @@ from ..models.initialisation import choose_layers, extract_student
 from ..models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
-    count_parameters,
 )
-from ..serve.export import FILES, OnnxModel, count_onnx_parameters, save_onnx
+from ..serve.export import FILES, OnnxModel, save_onnx
 from ..settings import FinetuneSettings, SoftTargets
 from ..training.classification import predict_logits, score
 from ..training.fine_tuning import fine_tune
@@ -90,15 +89,6 @@ def load_models(folder: Path) -> dict[str, nn.Module]:
         else DistilBERTForSequenceClassification.from_pretrained(folder / name, require_head=True)
         for name in MODELS
     }
-
-
-def size_on_disk(folder: Path, model: nn.Module) -> dict[str, int]:
-    """Bytes of the weights or graph, and parameters."""
-    graph = folder / FILES["int8"]
-    if graph.is_file():
-        return {"bytes": graph.stat().st_size, **count_onnx_parameters(graph)}
-    weights = folder / "model.safetensors"
-    return {"bytes": weights.stat().st_size, "parameters": count_parameters(model)}
 
 
 def latencies(models: dict[str, nn.Module], dataset: ClassificationDataset) -> dict[str, float]:

@@ -10,9 +10,8 @@ from torch import nn
 from ..data.batches import Batch, ClassificationDataset
 from ..data.tasks import Task
 from ..metrics import agreement
-from ..models.checkpoints import read_weights, weight_files
 from ..models.model import DistilBERTForSequenceClassification
-from ..serve.export import FILES, OnnxModel, count_onnx_parameters
+from ..serve.export import FILES, OnnxModel, size_on_disk
 from ..training.classification import predict_logits, score
 from .measure import alternate
 
@@ -60,13 +59,8 @@ def load_variants(checkpoint: Path, folder: Path) -> dict[str, nn.Module]:
 
 def size_of_variants(checkpoint: Path, folder: Path) -> dict[str, dict[str, int]]:
     """Bytes on disk and parameters of the same three, counted in the files."""
-    parameters = sum(tensor.numel() for tensor in read_weights(checkpoint).values())
-    size = sum(path.stat().st_size for path in weight_files(checkpoint))
-    sizes = {"torch_fp32": {"bytes": size, "parameters": parameters}}
-    for name, file in FILES.items():
-        path = folder / file
-        sizes[f"onnx_{name}"] = {"bytes": path.stat().st_size} | count_onnx_parameters(path)
-    return sizes
+    graphs = {f"onnx_{name}": size_on_disk(folder / file) for name, file in FILES.items()}
+    return {"torch_fp32": size_on_disk(checkpoint), **graphs}
 
 
 def score_variants(
