@@ -75,7 +75,7 @@ def load_torchao(folder: Path) -> nn.Module:
 
     model = load_ours(folder)
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
-    return torch.compile(model, dynamic=True)  # fused by the compiler only
+    return model  # compiled it was no faster here (AVX2), and took a minute more to start
 
 
 BACKENDS: dict[str, Callable[[Path], nn.Module]] = {
@@ -95,7 +95,7 @@ def why_not(backend: str) -> str | None:
     if backend in package and importlib.util.find_spec(package[backend]) is None:
         return NOT_INSTALLED
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if backend in ("torch_compiled", "torch_int8") and shutil.which(compiler) is None:
+    if backend == "torch_compiled" and shutil.which(compiler) is None:
         return NO_COMPILER
     return NO_BF16 if backend == "torch_bf16" and not has_bf16_instructions() else None
 
@@ -187,34 +187,49 @@ def quantiles(seconds: np.ndarray) -> dict[str, float | int]:
     return dict(zip(("p50", "p90", "p99"), found), calls=len(seconds))
 
 
+def foresee(
+    workers: dict[tuple, ProcessPoolExecutor],
+    pace: dict[tuple, float],
+    tokens: int,
+    settings: LatencySettings,
+) -> tuple[dict[tuple, ProcessPoolExecutor], list[tuple]]:
+    """The workers that are quick enough for a call of so many tokens, and the names of the rest."""
+    ready = {k: w for k, w in workers.items() if pace.get(k, 0) * tokens <= settings.longest_call}
+    return ready, [key for key in workers if key not in ready]
+
+
 def measure_points(
     workers: dict[tuple, ProcessPoolExecutor],
     settings: LatencySettings,
     batch: int,
     model: nn.Module,
+    pace: dict[tuple, float],
 ) -> Iterator[dict]:
-    """A row for each worker and length; lengths whose slowest call would last too long have none.
+    """A row for each worker and length; a worker whose call would last too long has no time.
 
-    Time grows at least as the tokens do: what a length takes is foreseen from the one before it.
+    `pace`: seconds a token of each worker where it was measured last, kept up to date. What a
+    point takes is foreseen from it.
     """
-    slowest = 0.0  # seconds a token
     for length in settings.lengths:
-        point = {"batch": batch, "length": length}
-        if slowest * batch * length > settings.longest_call:
-            yield from ({"key": key} | point | {"not_measured": TOO_LONG} for key in workers)
-            continue
+        point, tokens = {"batch": batch, "length": length}, batch * length
+        ready, left_out = foresee(workers, pace, tokens, settings)
         item = {k: v.expand(batch, -1) for k, v in random_batch(model, length).items()}
-        taken = {k: v[:, 1] for k, v in alternate_at_random(workers, [item], settings).items()}
-        slowest = max(np.median(seconds) for seconds in taken.values()) / (batch * length)
-        yield from ({"key": key} | point | quantiles(taken[key]) for key in workers)
+        for key, seconds in alternate_at_random(ready, [item], settings).items():
+            pace[key] = float(np.median(seconds[:, 1])) / tokens
+            yield {"key": key} | point | quantiles(seconds[:, 1])
+        yield from ({"key": key} | point | {"not_measured": TOO_LONG} for key in left_out)
 
 
 def measure_texts(
     workers: dict[tuple, ProcessPoolExecutor],
     settings: LatencySettings,
     pairs: list[tuple[str, str]],
+    pace: dict[tuple, float],
 ) -> Iterator[dict]:
-    """Texts a second over real pairs in file order, and one text with its tokenisation."""
+    """Texts a second over real pairs in file order, and one text with its tokenisation.
+
+    A worker that `pace` (see measure_points) foresees too slow for a batch of the pairs has none.
+    """
     batches = [
         list(pairs[i : i + settings.batches[-1]])
         for i in range(0, len(pairs), settings.batches[-1])
@@ -222,9 +237,11 @@ def measure_texts(
     tokenizer = get_tokenizer()
     ids = tokenizer(" ".join(f"{a} {b}" for a, b in pairs), truncation=True)["input_ids"]
     text = tokenizer.decode(ids[1 : settings.text_length - 1])
-    passes = alternate_at_random(workers, batches, settings)
-    alone = alternate_at_random(workers, [[text]], settings)
-    for key in workers:
+    tokens = max(tokenizer(b, padding=True, return_tensors="pt").input_ids.numel() for b in batches)
+    ready, left_out = foresee(workers, pace, tokens, settings)
+    passes = alternate_at_random(ready, batches, settings)
+    alone = alternate_at_random(ready, [[text]], settings)
+    for key in ready:
         yield {
             "key": key,
             "texts_per_second": round(len(pairs) / float(np.median(passes[key].sum(1))), 3),
@@ -234,6 +251,7 @@ def measure_texts(
             "model": quantiles(alone[key][:, 1]),
             "end_to_end": quantiles(alone[key].sum(1)),
         }
+    yield from ({"key": key, "not_measured": TOO_LONG} for key in left_out)
 
 
 def measure_size(size: str, settings: LatencySettings, pairs: list | None, bar: tqdm) -> dict:
@@ -256,14 +274,14 @@ def measure_size(size: str, settings: LatencySettings, pairs: list | None, bar: 
             workers[key] = stack.enter_context(pool)
         model = DistilBERTForSequenceClassification(next(iter(SIZES[size].values())), 2)
         for count in thread_counts():
-            start, reference = {}, {}
+            start, reference, pace = {}, {}, {}
             for key, worker in workers.items():
                 start[key] = worker.submit(serve, key[1], folders[key[0]], count).result()
                 reference.setdefault(key[0], start[key]["logits"])  # that of the first backend
                 difference = np.abs(start[key].pop("logits") - reference[key[0]]).max()
                 start[key]["largest_logit_difference"] = float(difference)
             for batch in settings.batches:
-                for row in measure_points(workers, settings, batch, model):
+                for row in measure_points(workers, settings, batch, model, pace):
                     add("rows", row, threads=count)
                 for key, worker in workers.items():
                     peak = worker.submit(peak_memory_bytes).result()
@@ -271,10 +289,9 @@ def measure_size(size: str, settings: LatencySettings, pairs: list | None, bar: 
                 bar.update()
             if not found["starts"]:  # later ones are of processes no longer fresh
                 for key, row in start.items():
-                    size = size_on_disk(read_by(key[1], folders[key[0]]))
-                    read = {"key": key, "bytes": size["bytes"]}
-                    add("starts", read | row, threads=count)
-        for row in measure_texts(workers, settings, pairs) if pairs else ():
+                    read = size_on_disk(read_by(key[1], folders[key[0]]))
+                    add("starts", {"key": key, "bytes": read["bytes"]} | row, threads=count)
+        for row in measure_texts(workers, settings, pairs, pace) if pairs else ():
             add("texts", row, threads=count)
     return found
 

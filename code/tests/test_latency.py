@@ -70,7 +70,13 @@ def test_settings_name_the_backends_that_there_are():
 
 @pytest.mark.parametrize(
     ("backend", "tolerance"),
-    [("torch_transformers", 1e-5), ("torch_bf16", 0.02), ("onnx_fp32", 1e-5), ("onnx_int8", 0.05)],
+    [
+        ("torch_transformers", 1e-5),
+        ("torch_bf16", 0.02),
+        ("torch_int8", 0.05),
+        ("onnx_fp32", 1e-5),
+        ("onnx_int8", 0.05),
+    ],
 )
 def test_backends_agree_with_eager_after_saving_and_loading(folder, backend, tolerance):
     eager = latency.BACKENDS["torch_ours"](folder)
@@ -93,6 +99,7 @@ def test_rows_are_whole_and_a_missing_compiler_is_a_row(found):
     assert {row["model"] for row in missing} == {"minilm", "distilminilm"}
     assert {row["not_measured"] for row in missing} == {latency.NO_COMPILER}
     for row in found["starts"]:
+        assert row["size"] == "study" and row["bytes"] > 0
         assert min(row["seconds"].values()) > 0 and row["largest_logit_difference"] == 0
         assert 0 < row["peak_memory_bytes"]["1"] <= row["peak_memory_bytes"]["2"]
     for row in found["texts"]:
@@ -112,8 +119,11 @@ def test_what_a_machine_lacks_is_said(monkeypatch):
 class Clock:
     """A process whose calls last as long as they have tokens."""
 
+    def __init__(self, pace):
+        self.pace = pace
+
     def submit(self, _, item):
-        seconds = item["input_ids"].numel() / 100
+        seconds = item["input_ids"].numel() * self.pace
         return SimpleNamespace(result=lambda: (0.0, seconds))
 
 
@@ -121,9 +131,15 @@ def test_a_call_that_would_last_too_long_is_left_out_and_quantiles_are_numpys():
     config = create_model_config("MiniLM-L6", **NARROW)
     model = DistilBERTForSequenceClassification(config, 2)
     settings = LatencySettings(**SETTINGS, lengths=[16, 128], longest_call=1.0)
-    first, second = latency.measure_points({("m", "b"): Clock()}, settings, 1, model)
-    assert first["p50"] == first["p99"] == 160 and first["calls"] >= 2
-    assert second["not_measured"] == latency.TOO_LONG
+    workers = {"slow": Clock(0.01), "quick": Clock(0.001)}
+    pace, rows = {}, {}
+    for row in latency.measure_points(workers, settings, 1, model, pace):
+        rows[row.pop("key"), row["length"]] = row
+    assert rows["slow", 16]["p50"] == rows["slow", 16]["p99"] == 160
+    assert rows["slow", 128]["not_measured"] == latency.TOO_LONG
+    assert rows["quick", 128]["p50"] == 128 and rows["quick", 128]["calls"] >= 2
+    assert pace == pytest.approx({"slow": 0.01, "quick": 0.001})
+    assert latency.foresee(workers, pace, 128, settings)[1] == ["slow"]
     values = np.random.default_rng(0).random(300)
     assert latency.quantiles(values)["p90"] == pytest.approx(1e3 * np.quantile(values, 0.9), 1e-4)
 
