@@ -2,16 +2,20 @@
 
     python code/distill_csv.py --csv news.csv --output news-models
     python code/distill_csv.py --csv mail.csv --text-column body --label-column spam --output mail
+    python code/distill_csv.py --csv news.csv --output news-models --seeds 0 1 2 --random-start
     python code/predict.py --model news-models/student-int8 "a text of your own"
 
 Rows are split 80/10/10 by class, equal texts on one side; teacher and students see the same rows.
 Beside the distilled student stands one that was trained alike but without the teacher: the
-difference is what distillation is worth on these data. All is measured on the test split after
-reloading from --output, which holds the four models with their cards, the predictions and the
-record.
+difference is what distillation is worth on these data. With --random-start one more student is
+distilled from random weights: that difference is what the teacher's layers are worth as a start.
+All is measured on the test split after reloading from --output, which holds the models of the
+first seed with their cards, the predictions of all seeds and the record.
 """
 
 import argparse
+import tempfile
+from functools import partial
 from pathlib import Path
 
 from distilbert_kit.script import entry_point
@@ -27,7 +31,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.serve.export import OnnxModel, size_on_disk
 from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
 from distilbert_kit.study.csv_pipeline import (
-    MODELS,
+    accuracies,
     evaluate,
     latencies,
     load_models,
@@ -56,7 +60,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=2.0, help="of the soft targets")
     parser.add_argument("--soft-weight", type=float, default=0.5, help="0: labels only; 1: teacher")
-    parser.add_argument("--seed", type=read_seed, default=0)
+    parser.add_argument(
+        "--seeds", type=read_seed, nargs="+", default=[0], help="the first also splits the rows"
+    )
+    parser.add_argument(
+        "--random-start", action="store_true", help="add a student distilled from random weights"
+    )
     return parser.parse_args()
 
 
@@ -106,7 +115,7 @@ def run(
         arguments.drop_missing,
         arguments.encoding,
     )
-    labels, splits = sorted_labels(table["label"]), split_texts(table, arguments.seed)
+    labels, splits = sorted_labels(table["label"]), split_texts(table, arguments.seeds[0])
     scores = ("accuracy", "precision", "recall", "f1")
     task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, scores, "accuracy")
     describe(splits, table, task)
@@ -124,7 +133,7 @@ def run(
     }
     provenance = {
         "stage": "csv",
-        "cell": {"csv": arguments.csv.name, "seed": arguments.seed},
+        "cell": {"csv": arguments.csv.name, "seeds": arguments.seeds},
         "scale": "reduced",
         "recipe": "none",
         "settings": settings.model_dump(mode="json")
@@ -137,7 +146,8 @@ def run(
             draft.data.append(
                 DataUsed(name=f"{arguments.csv.name}/{split}", rows=len(part), sha256=rows)
             )
-        make_models(
+        make = partial(
+            make_models,
             arguments.teacher,
             arguments.layers,
             datasets["train"],
@@ -145,9 +155,10 @@ def run(
             settings,
             targets,
             tokenizer,
-            arguments.seed,
-            output,
+            random_start=arguments.random_start,
         )
+        first, *others = dict.fromkeys(arguments.seeds)
+        make(seed=first, output=output)
         models = load_models(output)
         draft.metrics, predictions = evaluate(models, datasets, splits, task)
         for name, model in models.items():
@@ -155,13 +166,20 @@ def run(
             draft.metrics[name]["size"] = size_on_disk(place)
         draft.metrics["truncated"] = {split: data.truncated for split, data in datasets.items()}
         draft.extra["milliseconds_per_text"] = latencies(models, datasets["test"])
-        predictions.to_csv(output / "predictions.csv", index=False)
+        answers = [predictions.assign(seed=first)]
+        for seed in others:
+            with tempfile.TemporaryDirectory() as folder:
+                make(seed=seed, output=Path(folder))
+                _, predictions = evaluate(load_models(Path(folder)), datasets, splits, task)
+            answers.append(predictions.assign(seed=seed))
+        draft.metrics["accuracy"] = accuracies(pd.concat(answers))
+        pd.concat(answers).to_csv(output / "predictions.csv", index=False)
     record = read_record(output / "record.json")
-    for name in MODELS:
+    for name in models:
         own = {"cell": record.cell | {"model": name}, "metrics": record.metrics[name]}
         write_model_card(output / name, record.model_copy(update=own), [arguments.teacher])
     times = draft.extra["milliseconds_per_text"]
-    return results_table(draft.metrics, times, len(splits["test"]))
+    return results_table(draft.metrics, times)
 
 
 if __name__ == "__main__":

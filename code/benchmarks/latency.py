@@ -50,6 +50,7 @@ SIZES = {  # teacher and student of each size
 }
 NOT_INSTALLED = "not measured: not installed"
 NO_COMPILER = "not measured: no compiler"
+SPACE = "not measured: torch.compile fails where PyTorch's own path has a space"
 TOO_LONG = "not measured: a call takes longer than the recipe allows"
 Item = dict[str, Tensor] | list
 
@@ -97,6 +98,8 @@ def why_not(backend: str) -> str | None:
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if backend == "torch_compiled" and shutil.which(compiler) is None:
         return NO_COMPILER
+    if backend == "torch_compiled" and " " in torch.__file__:
+        return SPACE
     return NO_BF16 if backend == "torch_bf16" and not has_bf16_instructions() else None
 
 

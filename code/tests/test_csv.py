@@ -21,6 +21,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import CODE
+from distilbert_kit.study.csv_pipeline import MODELS
 from distilbert_kit.study.records import read_record
 
 
@@ -166,6 +167,7 @@ def made(tmp_path_factory):
     pd.DataFrame(rows).to_csv(folder / "news.csv", index=False, sep=";")
     command = ["--csv", folder / "news.csv", "--teacher", folder / "teacher", "--epochs", 6]
     command += ["--learning-rate", 0.003, "--batch-size", 16, "--output", folder / "out"]
+    command += ["--seeds", 0, 1, "--random-start"]
     done = subprocess.run(
         [sys.executable, CODE / "distill_csv.py", *map(str, command)],
         capture_output=True,
@@ -183,7 +185,8 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
         split: len(part) for split, part in split_again(folder).items()
     }
     predictions = pd.read_csv(folder / "predictions.csv")
-    for name in distill_csv.MODELS:
+    both, predictions = predictions, predictions[predictions["seed"] == 0]
+    for name in MODELS:
         scores = record.metrics[name]["test"]
         assert scores["accuracy"] == accuracy_score(predictions["label"], predictions[name])
         f1 = f1_score(predictions["label"], predictions[name], pos_label="sport")
@@ -196,9 +199,18 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
         assert str(folder) not in card.content
     assert str(folder) not in (folder / "record.json").read_text()
     assert record.metrics["teacher"]["test"]["accuracy"] > 0.9
-    sizes = [record.metrics[name]["size"]["bytes"] for name in distill_csv.MODELS]
-    assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
-    assert all(title in output for title in distill_csv.MODELS.values())
+    sizes = [record.metrics[name]["size"]["bytes"] for name in MODELS]
+    assert sizes[0] > sizes[1] == sizes[2] == sizes[4] > sizes[3]
+    assert all(title in output for title in MODELS.values())
+    accuracy = record.metrics["accuracy"]
+    for name, found in accuracy.items():
+        right = (both[name] == both["label"]).groupby(both["seed"]).mean()
+        assert found["seeds"] == right.tolist() and len(right) == 2
+        assert found["low"] <= found["estimate"] <= found["high"]
+        assert found["estimate"] == pytest.approx(right.mean())
+        if name != "student":
+            gap = right.mean() - np.mean(accuracy["student"]["seeds"])
+            assert found["over_student"]["estimate"] == pytest.approx(gap)
 
 
 def split_again(folder):

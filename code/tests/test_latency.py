@@ -112,6 +112,9 @@ def test_what_a_machine_lacks_is_said(monkeypatch):
     monkeypatch.setattr(latency, "has_bf16_instructions", lambda: False)
     for backend in ("torch_int8", "onnx_fp32", "onnx_int8"):
         assert latency.why_not(backend) == "not measured: not installed"
+    monkeypatch.setattr(latency.shutil, "which", lambda name: name)
+    monkeypatch.setattr(latency.torch, "__file__", "/my projects/torch/__init__.py")
+    assert latency.why_not("torch_compiled") == latency.SPACE
     assert latency.why_not("torch_bf16") == "not measured: no bf16 instructions"
     assert latency.why_not("torch_ours") is latency.why_not("torch_transformers") is None
 

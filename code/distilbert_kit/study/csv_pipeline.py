@@ -1,7 +1,8 @@
 """From labelled texts to four classifiers: made, reloaded, scored, timed, shown in a table.
 
 The teacher; a student of some of its layers, trained alike without it; the same student distilled
-on the task; and that one in int8.
+on the task; that one in int8; and, where it is asked for, the student distilled from random
+weights, which tells what the teacher's layers are worth as a start.
 """
 
 import tempfile
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset
 from ..data.tasks import Task
-from ..metrics import agreement
+from ..metrics import agreement, score_function
 from ..models.initialisation import choose_layers, extract_student
 from ..models.model import (
     DistilBERTForMaskedLM,
@@ -27,23 +28,30 @@ from ..settings import FinetuneSettings, SoftTargets
 from ..training.classification import predict_logits, score
 from ..training.fine_tuning import fine_tune
 from .measure import alternate_over
-from .statistics import wilson_interval
+from .statistics import crossed_scores, gap_interval, score_interval, wilson_interval
 
 MODELS = {
     "teacher": "teacher",
     "student-undistilled": "student, without the teacher",
     "student": "student, distilled",
     "student-int8": "student, distilled, int8",
+    "student-random": "student, distilled from random weights",
 }
 TIMED_TEXTS = 100
 
 
-def cut_student(teacher: str, layers: int | None, folder: Path) -> list[int]:
-    """Write a student of evenly chosen teacher layers, not trained; returns the layers."""
+def cut_student(teacher: str, layers: int | None, folder: Path, random: Path | None) -> list[int]:
+    """Write a student of evenly chosen teacher layers, not trained; returns the layers.
+
+    In the folder `random`, if given, one of its shape with random weights.
+    """
     source = DistilBERTForMaskedLM.from_pretrained(teacher)
     depth = source.config.num_layers
     chosen = choose_layers("even", depth, layers)
-    extract_student(source, chosen).save_pretrained(folder)
+    student = extract_student(source, chosen)
+    student.save_pretrained(folder)
+    if random:
+        type(student)(student.config).save_pretrained(random)
     return chosen
 
 
@@ -57,15 +65,19 @@ def make_models(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     output: Path,
+    random_start: bool = False,
 ) -> None:
-    """Fine-tune the teacher from `start`, distil, quantise; save the four models under `output`.
+    """Fine-tune the teacher from `start`, distil, quantise; save the models under `output`.
 
-    The student has `layers` of the teacher's layers, half of them by default.
+    The student has `layers` of the teacher's layers, half of them by default. With `random_start`
+    one more is distilled from random weights.
     """
     tune = partial(fine_tune, task=task, dataset=dataset, settings=settings, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         student_start = Path(folder) / "student"
-        chosen = cut_student(start, layers, student_start)
+        random = Path(folder) / "random" if random_start else None
+        torch.manual_seed(seed)
+        chosen = cut_student(start, layers, student_start, random)
         print(f"student: teacher layers {', '.join(map(str, chosen))}")
         teacher, _ = tune(start, description="teacher")
         teacher.save_pretrained(output / "teacher", tokenizer)
@@ -79,15 +91,19 @@ def make_models(
         student.save_pretrained(output / "student", tokenizer)
         save_onnx(student.cpu(), output / "student-int8", tokenizer)
         (output / "student-int8" / FILES["fp32"]).unlink()  # the student is there already
+        if random:
+            other, _ = tune(random, targets=targets, description="student-random")
+            other.save_pretrained(output / "student-random", tokenizer)
 
 
 def load_models(folder: Path) -> dict[str, nn.Module]:
-    """The four models, reloaded."""
+    """The models that are there, reloaded."""
     return {
         name: OnnxModel(folder / name)
         if name.endswith("int8")
         else DistilBERTForSequenceClassification.from_pretrained(folder / name, require_head=True)
         for name in MODELS
+        if (folder / name).exists()
     }
 
 
@@ -124,7 +140,7 @@ def evaluate(
                 model, datasets[split], batch_tokens=one_by_one, description=name
             )
             metrics[name][split] = score(found[name], references, task)
-        for name in ("student-undistilled", "student"):
+        for name in found.keys() & {"student-undistilled", "student", "student-random"}:
             metrics[name][split] |= agreement(found["teacher"], found[name])
         metrics["student-int8"][split] |= agreement(found["student"], found["student-int8"])
     for name, logits in found.items():
@@ -132,19 +148,45 @@ def evaluate(
     return metrics, predictions
 
 
-def results_table(metrics: dict, milliseconds: dict[str, float], rows: int) -> str:
-    """One line for each model: size, parameters, test scores, latency."""
-    width = max(map(len, MODELS.values()))
+def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
+    """Test accuracy of each model over the seeds, and its gap to the distilled student.
+
+    `predictions`: those of `evaluate`, with a column `seed`. The intervals of several seeds are
+    over seeds and rows, see `study/statistics.py`; that of one seed over rows, after Wilson.
+    """
+    groups = [group for _, group in predictions.groupby("seed")]
+
+    def crossed(*names: str) -> dict:
+        runs = [[group[name].to_numpy() for name in (*names, "label")] for group in groups]
+        return {"csv": crossed_scores(runs, score_function("accuracy"))}
+
+    found = {}
+    for name in (name for name in MODELS if name in predictions):
+        right = [group[name] == group["label"] for group in groups]
+        alone = wilson_interval(int(right[0].sum()), len(right[0]))
+        found[name] = {
+            "label": MODELS[name],
+            "seeds": [float(one.mean()) for one in right],
+            **(score_interval(crossed(name)) if len(groups) > 1 else alone),
+            "over_student": gap_interval(crossed("student", name)) if name != "student" else None,
+        }
+    return found
+
+
+def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
+    """One line for each model: size, parameters, test accuracy and F1, latency."""
+    accuracy = metrics["accuracy"]
+    titles = {name: MODELS[name] for name in accuracy}
+    width = max(map(len, titles.values()))
     lines = [
         f"{'':{width}}{'MB':>8}{'million':>9}{'accuracy':>10}{'95 %':>14}{'F1':>7}{'ms a text':>11}"
     ]
-    for name, title in MODELS.items():
-        scores, size = metrics[name]["test"], metrics[name]["size"]
-        interval = wilson_interval(round(scores["accuracy"] * rows), rows)
-        span = f"{100 * interval['low']:.1f}–{100 * interval['high']:.1f}"
+    for name, title in titles.items():
+        own, size = accuracy[name], metrics[name]["size"]
+        span = f"{100 * own['low']:.1f}–{100 * min(own['high'], 1):.1f}"
         lines.append(
             f"{title:{width}}{size['bytes'] / 1e6:8.1f}{size['parameters'] / 1e6:9.2f}"
-            f"{100 * scores['accuracy']:10.2f}{span:>14}{100 * scores['f1']:7.2f}"
+            f"{100 * own['estimate']:10.2f}{span:>14}{100 * metrics[name]['test']['f1']:7.2f}"
             f"{milliseconds[name]:11.2f}"
         )
     return "\n".join(lines)

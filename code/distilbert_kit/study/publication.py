@@ -78,6 +78,7 @@ def publication_key(recipe: Recipe) -> str:
     paths = [
         *(cell.record for cell in evidence_cells(recipe)),
         *sorted(recipe.folder.glob("*/failed/*.json")),
+        *sorted(recipe.folder.glob("csv/*.json")),
         *sorted((ROOT / "report").glob("*.[ty][ym]*")),
         *sorted((ROOT / "poster").glob("*.typ")),
         recipe.file,

@@ -196,11 +196,13 @@ def recording(
             "point RESULTS_DIR at a folder that can"
         ) from None
     draft, started = Draft(), time.perf_counter()
-    error: BaseException | None = None
+    error, message = None, None
     try:
         yield draft
     except BaseException as caught:
         error = caught
+        # The first line: further ones hold commands and paths of the machine.
+        message = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise
     finally:
         record = Record(
@@ -208,7 +210,7 @@ def recording(
             stage_version=stage_version,
             cell=cell,
             status="ok" if error is None else "failed",
-            error=None if error is None else f"{type(error).__name__}: {error}",
+            error=message,
             scale=scale,
             recipe=recipe,
             key=key or content_key([stage, cell, settings]),

@@ -28,6 +28,7 @@ from .evidence.lost import cross_rows, error_rows, lost_rows, students
 from .evidence.scores import (
     benchmark_record,
     confusion_rows,
+    csv_records,
     finetune_records,
     present_records,
     provenance,
@@ -98,14 +99,35 @@ def training_speed(recipe: Recipe) -> dict:
 
 
 def deployment(recipe: Recipe) -> dict:
-    """Exported and quantised models, and questions answered in a second."""
-    rows = speed.quantized_rows(recipe)
+    """Exported and quantised models, questions answered in a second, models made of a CSV."""
+    rows, csv = speed.quantized_rows(recipe), csv_rows(recipe)
     return {
-        "records": sorted({row["record"] for row in rows}),
+        "records": sorted({row["record"] for row in (*rows, *csv)}),
         "scale": scale_of(recipe),
         "rows": rows,
+        "csv": csv,
         "answering": speed.answering(benchmark_record(recipe, "question_answering_speed")),
     }
+
+
+def csv_rows(recipe: Recipe) -> list[dict]:
+    """The models of each of `csv_records`, with accuracy over the seeds."""
+    rows = []
+    for name, record in csv_records(recipe).items():
+        for model, accuracy in record.metrics["accuracy"].items():
+            rows.append(
+                {
+                    "record": name,
+                    "csv": record.cell["csv"],
+                    "tested": next(d.rows for d in record.data if d.name.endswith("/test")),
+                    "epochs": record.settings["epochs"],
+                    "max_length": record.settings["max_length"],
+                    "model": model,
+                }
+                | record.metrics[model]["size"]
+                | accuracy
+            )
+    return rows
 
 
 def scores(recipe: Recipe) -> dict:
@@ -290,6 +312,7 @@ def latency(recipe: Recipe) -> dict:
     printed = {claim.id: claim.expected for claim in load_ledger().claims}
     return table | {
         "machine": record.measured.machine,
+        "backends": latency_evidence.BACKENDS,
         **{key: extra[key] for key in ("instructions", "rates", "starts", "texts")},
         "rows": latency_evidence.rows_at(record),
         "not_measured": latency_evidence.not_measured(record),

@@ -30,6 +30,12 @@ def failed_records(recipe: Recipe) -> dict[str, Record]:
     return {f"{path.parts[-3]}/{path.stem}": read_record(path) for path in paths}
 
 
+def csv_records(recipe: Recipe) -> dict[str, Record]:
+    """The records of `distill_csv.py` that were put in the recipe's folder, by "csv/name"."""
+    paths = sorted(recipe.folder.glob("csv/*.json"))
+    return {f"csv/{path.stem}": read_record(path) for path in paths}
+
+
 def benchmark_record(recipe: Recipe, stage: str) -> Record | None:
     """The record of a benchmark stage, None if it is not there or not part of the recipe."""
     return present_records(recipe).get(f"benchmark/{stage}")
@@ -203,7 +209,7 @@ def provenance(recipe: Recipe) -> dict:
     earlier = earlier_runs(recipe)
     superseded = earlier.get("superseded", [])
     cells = {f"{cell.stage}/{cell.name}": cell for cell in evidence_cells(recipe)}
-    everything = [*found.values(), *failed.values()]
+    everything = [*found.values(), *failed.values(), *csv_records(recipe).values()]
     data = {used.name: used.model_dump() for r in everything for used in r.data}
     machines, versions = [], []
     for record in everything:
