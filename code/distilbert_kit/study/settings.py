@@ -75,7 +75,7 @@ class LatencySettings(Strict):
     )
     lengths: list[int] = Field([16, 64, 128, 512], min_length=1)
     batches: list[int] = Field([1, 32], min_length=1)
-    seconds: float = Field(gt=0, description="of a point: one length for all models of a size")
+    seconds: float = Field(gt=0, description="of each model and backend, at each point")
     least_rounds: int = Field(3, gt=0)
     most_rounds: int = Field(200, gt=0)
     longest_call: float = Field(3.0, gt=0, description="seconds; longer ones are not measured")
