@@ -21,7 +21,7 @@ LOOKS = {
 def latency(rows: list[dict], threads: int) -> Figure:
     """p50 by length at batch 1, a panel a size: models by colour, backends by line and marker."""
     sizes = [size for size in STUDENTS if any(row["size"] == size for row in rows)]
-    figure, panels = grid(len(sizes), 3.0, columns=2)
+    figure, panels = grid(len(sizes), 2.6, columns=2)
     drawn = {}
     for axes, size in zip(panels, sizes, strict=True):
         for model, colour in zip(STUDENTS[size], (TEACHER, STUDENT), strict=True):
@@ -30,10 +30,14 @@ def latency(rows: list[dict], threads: int) -> Figure:
                 point |= {"batch": 1, "threads": threads}
                 found = [r for r in rows if all(r[key] == value for key, value in point.items())]
                 if found:
-                    lengths, times = zip(*((r["length"], r["p50"]) for r in found), strict=True)
-                    (curve,) = axes.plot(lengths, times, line, marker=marker, color=colour)
+                    points = zip(*((r["length"], r["p50"]) for r in found), strict=True)
+                    (curve,) = axes.plot(*points, line, marker=marker, color=colour)
                     drawn.setdefault(BACKENDS[backend], curve)
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
+        lengths = sorted({row["length"] for row in rows if row["size"] == size})
+        axes.set_xticks(lengths, labels=lengths)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.set_title(f"{size} size, threads: {threads}")
     figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
     return figure
