@@ -25,6 +25,8 @@ def claim(**changes):
         ("at least", 9.5, 99.0, "supported"),  # more than claimed is no fault
         ("at least", 8.9, 12.0, "partly"),
         ("at least", 2.0, 8.9, "not supported"),
+        ("at least", 5.0, 9.0, "partly"),  # the edge alone
+        ("at most", 11.0, 15.0, "partly"),
         ("at most", -5.0, 11.0, "supported"),
         ("at most", 10.5, 11.5, "partly"),
         ("at most", 11.1, 12.0, "not supported"),
@@ -50,6 +52,7 @@ def test_too_few_seeds_and_untested():
     untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
     assert claims.judge(claim(), untested, 3) == ("not tested", "reduced scale")
     assert claims.judge(claim(), claims.Finding(untested="no record"), 3)[0] == "not tested"
+    assert claims.judge(claim(), claims.Finding(), 3)[0] == "not tested"
 
 
 def test_ledger_is_checked(tmp_path, monkeypatch):
@@ -136,6 +139,16 @@ def test_a_difference_that_is_not_shown_is_said_to_be_none():
     found = claims.Finding(value=-1.0, low=-3.0, high=1.0)
     assert claims.judge(helps, found, 3)[0] == "partly"
     assert "no difference is shown" in claims.judge(helps, found, 3)[1]
+    ratio = {"kind": "retention", "expected": 1.0, "tolerance": 0.0}
+    around_one = claims.Finding(value=1.0, low=0.9, high=1.1)
+    assert "no difference is shown" in claims.judge(claim(**ratio), around_one, 3)[1]
+    for other in (
+        claim(expected=0.0, tolerance=0.0, direction="about"),
+        claim(expected=0.0, tolerance=0.5, direction="at most"),
+        claim(expected=1.0, tolerance=0.0, direction="at most"),
+    ):
+        verdict, reason = claims.judge(other, claims.Finding(value=0.7, low=-3, high=3), 3)
+        assert verdict == "partly" and "crosses the edge" in reason
     inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="on 2 of 9 tasks")
     assert claims.judge(helps, inside, 3) == (
         "partly",

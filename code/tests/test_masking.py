@@ -175,12 +175,36 @@ def test_nothing_can_be_masked():
     assert torch.equal(masked, ids)
 
 
+def test_nothing_is_drawn_at_probability_zero():
+    ids, attention_mask = make_batch([10])
+    masked, labels = mask(ids, attention_mask, mask_probability=0.0)
+    assert torch.equal(masked, ids) and (labels == -100).all()
+
+
+def test_ordinary_tokens_behind_the_attention_mask_are_padding():
+    ids = torch.full((4, 20), 7)
+    real = (torch.arange(20) < 5).expand(4, 20).long()
+    masked, labels = mask(ids, real, mask_probability=1.0, proportions=(1.0, 0.0, 0.0))
+    assert torch.equal(labels != -100, real.bool()) and torch.equal(masked == MASK, real.bool())
+
+
+def test_the_only_allowed_token_is_every_replacement():
+    weights = torch.zeros(V)
+    weights[7] = 1.0
+    ids = torch.full((2, 50), 7)
+    options = {"mask_probability": 1.0, "proportions": (0.0, 1.0, 0.0)}
+    masked, labels = mask(ids, torch.ones_like(ids), weights, **options)
+    assert (labels == 7).all() and (masked == 7).all()
+
+
 def test_bad_arguments_are_named():
     ids, attention_mask = make_batch([10])
-    with pytest.raises(UserError, match="sum to 1"):
-        mask(ids, attention_mask, proportions=(0.8, 0.1, 0.2))
-    with pytest.raises(UserError, match="mask probability"):
-        mask(ids, attention_mask, mask_probability=1.5)
+    for proportions in ((0.8, 0.1, 0.2), (0.8, 0.1, 0.0), (1.2, -0.2, 0.0)):
+        with pytest.raises(UserError, match="sum to 1"):
+            mask(ids, attention_mask, proportions=proportions)
+    for probability in (1.5, -0.1):
+        with pytest.raises(UserError, match="mask probability"):
+            mask(ids, attention_mask, mask_probability=probability)
     with pytest.raises(UserError, match="own tokenizer"):
         mask(ids, attention_mask, torch.ones(V + 1))
 

@@ -143,10 +143,13 @@ def test_bootstrap_form_equals_plain_form(name, num_labels, data):
         (["accuracy"], [], [], 2, "no examples"),
         (["accuracy"], [1, 0], [1], 2, "pair up"),
         (["accuracy"], [[0.1, 0.9]], [1], 2, "pair up"),
+        (["accuracy"], [[1, 0]], [[1, 0]], 2, "pair up"),
         (["accuracy"], [1, 0], [-1, -1], 2, "class -1"),
-        (["f1"], [2, 0], [1, 0], 2, "class 2"),
+        (["f1"], [2, 0], [1, 0], 2, "class 2 is outside 0 … 1"),
+        (["pearson", "f1"], [2, 0], [1, 0], 2, "class 2"),
         (["accuracy"], [0.4], [1], 2, "class 0.4"),
         (["pearson"], [math.nan, 1.0], [1.0, 2.0], 1, "prediction is not finite"),
+        (["pearson"], [2.0, 1.0], [1.0, math.inf], 1, "reference is not finite"),
     ],
 )
 def test_bad_input_is_named(names, predictions, references, num_labels, words):
@@ -207,8 +210,13 @@ def test_calibration_equals_a_loop_over_bins(bins, num_labels, n, seed):
 def test_sure_and_right_is_calibrated_and_logits_are_refused():
     assert expected_calibration_error(np.eye(3), [0, 1, 2])["expected_calibration_error"] == 0
     assert expected_calibration_error(np.eye(3), [1, 2, 0])["expected_calibration_error"] == 1
-    with pytest.raises(UserError, match="softmax"):
-        expected_calibration_error([[3.0, -2.0]], [0])
+    # rounding may leave a sum above one; a confidence is never above it
+    assert expected_calibration_error([[1.0005, 0.0]], [0])["expected_calibration_error"] == 0
+    for bad in ([[3.0, -2.0]], [[0.6, 0.6]], [0.5, 0.5]):
+        with pytest.raises(UserError, match="softmax"):
+            expected_calibration_error(bad, [0])
+    with pytest.raises(UserError, match="class 2"):
+        expected_calibration_error([[0.5, 0.5]], [2])
     with pytest.raises(UserError):
         expected_calibration_error(np.empty((0, 2)), [])
 
@@ -233,9 +241,15 @@ def test_agreement_is_teacher_first_and_survives_large_logits():
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert agreement(teacher, student)["kl"] == pytest.approx(expected)
     assert agreement([[1e4, 0.0]], [[0.0, 1e4]])["kl"] == pytest.approx(1e4)
-    for bad in ([[0.0, 1.0]] * 2, [[math.nan, 0.0]]):
-        with pytest.raises(UserError):
-            agreement([[0.0, 1.0]], bad)
+    for good, bad in (
+        ([[0.0, 1.0]], [[0.0, 1.0]] * 2),
+        ([[0.0, 1.0]], [[math.nan, 0.0]]),
+        ([0.0, 1.0], [0.0, 1.0]),
+        (np.empty((0, 2)), np.empty((0, 2))),
+    ):
+        for pair in ((good, bad), (bad, good)):
+            with pytest.raises(UserError, match="agreement"):
+                agreement(*pair)
 
 
 @given(pairs(st.booleans()))

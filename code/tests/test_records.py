@@ -96,6 +96,9 @@ def test_records_of_the_first_schema_are_read_and_never_current(tmp_path):
     old = read_record(tmp_path / "a.json")
     assert old.metrics == {"accuracy": 0.5} and old.key == key
     assert old.measured.git_dirty is None and old.inputs == []
+    content["measured"] |= {"git_commit": "1" * 40, "git_dirty": False}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert read_record(tmp_path / "a.json").measured.git_dirty is False
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,44 @@ def test_failed_run_is_counted_and_bad_input_is_not(tmp_path):
     (failed,) = (tmp_path / "failed").iterdir()
     record = read_record(failed)
     assert record.status == "failed" and record.error == "RuntimeError: it broke"
+    assert not is_current(failed, record.key)
+
+
+@pytest.mark.parametrize(("stop", "counts"), [(KeyboardInterrupt, True), (SystemExit, False)])
+def test_a_stopped_run_is_counted_and_a_refusal_is_not(tmp_path, stop, counts):
+    with pytest.raises(stop), recording(tmp_path / "cell.json", **PROVENANCE):
+        raise stop
+    assert (tmp_path / "failed").exists() == counts and not (tmp_path / "cell.json").exists()
+
+
+@pytest.mark.parametrize(("rank", "writes"), [("0", True), ("1", False), ("2", False)])
+def test_one_of_several_processes_writes_the_record(tmp_path, monkeypatch, rank, writes):
+    monkeypatch.setenv("RANK", rank)
+    with recording(tmp_path / "cell.json", **PROVENANCE):
+        pass
+    assert (tmp_path / "cell.json").exists() == writes
+
+
+def test_a_record_without_a_key_has_that_of_its_cell_and_settings(tmp_path):
+    keys = set()
+    for number, change in enumerate(
+        ({}, {"stage": "tune"}, {"cell": {"model": "student"}}, {"settings": {"epochs": 2}})
+    ):
+        with recording(tmp_path / f"{number}.json", **PROVENANCE | change):
+            pass
+        keys.add(read_record(tmp_path / f"{number}.json").key)
+    assert len(keys) == 4
+    assert 0 <= read_record(tmp_path / "0.json").measured.wall_seconds < 60
+
+
+def test_the_command_of_a_record_names_no_folder_of_the_machine(tmp_path, monkeypatch):
+    inside, outside = CODE / "recipes" / "mine.yaml", tmp_path / "news.csv"
+    words = ["/somewhere/code/finetune.py", "--recipe", str(inside), "--csv", str(outside), "a b"]
+    monkeypatch.setattr(sys, "argv", words)
+    command = write(tmp_path / "a.json").measured.command
+    assert command == (
+        "python code/finetune.py --recipe code/recipes/mine.yaml --csv news.csv 'a b'"
+    )
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):

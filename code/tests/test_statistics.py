@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from statistics import stdev
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from distilbert_kit.study.statistics import (
     Scores,
     bootstrap_interval,
     crossed_scores,
-    curve_over_tokens,
     gap_interval,
     holm,
     ratio_interval,
@@ -52,6 +51,7 @@ def test_summary_equals_scipy(values):
     found = summarise(values)
     assert (found["n"], found["median"]) == (len(values), pytest.approx(np.median(values)))
     assert found["sd"] == pytest.approx(stdev(values), abs=1e-9)
+    assert found["mean"] == pytest.approx(fmean(values), abs=1e-9)
 
 
 def test_summary_of_one_seed_and_of_none():
@@ -118,13 +118,40 @@ def test_ratio_without_spread_of_the_teacher_is_the_scaled_interval():
 def test_ratio_inverts_the_test():
     """Each end is a ratio r at which student - r * teacher is just told apart from zero."""
     rng = np.random.default_rng(2)
-    task = scores_of(rng.normal((0.8, 0.7), 0.03, (4, 2)), example_variance=1e-4)
-    found = ratio_interval({"x": task})
+    tasks = {
+        name: scores_of(rng.normal((0.8, 0.7), 0.03, (4, 2)), example_variance=1e-4)
+        for name in "xy"
+    }
+    found = ratio_interval(tasks)
     t = stats.t.ppf(0.975, found["df"])
+
+    def told_apart(ratio):
+        w = np.array([-ratio, 1]) / 2  # the mean over both tasks
+        parts = [w @ (s.seed_covariance + s.example_covariance) @ w for s in tasks.values()]
+        return sum(w @ s.mean for s in tasks.values()), math.sqrt(sum(parts))
+
     for end in (found["low"], found["high"]):
-        w = np.array([-end, 1])
-        error = math.sqrt(w @ (task.seed_covariance + task.example_covariance) @ w)
-        assert abs(w @ task.mean) == pytest.approx(t * error)
+        gap, error = told_apart(end)
+        assert abs(gap) == pytest.approx(t * error)
+    teacher = np.mean([s.mean[0] for s in tasks.values()])
+    assert found["standard_error"] == pytest.approx(told_apart(found["estimate"])[1] / teacher)
+
+
+def test_gap_over_tasks_is_the_mean_of_theirs():
+    rng = np.random.default_rng(3)
+    values = rng.normal((0.8, 0.7), 0.03, (2, 4, 2))
+    found = gap_interval({"x": scores_of(values[0]), "y": scores_of(values[1])})
+    assert found["estimate"] == pytest.approx(np.mean(values[..., 1] - values[..., 0]))
+    singles = [gap_interval({"x": scores_of(v)})["standard_error"] for v in values]
+    assert found["standard_error"] == pytest.approx(math.hypot(*singles) / 2)
+    assert found["seeds"] == {"x": 4, "y": 4}
+
+
+def test_what_never_varies_is_sure():
+    tasks = {"x": scores_of([[0.8, 0.7]], examples=50), "y": scores_of([[0.8, 0.6]] * 4)}
+    found = gap_interval(tasks)
+    assert found["low"] == found["estimate"] == found["high"] == pytest.approx(-0.15)
+    assert (found["p"], found["standard_error"], found["df"]) == (0, 0, 1)
 
 
 def simulate(rng, seeds, spread, examples=150, skill=(1.0, 0.6)):
@@ -194,6 +221,7 @@ def test_wilson_by_hand():
     # WNLI, 40 of 71: about 11.5 points to either side
     found = wilson_interval(40, 71)
     assert (found["high"] - found["low"]) / 2 == pytest.approx(0.115, abs=0.003)
+    assert wilson_interval(10, 10)["high"] == 1
     for bad in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(UserError):
             wilson_interval(*bad)
@@ -215,8 +243,9 @@ def test_holm_by_hand():
     assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
-    with pytest.raises(UserError):
-        holm([0.5, math.nan])
+    for bad in (math.nan, -0.1, 1.1):
+        with pytest.raises(UserError, match="between 0 and 1"):
+            holm([0.5, bad])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10), st.floats(0.001, 0.999))
@@ -288,18 +317,31 @@ def make_runs(seeds, n=300):
     ]
 
 
-def test_example_part_is_the_covariance_of_different_seeds():
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_example_part_is_the_covariance_of_different_seeds(seeds):
     """For means it is known in closed form: the covariance of being right, over N."""
-    runs = make_runs(3, n=400)
+    runs = make_runs(seeds, n=400)
     right = np.array([[p == run[-1] for p in run[:-1]] for run in runs]).astype(float)  # [S, M, N]
-    exact = np.cov(right.reshape(6, -1)).reshape(3, 2, 3, 2) / 400
-    pairs = [(i, j) for i, j in itertools.permutations(range(3), 2)]
+    exact = np.cov(right.reshape(2 * seeds, -1)).reshape(seeds, 2, seeds, 2) / 400
+    pairs = list(itertools.permutations(range(seeds), 2))
     wanted = np.mean([exact[i, :, j] for i, j in pairs], axis=0)
     values, vectors = np.linalg.eigh((wanted + wanted.T) / 2)
     wanted = (vectors * values.clip(min=0)) @ vectors.T
     found = crossed_scores(runs, ACCURACY, resamples=20_000)
     assert found.example_covariance == pytest.approx(wanted, abs=1.5e-5)
     assert found.values == pytest.approx(right.mean(axis=-1))
+    assert found.mean == pytest.approx(right.mean(axis=(0, 2)))
+    assert found.seed_covariance == pytest.approx(np.cov(right.mean(axis=-1).T) / seeds)
+    assert (found.seeds, found.examples) == (seeds, 400)
+
+
+def test_seeds_that_move_apart_on_the_examples_leave_no_negative_variance():
+    """What one seed gets right the other gets wrong: the mean over pairs is below zero."""
+    references = np.arange(100) % 2
+    half = np.arange(100) < 50
+    runs = [(np.where(right, references, 1 - references), references) for right in (half, ~half)]
+    found = crossed_scores(runs, ACCURACY, resamples=200)
+    assert found.example_covariance.tolist() == [[0]]
 
 
 def test_one_seed_covers_the_examples_alone():
@@ -308,6 +350,7 @@ def test_one_seed_covers_the_examples_alone():
     p = found["estimate"]
     half = 1.96 * math.sqrt(p * (1 - p) / 2000)
     assert (found["low"], found["high"]) == pytest.approx((p - half, p + half), abs=0.002)
+    assert found["df"] == pytest.approx(1999)
 
 
 def test_copies_of_a_seed_add_no_information():
@@ -359,34 +402,3 @@ def test_everything_is_json():
         holm(np.array([0.1, 0.2])),
     ]
     assert json.loads(json.dumps(results)) == results
-
-
-# --- score against tokens ------------------------------------------------------------------------
-
-
-def test_curve_finds_the_line_and_where_it_reaches_the_target():
-    tokens = [1e6, 3e6, 1e7]
-    kept = [0.5 + 0.05 * math.log10(count) for count in tokens]
-    scores = {"x": scores_of([[0.8, *(0.8 * k for k in kept)]], example_variance=1e-8)}
-    found = curve_over_tokens(tokens, scores, target=0.97, budget=1e10)
-    assert found["slope"]["estimate"] == pytest.approx(0.05)
-    assert found["at_budget"]["estimate"] == pytest.approx(1.0)
-    reached = found["log10_tokens"]
-    assert reached["estimate"] == pytest.approx(9.4)
-    assert reached["low"] < 9.4 < reached["high"]
-    assert found["largest_residual"] == pytest.approx(0, abs=1e-9)
-
-
-def test_a_flat_or_doubtful_curve_promises_no_tokens():
-    flat = {"x": scores_of([[0.8, 0.7, 0.7, 0.6]], example_variance=1e-4)}
-    found = curve_over_tokens([1e6, 3e6, 1e7], flat, target=0.97, budget=1e10)
-    assert set(found["log10_tokens"].values()) == {None}
-    doubtful = {"x": scores_of([[0.8, 0.7, 0.7, 0.71]], example_variance=1e-3)}
-    found = curve_over_tokens([1e6, 3e6, 1e7], doubtful, target=0.97, budget=1e10)
-    assert found["slope"]["low"] < 0 and found["log10_tokens"]["high"] is None
-    for too_few in ([1e6, 3e6], [1e6, 3e6, 3e6]):
-        with pytest.raises(UserError, match="three budgets"):
-            curve_over_tokens(too_few, flat, target=0.97, budget=1e10)
-    untaught = {"x": scores_of([[0.0, 0.1, 0.2, 0.3]], example_variance=1e-4)}
-    with pytest.raises(UserError, match="above zero"):
-        curve_over_tokens([1e6, 3e6, 1e7], untaught, target=0.97, budget=1e10)
