@@ -11,6 +11,7 @@ from distilbert_kit.data.listed import DataUsed
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study.cells import evidence_cells
+from distilbert_kit.study.csv_pipeline import accuracies
 from distilbert_kit.study.recipes import Recipe, load_recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.training import classification
@@ -88,6 +89,7 @@ def fill_benchmark(draft, cell, rng):
         "distillation_speed": fill_distillation,
         "corpus_speed": fill_corpus_speed,
         "question_answering_speed": fill_answering,
+        "latency": fill_latency,
     }[cell.name](draft, cell, rng)
 
 
@@ -210,6 +212,38 @@ def fill_corpus_speed(draft, cell, rng):
 def fill_answering(draft, cell, rng):
     draft.metrics = {"questions": 40, "same_answers": 1.0}
     draft.extra = {"seconds": {"ours": [4.0, 5.0], "textbook": [10.0, 11.0]}}
+
+
+def fill_latency(draft, cell, rng):
+    """Two backends of the paper-size models, and one that was not measured."""
+    starts, rows = [], []
+    for model, depth in {"bert": 12, "distilbert": 6}.items():
+        for backend, pace in {"torch_ours": 1.0, "onnx_int8": 0.5}.items():
+            key = {"size": "paper", "model": model, "backend": backend, "threads": 1}
+            starts.append(key | {"bytes": round(4 * ENCODERS[model] * pace)})
+            for length in cell.settings["lengths"]:
+                times = {"p50": pace * depth * length / 10, "calls": 9}
+                rows.append(key | {"batch": 1, "length": length} | times)
+        lacking = {"size": "paper", "model": model, "backend": "torch_bf16"}
+        rows.append(lacking | {"not_measured": shared.NO_BF16})
+    draft.extra = {"instructions": ["avx2"], "rates": {"1": dict(RATES)}}
+    draft.extra |= {"starts": starts, "rows": rows, "texts": []}
+
+
+def write_csv_record(recipe: Recipe) -> None:
+    """What `distill_csv.py` says of two seeds, in the recipe's folder."""
+    rng = np.random.default_rng(1)
+    answers = pd.DataFrame({"seed": np.repeat([0, 1], 60), "label": np.tile(["x", "y"], 60)})
+    for model, skill in {"teacher": 0.95, "student": 0.9, "student-random": 0.5}.items():
+        answers[model] = answers["label"].where(rng.random(120) < skill, "x")
+    provenance = {"stage": "csv", "cell": {"csv": "news.csv", "seeds": [0, 1]}, "recipe": "none"}
+    settings = {"epochs": 2.0, "max_length": 64}
+    path = recipe.folder / "csv" / "news.json"
+    with recording(path, scale="reduced", settings=settings, **provenance) as draft:
+        draft.data = [DataUsed(name="news.csv/test", rows=60, sha256="0" * 64)]
+        size = {"size": {"bytes": 90_000_000, "parameters": 22_000_000}}
+        draft.metrics = {"accuracy": accuracies(answers)}
+        draft.metrics |= dict.fromkeys(draft.metrics["accuracy"], size)
 
 
 def write_evidence(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from invented import RATES, make_recipe, write_evidence
+from invented import RATES, make_recipe, write_csv_record, write_evidence
 from nbclient import NotebookClient
 
 import build_report
@@ -93,8 +93,10 @@ def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
         distillation_speed={"rounds": 2, "sequences": 24},
         corpus_speed={"compared_mb": 1, "memory_mb": [1, 2]},
         question_answering_speed={"questions": 40, "rounds": 2},
+        latency={"seconds": 1, "lengths": [16, 128]},
     )
     write_evidence(recipe)
+    write_csv_record(recipe)
     commands = publication.publication_commands(recipe)
     commands.pop("report")  # would write the PDFs of the project
     subprocess.run(commands.pop("claims")[1], check=True, capture_output=True)
@@ -109,6 +111,9 @@ def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
         check_executed(json.loads(path.read_text()))
     table = json.loads((recipe.folder / "tables" / "study.json").read_text())
     assert table["scale"] == recipe.scale and not table["evidence"]["missing"]
+    made = json.loads((recipe.folder / "tables" / "deployment.json").read_text())["csv"]
+    assert [row["model"] for row in made] == ["teacher", "student", "student-random"]
+    assert made[2]["over_student"]["high"] < 0 and made[1]["over_student"] is None
     step = json.loads((recipe.folder / "tables" / "distillation.json").read_text())["step"]
     assert step["bf16"] == shared.NO_BF16
     assert [row["variant"] for row in step["rows"]] == ["textbook_fp32", "ours_fp32"]
