@@ -95,11 +95,11 @@ def why_not(backend: str) -> str | None:
     package = {"torch_int8": "torchao", "onnx_fp32": "onnxruntime", "onnx_int8": "onnxruntime"}
     if backend in package and importlib.util.find_spec(package[backend]) is None:
         return NOT_INSTALLED
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if backend == "torch_compiled" and shutil.which(compiler) is None:
-        return NO_COMPILER
-    if backend == "torch_compiled" and " " in torch.__file__:
-        return SPACE
+    if backend == "torch_compiled":
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        if shutil.which(compiler) is None:
+            return NO_COMPILER
+        return SPACE if " " in torch.__file__ else None
     return NO_BF16 if backend == "torch_bf16" and not has_bf16_instructions() else None
 
 
@@ -298,7 +298,7 @@ def measure_size(size: str, settings: LatencySettings, pairs: list | None, bar: 
             if not found["starts"]:  # later ones are of processes no longer fresh
                 for key, row in start.items():
                     read = size_on_disk(read_by(key[1], folders[key[0]]))
-                    add("starts", {"key": key, "bytes": read["bytes"]} | row, threads=count)
+                    add("starts", {"key": key} | read | row, threads=count)
         for row in measure_texts(workers, settings, pairs, pace) if pairs else ():
             add("texts", row, threads=count)
     return found

@@ -237,7 +237,7 @@ def write_csv_record(recipe: Recipe) -> None:
     for model, skill in {"teacher": 0.95, "student": 0.9, "student-random": 0.5}.items():
         answers[model] = answers["label"].where(rng.random(120) < skill, "x")
     provenance = {"stage": "csv", "cell": {"csv": "news.csv", "seeds": [0, 1]}, "recipe": "none"}
-    settings = {"epochs": 2.0, "max_length": 64}
+    settings = {"teacher": "minilm", "epochs": 2.0, "max_length": 64}
     path = recipe.folder / "csv" / "news.json"
     with recording(path, scale="reduced", settings=settings, **provenance) as draft:
         draft.data = [DataUsed(name="news.csv/test", rows=60, sha256="0" * 64)]

@@ -111,7 +111,8 @@ def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
         check_executed(json.loads(path.read_text()))
     table = json.loads((recipe.folder / "tables" / "study.json").read_text())
     assert table["scale"] == recipe.scale and not table["evidence"]["missing"]
-    made = json.loads((recipe.folder / "tables" / "deployment.json").read_text())["csv"]
+    (csv,) = json.loads((recipe.folder / "tables" / "deployment.json").read_text())["csv"]
+    made = csv["models"]
     assert [row["model"] for row in made] == ["teacher", "student", "student-random"]
     assert made[2]["over_student"]["high"] < 0 and made[1]["over_student"] is None
     step = json.loads((recipe.folder / "tables" / "distillation.json").read_text())["step"]

@@ -1,4 +1,4 @@
-"""From labelled texts to four classifiers: made, reloaded, scored, timed, shown in a table.
+"""From labelled texts to classifiers: made, reloaded, scored, timed, shown in a table.
 
 The teacher; a student of some of its layers, trained alike without it; the same student distilled
 on the task; that one in int8; and, where it is asked for, the student distilled from random
@@ -51,7 +51,7 @@ def cut_student(teacher: str, layers: int | None, folder: Path, random: Path | N
     student = extract_student(source, chosen)
     student.save_pretrained(folder)
     if random:
-        type(student)(student.config).save_pretrained(random)
+        DistilBERTForMaskedLM(student.config).save_pretrained(random)
     return chosen
 
 
@@ -140,9 +140,9 @@ def evaluate(
                 model, datasets[split], batch_tokens=one_by_one, description=name
             )
             metrics[name][split] = score(found[name], references, task)
-        for name in found.keys() & {"student-undistilled", "student", "student-random"}:
-            metrics[name][split] |= agreement(found["teacher"], found[name])
-        metrics["student-int8"][split] |= agreement(found["student"], found["student-int8"])
+        for name in found.keys() - {"teacher"}:
+            original = "student" if name.endswith("int8") else "teacher"
+            metrics[name][split] |= agreement(found[original], found[name])
     for name, logits in found.items():
         predictions[name] = np.asarray(task.labels)[logits.argmax(axis=1)]
     return metrics, predictions
@@ -161,13 +161,18 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
         return {"csv": crossed_scores(runs, score_function("accuracy"))}
 
     found = {}
-    for name in (name for name in MODELS if name in predictions):
+    for name in predictions.columns.intersection(list(MODELS), sort=False):
         right = [group[name] == group["label"] for group in groups]
-        alone = wilson_interval(int(right[0].sum()), len(right[0]))
+        alone = len(groups) == 1
+        interval = (
+            wilson_interval(sum(right[0]), len(right[0]))
+            if alone
+            else score_interval(crossed(name))
+        )
         found[name] = {
             "label": MODELS[name],
             "seeds": [float(one.mean()) for one in right],
-            **(score_interval(crossed(name)) if len(groups) > 1 else alone),
+            **interval,
             "over_student": gap_interval(crossed("student", name)) if name != "student" else None,
         }
     return found
@@ -176,16 +181,15 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
 def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
     """One line for each model: size, parameters, test accuracy and F1, latency."""
     accuracy = metrics["accuracy"]
-    titles = {name: MODELS[name] for name in accuracy}
-    width = max(map(len, titles.values()))
+    width = max(len(own["label"]) for own in accuracy.values())
     lines = [
         f"{'':{width}}{'MB':>8}{'million':>9}{'accuracy':>10}{'95 %':>14}{'F1':>7}{'ms a text':>11}"
     ]
-    for name, title in titles.items():
-        own, size = accuracy[name], metrics[name]["size"]
-        span = f"{100 * own['low']:.1f}–{100 * min(own['high'], 1):.1f}"
+    for name, own in accuracy.items():
+        size = metrics[name]["size"]
+        span = f"{100 * own['low']:.1f}–{100 * own['high']:.1f}"
         lines.append(
-            f"{title:{width}}{size['bytes'] / 1e6:8.1f}{size['parameters'] / 1e6:9.2f}"
+            f"{own['label']:{width}}{size['bytes'] / 1e6:8.1f}{size['parameters'] / 1e6:9.2f}"
             f"{100 * own['estimate']:10.2f}{span:>14}{100 * metrics[name]['test']['f1']:7.2f}"
             f"{milliseconds[name]:11.2f}"
         )

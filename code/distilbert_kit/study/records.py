@@ -196,13 +196,11 @@ def recording(
             "point RESULTS_DIR at a folder that can"
         ) from None
     draft, started = Draft(), time.perf_counter()
-    error, message = None, None
+    error: BaseException | None = None
     try:
         yield draft
     except BaseException as caught:
         error = caught
-        # The first line: further ones hold commands and paths of the machine.
-        message = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise
     finally:
         record = Record(
@@ -210,7 +208,8 @@ def recording(
             stage_version=stage_version,
             cell=cell,
             status="ok" if error is None else "failed",
-            error=message,
+            # The first line: further ones hold commands and paths of the machine.
+            error=error and f"{type(error).__name__}: {error}".partition("\n")[0],
             scale=scale,
             recipe=recipe,
             key=key or content_key([stage, cell, settings]),

@@ -100,7 +100,7 @@ def training_speed(recipe: Recipe) -> dict:
 
 def deployment(recipe: Recipe) -> dict:
     """Exported and quantised models, questions answered in a second, models made of a CSV."""
-    rows, csv = speed.quantized_rows(recipe), csv_rows(recipe)
+    rows, csv = speed.quantized_rows(recipe), made_of_csv(recipe)
     return {
         "records": sorted({row["record"] for row in (*rows, *csv)}),
         "scale": scale_of(recipe),
@@ -110,24 +110,22 @@ def deployment(recipe: Recipe) -> dict:
     }
 
 
-def csv_rows(recipe: Recipe) -> list[dict]:
-    """The models of each of `csv_records`, with accuracy over the seeds."""
-    rows = []
-    for name, record in csv_records(recipe).items():
-        for model, accuracy in record.metrics["accuracy"].items():
-            rows.append(
-                {
-                    "record": name,
-                    "csv": record.cell["csv"],
-                    "tested": next(d.rows for d in record.data if d.name.endswith("/test")),
-                    "epochs": record.settings["epochs"],
-                    "max_length": record.settings["max_length"],
-                    "model": model,
-                }
-                | record.metrics[model]["size"]
-                | accuracy
-            )
-    return rows
+def made_of_csv(recipe: Recipe) -> list[dict]:
+    """For each of `csv_records` its models, with size and accuracy over the seeds."""
+    return [
+        {
+            "record": name,
+            "csv": record.cell["csv"],
+            "seeds": len(record.cell["seeds"]),
+            "tested": next(used.rows for used in record.data if used.name.endswith("/test")),
+            **{key: record.settings[key] for key in ("teacher", "epochs", "max_length")},
+            "models": [
+                {"model": model} | record.metrics[model]["size"] | accuracy
+                for model, accuracy in record.metrics["accuracy"].items()
+            ],
+        }
+        for name, record in csv_records(recipe).items()
+    ]
 
 
 def scores(recipe: Recipe) -> dict:
