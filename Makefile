@@ -5,9 +5,13 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
-CONFIG = recipe=$(RECIPE)
-SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile --config $(CONFIG) --cores $(CORES) \
-	--rerun-triggers mtime --rerun-incomplete --nolock --quiet rules
+# Names and folders reach the shell as variables of the environment, never as its text.
+export override RECIPE := $(value RECIPE)
+export override DATASET := $(value DATASET)
+export override WEIGHTS := $(value WEIGHTS)
+export override CORES := $(value CORES)
+SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile $(if $(CONFIG),--config $(CONFIG)) \
+	--cores "$$CORES" --rerun-triggers mtime --rerun-incomplete --nolock --quiet rules
 
 .PHONY: help setup data reproduce report notebooks poster dry-run demo test lint bench clean
 .DEFAULT_GOAL := help
@@ -25,8 +29,8 @@ $(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml
 setup: $(VENV)/.installed  ## create .venv and install the pinned requirements
 
 data: setup  ## fetch the data sets of RECIPE (or DATASET, or known WEIGHTS) into data/
-	$(BIN)/python code/fetch_data.py --recipe $(RECIPE) $(if $(DATASET),--dataset $(DATASET)) \
-	$(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(BIN)/python code/fetch_data.py --recipe "$$RECIPE" $${DATASET:+--dataset "$$DATASET"} \
+	$${WEIGHTS:+--weights "$$WEIGHTS"}
 
 reproduce: setup  ## run what is missing of RECIPE (default: quick) and build its report
 	$(SNAKEMAKE)
@@ -34,19 +38,21 @@ reproduce: setup  ## run what is missing of RECIPE (default: quick) and build it
 report: reproduce  ## the same as reproduce: the report is its last step
 
 notebooks: setup  ## run the notebooks of RECIPE again on its records, then the report
-	$(BIN)/python -c "from distilbert_kit.study import publication, recipes; \
-	publication.publication_record(recipes.load_recipe('$(RECIPE)')).unlink(missing_ok=True)"
+	$(BIN)/python -c "import sys; from distilbert_kit.script import entry_point; \
+	from distilbert_kit.study import publication, recipes; \
+	record = lambda: publication.publication_record(recipes.load_recipe(sys.argv[1])); \
+	entry_point(lambda: record().unlink(missing_ok=True))()" "$$RECIPE"
 	$(SNAKEMAKE)
 
 poster: reproduce  ## the poster is built with the report
 
 dry-run: setup  ## walk every stage of RECIPE with tiny stand-ins, in a minute or two
-	$(BIN)/python code/dry_run.py --recipe $(RECIPE)
+	$(BIN)/python code/dry_run.py --recipe "$$RECIPE"
 
-demo: CONFIG += demo=True
+demo: CONFIG = demo=True
 demo: setup  ## show teacher and student of RECIPE side by side in the browser
 	$(SNAKEMAKE)
-	$(BIN)/python code/demo.py --recipe $(RECIPE)
+	$(BIN)/python code/demo.py --recipe "$$RECIPE"
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal code/tests
@@ -55,7 +61,7 @@ lint: setup  ## check style and formatting
 	$(BIN)/ruff check code && $(BIN)/ruff format --check code
 
 bench: setup  ## run the benchmarks of RECIPE again
-	$(BIN)/python code/benchmark.py --recipe $(RECIPE)
+	$(BIN)/python code/benchmark.py --recipe "$$RECIPE"
 
 clean:  ## remove caches, checkpoints and fine-tuned weights; records stay
 	rm -rf .snakemake results/*/.stamps results/*/models results/*/checkpoints

@@ -153,10 +153,11 @@ def make_up_data(recipe, folder: Path) -> None:
 
 def prepare(name_or_file: str, folder: Path) -> Path:
     """Write the small recipe with weights and data into `folder`; returns its file."""
+    from distilbert_kit.foreign import read_yaml
     from distilbert_kit.study.recipes import load_recipe, recipe_path
 
     load_recipe(name_or_file)  # tells what is wrong with it
-    small = shrink(yaml.safe_load(recipe_path(name_or_file).read_text()), folder)
+    small = shrink(read_yaml(recipe_path(name_or_file)), folder)
     path = folder / f"{small['name']}.yaml"
     path.write_text(yaml.safe_dump(small, sort_keys=False))
     make_up_data(load_recipe(path), folder)

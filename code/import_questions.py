@@ -20,7 +20,7 @@ from distilbert_kit.script import entry_point
 import datasets
 import yaml
 
-from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.listed import read_sources, rows_sha256
 from distilbert_kit.data.questions import COLUMNS, misplaced, read_questions
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_file, replacing_file, write_atomically
@@ -28,21 +28,6 @@ from distilbert_kit.paths import ROOT
 
 DATASET = "squad"  # the data set of the task squad
 SPLITS = ("train", "validation")
-
-
-def read_list(path: Path) -> dict:
-    """A folder's list of data sets: empty when it has none."""
-    try:
-        listed = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    except (UnicodeError, yaml.YAMLError):
-        listed = None
-    if not isinstance(listed, dict) or not all(map(_is_data_set, listed.values())):
-        raise UserError(f"{path}: not a list of data sets; choose another --output")
-    return listed
-
-
-def _is_data_set(source: object) -> bool:
-    return isinstance(source, dict) and isinstance(source.get("splits"), dict)
 
 
 def is_listed(found: dict, source: dict, split: str) -> bool:
@@ -75,7 +60,8 @@ def main() -> None:
         split: {"rows": len(rows), "sha256": rows_sha256(rows)} for split, rows in tables.items()
     }
     output, list_path = arguments.output, arguments.output / "sources.yaml"
-    listed, official = read_list(list_path), read_list(ROOT / "data" / "sources.yaml")[DATASET]
+    listed = read_sources(list_path) if list_path.is_file() else {}
+    official = read_sources(ROOT / "data" / "sources.yaml")[DATASET]
     source = listed.setdefault(DATASET, {"columns": official["columns"], "splits": {}})
     fixed = "hub" in source  # a list that was not made here
     for split in found if fixed else ():

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from distilbert_kit.script import entry_point
 
-from distilbert_kit.errors import UserError
+from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.serve.prediction import Answerer, load_predictor
 from distilbert_kit.serve.reading import (
     as_pairs,
@@ -99,7 +99,7 @@ def predict(arguments: argparse.Namespace) -> list[dict]:
 
 def shorten(text: str) -> str:
     """The beginning of a text, in one line."""
-    text = " ".join(text.split())
+    text = one_line(text)
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
 
 
@@ -116,15 +116,16 @@ def as_table(rows: list[dict]) -> str:
                 place = f"{found['start']}–{found['end']}"
                 lines.append(f"{found['score']:8.3f}  {place:>11}  {shorten(found['text'])}")
         return "\n".join(lines)
-    width = max((len(row.get("label", "")) for row in rows), default=0)
+    labels = [one_line(row.get("label", "")) for row in rows]
+    width = max(map(len, labels))
     lines = []
-    for row in rows:
+    for label, row in zip(labels, rows, strict=True):
         text = row["text"] if isinstance(row["text"], str) else " | ".join(row["text"])
         number = row["probability"] if "label" in row else row["score"]
         # Of a multi-label model the most probable label is shown, and how many hold besides.
         more = len(row.get("labels", ())) - 1
         shown = f"{number:7.4f}" + (f" +{more}" if more > 0 else "")
-        lines.append(f"{row.get('label', ''):{width}}  {shown}  {shorten(text)}".lstrip())
+        lines.append(f"{label:{width}}  {shown}  {shorten(text)}".lstrip())
     return "\n".join(lines)
 
 

@@ -1,8 +1,26 @@
 """One-line errors for users: what is wrong, where, and what to do."""
 
+import re
+
+LONGEST = 2_000  # characters of a message
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # with halves of surrogate pairs
+
+
+def one_line(text: str) -> str:
+    """Text as one line of a terminal: white space is a space, control characters are escaped.
+
+    Names and values of foreign files are shown, and a terminal would obey what is in them.
+    """
+    line = " ".join(text.split())
+    line = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+
 
 class UserError(Exception):
     """A problem the user can mend. The message is one line: what, where, what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class NonFiniteLossError(Exception):

@@ -1,7 +1,6 @@
 """Files and folders that appear whole or not at all, and their hashes."""
 
 import errno
-import gzip
 import hashlib
 import itertools
 import json
@@ -10,14 +9,14 @@ import platform
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import UserError
+from .foreign import read_json
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -110,12 +109,12 @@ def mark_files(folder: Path, *names: str) -> None:
 def _foreign_file(folder: Path) -> str | None:
     """A file below `folder` that the kit did not write there, or that was changed since."""
     files = _files(folder)
-    try:
-        made = dict(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
-    except FileNotFoundError:
+    if MARK not in files:
         older = _OLDER_FILES if _is_record(folder / "record.json") else ()
         return next((n for n in files if n not in older and not _LOGITS.fullmatch(n)), None)
-    except (OSError, ValueError, TypeError, KeyError):
+    try:
+        made = dict(read_json(folder / MARK)["files"])
+    except (OSError, UserError, ValueError, TypeError, KeyError):
         return MARK
     kept = {name: path for name, path in files.items() if name != MARK}
     unknown = (n for n in kept if n not in made and not _LOGITS.fullmatch(n))
@@ -129,8 +128,8 @@ def _is_same(path: Path, sha256: str) -> bool:
 
 def _is_record(path: Path) -> bool:
     try:
-        return {"stage", "key", "settings"} <= set(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return {"stage", "key", "settings"} <= set(read_json(path))
+    except (OSError, UserError):
         return False
 
 
@@ -276,38 +275,6 @@ def write_once(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run prepare_corpus.py first") from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); prepare the corpus again") from None
-
-
-@contextmanager
-def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """A file for reading; what gzip compressed, told by its first bytes, comes out as it was.
-
-    Raises UserError for a compressed file that is cut short or damaged.
-    """
-    with path.open("rb") as file:
-        if not (file.seekable() and file.peek(2)[:2] == b"\x1f\x8b"):
-            yield file
-            return
-        try:
-            with gzip.open(file) as inside:
-                yield inside
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
-
-
-def read_bytes(path: Path) -> bytes:
-    """The whole of a file, decompressed if gzip compressed it."""
-    with open_binary(path) as file:
-        return file.read()
 
 
 def file_sha256(path: Path) -> str:

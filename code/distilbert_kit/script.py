@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import NonFiniteLossError, UserError
+from .errors import NonFiniteLossError, UserError, one_line
 
 CODE = Path(__file__).resolve().parents[1]  # paths.py reads variables that a script may still set
 
@@ -153,7 +153,7 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status, message = found
             if message:
-                print(" ".join(message.split()), file=sys.stderr)
+                print(one_line(message), file=sys.stderr)
             sys.exit(status)
 
     return run

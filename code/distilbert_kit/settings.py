@@ -1,8 +1,10 @@
 """The settings that training is made of: optimisation, texts, losses; all keys checked."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -12,6 +14,16 @@ from pydantic import (
 )
 
 from .errors import UserError
+
+
+def _check_file_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError(f"{name!r} names a folder: use letters, digits, '_', '-' and '.' only")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_check_file_name)]  # no path, and the same on any system
+
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 # Tests run side by side, and theirs are tiny models: threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from distilbert_kit.paths import CODE
+
+# Examples of a property: 50, the same in every run; 2,000 with --hypothesis-profile=nightly.
+SETTINGS = settings.get_profile("ci")
+settings.register_profile("ci", SETTINGS, max_examples=50)
+settings.register_profile("nightly", SETTINGS, max_examples=2000, derandomize=False)
+settings.load_profile("ci")
 
 # A job in the background, or under nohup, is deaf to these; programs under test would inherit it.
 for number, usual in (

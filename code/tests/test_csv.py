@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -115,7 +115,6 @@ def test_label_order():
     assert sorted_labels(pd.Series(["b", "10", "a"])) == ("10", "a", "b")
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), min_size=1), st.integers(0, 9))
 def test_no_text_on_two_sides_and_every_class_everywhere(rows, seed):
     texts = [f" text  {number} "[: None if number % 2 else -1] for number, _ in rows]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distilbert_kit.data import listed as sources
@@ -137,7 +137,6 @@ def test_long_texts_are_cut_and_counted():
     assert dataset.truncated == 2
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=5), st.integers(131, 512))
 def test_head_tail_keeps_the_first_128_pieces_and_the_last(counts, max_length):
     tokenizer = get_tokenizer()

@@ -288,7 +288,7 @@ def test_other_heads_and_no_model_are_refused(run, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, message in [
         (tmp_path / "mlm", "a DistilBertForMaskedLM, which predicts no labels or answers"),
-        (tmp_path / "empty", "no readable config.json"),
+        (tmp_path / "empty", "config.json: missing; give a saved model"),
         (tmp_path / "none", "no such checkpoint folder"),
     ]:
         with pytest.raises(SystemExit):

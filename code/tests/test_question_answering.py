@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from benchmarks.question_answering_speed import textbook_answers
@@ -66,7 +66,6 @@ def library_windows(question, context, limits):
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(TEXTS, st.integers(0, 400), st.integers(1, 30))
 def test_windows_and_targets_equal_the_tokenizer_and_a_search(context, first, length):
     """Every window as transformers cuts it; the answer where a search by characters finds it."""
@@ -101,7 +100,6 @@ def test_windows_and_targets_equal_the_tokenizer_and_a_search(context, first, le
             assert item["positions"] == [0, 0]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=30), st.data())
 def test_sure_logits_give_the_answer_back(words, drawn):
     """An answer of whole words comes back letter by letter, marks, emoji and all."""
@@ -140,7 +138,6 @@ def test_every_token_is_in_a_window_and_long_questions_are_cut():
         assert dataset.lengths[mine].max() == SMALL.max_length
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 60), st.integers(0, 999))
 def test_best_spans_equal_a_search_over_all_pairs(length, longest, n_best, seed):
     start, end = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(seed))

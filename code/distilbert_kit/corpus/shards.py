@@ -17,12 +17,14 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from ..errors import UserError
-from ..files import file_sha256, read_json, write_atomically
+from ..files import file_sha256, write_atomically
+from ..foreign import read_json
 from ..models.vocabulary import vocabulary_sha256
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -42,18 +44,76 @@ def corpus_files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.glob("*")) if _NAMES.fullmatch(path.name))
 
 
+class _Sha256(BaseModel):
+    bin: str
+    idx: str
+
+
+class _ShardEntry(BaseModel):
+    # Files are written and removed by it: a path would lead elsewhere.
+    name: str = Field(pattern=rf"^({'|'.join(SPLITS)})-\d{{5}}$")
+    sequences: NonNegativeInt
+    tokens: NonNegativeInt
+    sha256: _Sha256
+
+
+class _Split(BaseModel):
+    documents: NonNegativeInt
+    sequences: NonNegativeInt
+    tokens: NonNegativeInt
+    shards: list[_ShardEntry]
+
+
+class _Splits(BaseModel):
+    train: _Split
+    validation: _Split
+
+
+class _Settings(BaseModel):
+    tokenizer: str
+    vocabulary_sha256: str
+
+
+class _Manifest(BaseModel):
+    format: int
+    key: str | None = None
+    complete: bool
+    commits: NonNegativeInt
+    settings: _Settings
+    dropped: dict[str, NonNegativeInt]
+    splits: _Splits
+
+
+class _Counts(BaseModel):
+    vocabulary_sha256: str
+    counts: list[Annotated[int, Field(ge=0, lt=2**63)]]
+
+
 def read_manifest(folder: Path) -> dict | None:
     """The manifest of a folder, or None; UserError when what has its name is none of this kit."""
     path = folder / "manifest.json"
     if not os.path.lexists(path):
         return None
-    found = read_json(path)
-    if not (
-        isinstance(found, dict)
-        and {"format", "settings", "splits", "commits", "complete"} <= set(found)
-    ):
-        raise UserError(f"{path}: no corpus of this kit; choose another folder")
+    found = read_json(path, "prepare the corpus again")
+    try:
+        _Manifest.model_validate(found, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: no corpus of this kit ({where}: {first['msg']}); choose another folder"
+        ) from None
     return found
+
+
+def _read_counts(path: Path) -> tuple[str, np.ndarray]:
+    """The hash of the vocabulary, and how often each of its tokens occurs."""
+    advice = "prepare the corpus again"
+    try:
+        found = _Counts.model_validate(read_json(path, advice), strict=True)
+    except ValidationError:
+        raise UserError(f"{path}: not the counts of tokens; {advice}") from None
+    return found.vocabulary_sha256, np.array(found.counts, dtype=np.int64)
 
 
 class ShardWriter:
@@ -185,9 +245,9 @@ def open_shards(
     if manifest["format"] != FORMAT or not manifest["complete"]:
         raise UserError(f"{folder}: preparation unfinished; run prepare_corpus.py again")
     check_shards(folder, manifest, checksums)
-    counts = read_json(folder / "counts.json")
+    vocabulary, counts = _read_counts(folder / "counts.json")
     expected = manifest["settings"]["vocabulary_sha256"]
-    if counts["vocabulary_sha256"] != expected:
+    if vocabulary != expected:
         raise UserError(
             f"{folder / 'counts.json'}: counts of another vocabulary; prepare the corpus again"
         )
@@ -200,4 +260,4 @@ def open_shards(
         raise UserError(
             f"{folder}: no {split} sequences; prepare it with a larger --validation-fraction"
         )
-    return TokenShards(folder, split, manifest, np.array(counts["counts"], dtype=np.int64))
+    return TokenShards(folder, split, manifest, counts)

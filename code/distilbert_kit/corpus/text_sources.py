@@ -14,10 +14,14 @@ from pathlib import Path
 
 from ..data.listed import DataUsed, sources
 from ..errors import UserError
-from ..files import file_sha256, open_binary
+from ..files import file_sha256
+from ..foreign import open_binary
 
 # The embedded corpus: documentation of libraries that the requirements pin.
 LIBRARIES = ("matplotlib", "numpy", "pandas", "scikit-learn", "scipy", "torch", "transformers")
+
+
+LONGEST_LINE = 1 << 26  # bytes: some ten Bibles
 
 
 _MARKUP = re.compile(r":[\w:]+:`~?([^`<]+?)(?: ?<[^`]*>)?`|``?([^`]+)``?|\*\*?([^*\s][^*]*)\*\*?")
@@ -38,10 +42,13 @@ class Source:
 def source_files(spec: str) -> list[Path]:
     """The files of a `lines:` or `parquet:` source, sorted; none when nothing is there."""
     kind, _, rest = spec.partition(":")
-    if Path(rest).is_file():
-        return [Path(rest)]
-    found = sorted(glob.glob(rest)) if kind == "parquet" else []
-    return [path for path in map(Path, found) if path.is_file()]
+    try:
+        if Path(rest).is_file():
+            return [Path(rest)]
+        found = sorted(glob.glob(rest)) if kind == "parquet" else []
+        return [path for path in map(Path, found) if path.is_file()]
+    except (OSError, ValueError):  # too long, or with a null character
+        return []
 
 
 @cache  # every cell's key asks for them, and reading a package's metadata takes milliseconds
@@ -113,7 +120,12 @@ def _listed_source(name: str, column: str) -> Source:
 
 def _read_lines(path: Path, encoding_errors: str) -> Iterator[str]:
     with open_binary(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+            if len(line) > LONGEST_LINE:
+                raise UserError(
+                    f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB; give a "
+                    "document a line"
+                )
             try:
                 yield line.decode("utf-8", encoding_errors).rstrip("\r\n")
             except UnicodeDecodeError as error:
@@ -130,7 +142,7 @@ def _check_parquet(paths: list[Path], column: str) -> None:
     for path in paths:
         try:
             schema = pq.read_schema(path)
-        except pa.ArrowInvalid:
+        except (pa.ArrowException, OSError, ValueError):
             raise UserError(f"{path}: not a parquet file; mend --source") from None
         if column not in schema.names:
             raise UserError(
@@ -143,12 +155,18 @@ def _check_parquet(paths: list[Path], column: str) -> None:
 
 
 def _read_parquet(paths: list[Path], column: str) -> Iterator[str]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(256, columns=[column]):
-            for text in batch.column(0):
-                yield text.as_py() or ""
+        try:
+            # As a dictionary: what a few bytes say a million times is then in memory once.
+            file = pq.ParquetFile(path, read_dictionary=[column])
+            for batch in file.iter_batches(256, columns=[column]):
+                for text in batch.column(0):
+                    yield text.as_py() or ""
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{path}: not a whole parquet file ({error}); fetch it again") from None
 
 
 def _hub_source(dataset: str, config: str, commit: str, column: str) -> Source:

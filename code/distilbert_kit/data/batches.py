@@ -19,7 +19,7 @@ Batch = dict[str, Tensor]
 MAX_LENGTH = 512
 
 
-_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 HEAD_PIECES = 128  # what "head_tail" keeps from the beginning, arXiv 1905.05583, section 5.3.1
@@ -194,7 +194,7 @@ def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> Batc
 
 def model_inputs(batch: Batch) -> Batch:
     """What a model's forward reads of a batch: no labels, no teacher's logits."""
-    return {name: batch[name] for name in _MODEL_INPUTS if name in batch}
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
 class LengthBatchSampler:

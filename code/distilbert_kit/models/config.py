@@ -1,5 +1,6 @@
 """Model shapes: one configuration class for DistilBERT, for BERT and for MPNet."""
 
+import math
 from dataclasses import dataclass, replace
 
 from ..errors import UserError
@@ -10,6 +11,21 @@ FAMILIES = {"bert": "Bert", "distilbert": "Bert", "mpnet": "MPNet"}
 
 # Names of transformers.activations.ACT2FN.
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
+
+
+# The least and the most of each size: far beyond any model of these families.
+_SIZES = {
+    "vocab_size": (1, 1 << 24),
+    "max_position_embeddings": (3, 1 << 16),  # MPNet's begin at 2
+    "hidden_size": (1, 1 << 16),
+    "num_layers": (1, 128),
+    "num_heads": (1, 1 << 10),
+    "intermediate_size": (1, 1 << 18),
+    "type_vocab_size": (0, 1 << 10),
+}
+
+
+_PROBABILITIES = ("dropout", "attention_dropout", "classifier_dropout", "qa_dropout")
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,20 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
             raise UserError(f"model_type {self.model_type!r}: use {', '.join(FAMILIES)}")
+        for name, (least, most) in _SIZES.items():
+            size = getattr(self, name)
+            if type(size) is not int or not least <= size <= most:
+                raise UserError(f"{name} {size!r}: give a whole number from {least} to {most:,}")
+        if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < self.vocab_size:
+            raise UserError(f"pad_token_id {self.pad_token_id!r} is no token of the vocabulary")
+        for name in _PROBABILITIES:
+            share = getattr(self, name)
+            if not isinstance(share, int | float) or not 0 <= share < 1:
+                raise UserError(f"{name} {share!r}: give a probability below 1")
+        for name in ("layer_norm_eps", "initializer_range"):
+            size = getattr(self, name)
+            if not isinstance(size, int | float) or not (size >= 0 and math.isfinite(size)):
+                raise UserError(f"{name} {size!r}: give a number from 0 on")
         if self.activation not in ACTIVATIONS:
             raise UserError(
                 f"activation {self.activation!r} is not done here: use {', '.join(ACTIVATIONS)}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, DistilBertConfig, MPNetConfig, PreTrainedConfig
 
 from ..errors import UserError
+from ..foreign import read_json
 from .config import ModelConfig
 
 # Our parameter names -> the names in Hugging Face checkpoints (without the model's prefix).
@@ -98,6 +99,9 @@ _REFUSED = {
 }
 
 
+MOST_LABELS = 100_000
+
+
 _ARCHITECTURES = {
     "DistilBERTModel": "Model",
     "DistilBERTForMaskedLM": "ForMaskedLM",
@@ -176,18 +180,6 @@ class HubConfig(NamedTuple):
     tied: bool
 
 
-def _load_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; give a checkpoint folder") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); write or fetch it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; write or fetch it again")
-    return content
-
-
 def read_config(folder: Path) -> HubConfig:
     """Shape and labels of a Hugging Face `config.json`.
 
@@ -195,13 +187,14 @@ def read_config(folder: Path) -> HubConfig:
     kit do not do: nothing in it is ignored that would change a number.
     """
     path = folder / "config.json"
-    hub = _load_json(path)
+    hub = read_json(path, "give a checkpoint folder")
     if wrong := [key for key, allowed in _REFUSED.items() if hub.get(key) not in allowed]:
         raise UserError(
-            f"{path}: {wrong[0]} {json.dumps(hub[wrong[0]])} is not done here; "
+            f"{path}: {wrong[0]} {json.dumps(hub[wrong[0]])[:100]} is not done here; "
             "give a plain BERT, DistilBERT or MPNet"
         )
     try:
+        _check_labels(hub)
         shape, parsed = _read_shape(hub)
         labels = tuple(parsed.id2label[i] for i in sorted(parsed.id2label))
     except UserError as error:
@@ -216,6 +209,21 @@ def read_config(folder: Path) -> HubConfig:
         raise UserError(f"{path}: a regression with {len(labels)} outputs is not done here; use 1")
     multi_label = hub.get("problem_type") == "multi_label_classification"
     return HubConfig(shape, labels, multi_label, hub.get("tie_word_embeddings", True))
+
+
+def _check_labels(hub: dict) -> None:
+    """Refuse class names that are no texts, and numbers of classes that transformers counts out."""
+    count, names = hub.get("num_labels"), hub.get("id2label")
+    if count is not None and count not in range(1, MOST_LABELS + 1):
+        raise UserError(f"num_labels {count!r}: use 1 to {MOST_LABELS:,}")
+    if names is None:
+        return
+    if not isinstance(names, dict) or not 1 <= len(names) <= MOST_LABELS:
+        raise UserError(f"id2label: give 1 to {MOST_LABELS:,} classes, their names by number")
+    for name in names.values():
+        if not isinstance(name, str):
+            raise UserError(f"id2label: {name!r} is no name of a class; write a text")
+        name.encode()  # half of a character is none
 
 
 def _read_shape(hub: dict) -> tuple[ModelConfig, PreTrainedConfig]:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.json_schema import models_json_schema
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..paths import CODE
 from .comparison import WAITING, BusyError, Comparison
 
@@ -247,7 +247,7 @@ def _report_errors(app: flask.Flask) -> None:
     """Every error is one line of JSON with its status; every answer has the headers."""
 
     def line(message: str, status: int):
-        response = flask.jsonify(error=" ".join(message.split()))
+        response = flask.jsonify(error=one_line(message))
         response.status_code = status
         if status in (429, 503):
             response.headers["Retry-After"] = "1"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
+from ..data.batches import MODEL_INPUTS
 from ..errors import UserError
 from ..files import replacing_folder
 from ..models.checkpoints import has_weights, read_weights, weight_files
@@ -151,6 +152,12 @@ class OnnxModel(nn.Module):
             ) from None
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.outputs = [given.name for given in self.session.get_outputs()]
+        known = set(self.inputs) <= set(MODEL_INPUTS)
+        if not (known and set(self.outputs) in map(set, OUTPUTS.values())):
+            raise UserError(
+                f"{self.path}: not the graph of a model of this kit (inputs "
+                f"{', '.join(self.inputs)}; outputs {', '.join(self.outputs)}); write it again"
+            )
 
     def forward(self, **batch: Tensor) -> SequenceClassifierOutput | QuestionAnsweringModelOutput:
         """Logits by their names in `OUTPUTS`, of ids, mask (and token types) [B, L]."""
@@ -162,6 +169,11 @@ class OnnxModel(nn.Module):
         found = self.session.run(None, {name: batch[name].numpy() for name in self.inputs})
         tensors = dict(zip(self.outputs, map(torch.from_numpy, found), strict=True))
         if "logits" in tensors:
+            if tensors["logits"].shape[1:] != (self.num_labels,):
+                raise UserError(
+                    f"{self.path}: its logits have the shape {tuple(tensors['logits'].shape)}, its "
+                    f"config.json names {self.num_labels} labels; write both again"
+                )
             return SequenceClassifierOutput(**tensors)
         return QuestionAnsweringModelOutput(**tensors)
 

@@ -7,7 +7,6 @@
 The last is for question-answering models; the head in the folder decides which it is.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset
 from ..errors import UserError
+from ..foreign import read_json
 from ..models.checkpoints import get_tokenizer, resolve_checkpoint
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..settings import WindowSettings
@@ -111,15 +111,13 @@ _HEADS = {
 
 def find_head(folder: Path) -> str:
     """What the model of a folder predicts: the key of `_HEADS`; UserError if nothing of use."""
-    try:
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or ["unknown"]
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{folder}: no readable config.json; give a saved model") from None
+    names = read_json(folder / "config.json", "give a saved model").get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "unknown model"
     for ending in _HEADS:
-        if names[0].endswith(ending):
+        if name.endswith(ending):
             return ending
     raise UserError(
-        f"{folder}: a {names[0]}, which predicts no labels or answers; give a fine-tuned model"
+        f"{folder}: a {name}, which predicts no labels or answers; give a fine-tuned model"
     )
 
 

@@ -1,13 +1,12 @@
 """Texts and questions as people have them: lines, tables, JSON; read for predictions."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.csv import TEXT_NAMES, find_column, read_csv
 from ..errors import UserError
-from ..files import read_bytes
+from ..foreign import parse_json, read_bytes, read_whole
 from .prediction import Texts
 
 _TABLES = (".csv", ".tsv")
@@ -21,7 +20,8 @@ def read_source(path: Path | None, encoding: str, advice: str) -> str:
     """
     where = path or "standard input"
     try:
-        text = (read_bytes(path) if path else sys.stdin.buffer.read()).decode(encoding)
+        content = read_bytes(path) if path else read_whole(sys.stdin.buffer, str(where))
+        text = content.decode(encoding)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file; {advice}") from None
     except (UnicodeError, LookupError) as error:
@@ -86,7 +86,7 @@ def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) 
             for name, usual in wanted
         ]
         rows = table[names].fillna("").replace(r"\s+", " ", regex=True)  # tabs join the pairs
-        return as_pairs(rows.agg("\t".join, axis=1).tolist(), where)
+        return as_pairs(["\t".join(row) for row in rows.itertuples(index=False)], where)
     lines = split_lines(read_source(path, encoding, "give one text a line"))
     while lines and not lines[-1].strip():
         lines.pop()
@@ -96,16 +96,16 @@ def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) 
 def _parse_rows(text: str, where: str) -> list:
     """The objects of a JSON list, of JSON lines, or of a file in SQuAD's own format."""
     try:
-        whole = json.loads(text)
+        whole = parse_json(text)
         if isinstance(whole, dict) and isinstance(whole.get("data"), list):
             return _squad_rows(whole["data"], where)
         return whole if isinstance(whole, list) else [whole]
-    except json.JSONDecodeError:
+    except ValueError:
         rows = []
     for number, line in enumerate(split_lines(text), 1):
         try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
+            rows += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
             raise UserError(
                 f"{where}: line {number} is no JSON ({error}); give a list or one object a line"
             ) from None

@@ -14,7 +14,8 @@ from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask
 from waitress.utilities import Error, RequestEntityTooLarge
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from .app import HEADERS
 from .comparison import WAITING
 
 ARRIVAL = 10.0  # seconds for a request to arrive as a whole
@@ -27,10 +28,10 @@ class _TooSlowError(Error):
 class _OneLine(ErrorTask):
     def execute(self) -> None:
         error = self.request.error
-        text = " ".join(f"{error.reason}: {error.body}".split())
+        text = one_line(f"{error.reason}: {error.body}")
         body = json.dumps({"error": text}).encode() + b"\n"
         self.status = f"{error.code} {error.reason}"
-        self.response_headers.append(("Content-Type", "application/json"))
+        self.response_headers += [("Content-Type", "application/json"), *HEADERS.items()]
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)

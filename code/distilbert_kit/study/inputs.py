@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..corpus.text_sources import docs_versions, source_files
 from ..errors import UserError
-from ..files import content_key, known_sha256, read_json, write_json
+from ..files import content_key, known_sha256, write_json
+from ..foreign import read_json
 from ..models.packaged import PACKAGED_SHA256
 from .recipes import Recipe, load_recipe
 from .records import Input
@@ -49,8 +50,11 @@ def _pins_file(recipe: Recipe) -> Path:
 
 
 def _pins(recipe: Recipe) -> dict[str, str]:
-    path = _pins_file(recipe)
-    return read_json(path) if path.exists() else {}
+    path, advice = _pins_file(recipe), "delete it: what is read is then noted anew"
+    pins = read_json(path, advice) if path.exists() else {}
+    if not all(isinstance(content, str) for content in pins.values()):
+        raise UserError(f"{path}: not names with their content; {advice}")
+    return pins
 
 
 def _files_content(paths: list[Path]) -> str | None:

@@ -28,7 +28,7 @@ def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]
         papermill += ["--start-timeout", "600"]  # several kernels start at once
         commands[notebook.stem] = (
             ["claims"],
-            [*papermill, "-p", "recipe", recipe.argument, f"notebooks/{notebook.name}", executed],
+            [*papermill, "-r", "recipe", recipe.argument, f"notebooks/{notebook.name}", executed],
         )
     commands["report"] = (list(commands), _script("build_report.py", recipe))
     return commands

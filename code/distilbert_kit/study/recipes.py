@@ -2,19 +2,19 @@
 
 import difflib
 import graphlib
-import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ..data.tasks import GLUE, get_task
 from ..errors import UserError
+from ..foreign import read_yaml
 from ..paths import RECIPES, RESULTS
 from ..settings import (
     FINETUNE_SETTINGS,
     CorpusSettings,
+    FileName,
     FinetuneSettings,
     LossWeights,
     MaskedLMSettings,
@@ -32,14 +32,7 @@ from .settings import (
     TrainingSpeedSettings,
 )
 
-
-def _file_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise ValueError(f"{name!r} names a folder: use letters, digits, '_', '-' and '.' only")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_file_name)]
+MOST_GENERATIONS = 8  # of models made from models
 
 
 class Extract(Strict):
@@ -81,7 +74,7 @@ class Distill(Strict):
     teacher: str
     student: str
     loss: LossWeights = LossWeights()
-    training: dict = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
 
 
 class TaskDistill(SoftTargets):
@@ -100,7 +93,7 @@ class ModelSpec(Strict):
 
     label: str
     tasks: list[str] | None = None
-    finetune: dict = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
     extract: Extract | None = None
     pretrain: Pretrain | None = None
@@ -168,11 +161,11 @@ class CrossEvaluation(Strict):
 class Recipe(Strict):
     """A whole experiment: models, tasks, seeds, settings."""
 
-    name: Name
+    name: FileName
     title: str
     scale: Scale
     seeds: list[Seed] = Field(min_length=1)
-    models: dict[Name, ModelSpec]
+    models: dict[FileName, ModelSpec]
     teacher: str
     student: str
     tasks: list[str]
@@ -187,7 +180,7 @@ class Recipe(Strict):
     pretrain: MaskedLMSettings | None = None
     distill: MaskedLMSettings | None = None
     finetune: FinetuneSettings
-    finetune_tasks: dict[str, dict] = Field(default_factory=dict)
+    finetune_tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     speed: SpeedSettings | None = None
     training_speed: TrainingSpeedSettings | None = None
     distillation_speed: DistillationSpeedSettings | None = None
@@ -232,10 +225,7 @@ class Recipe(Strict):
                 raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
         if self.distillation_speed and not self.corpus:
             raise ValueError("distillation_speed needs the key corpus")
-        try:
-            graphlib.TopologicalSorter({n: s.parents for n, s in self.models.items()}).prepare()
-        except graphlib.CycleError as error:
-            raise ValueError(f"models: a circle of {' <- '.join(error.args[1])}") from None
+        self._check_descent({name: spec.parents for name, spec in self.models.items()})
         for task in (*self.tasks, *self.finetune_tasks):
             if self.train_split(task) in get_task(task).eval_splits:
                 raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
@@ -250,6 +240,17 @@ class Recipe(Strict):
         if self.cross_evaluation:
             self._check_cross_evaluation(self.cross_evaluation)
         return self
+
+    def _check_descent(self, parents: dict[str, list[str]]) -> None:
+        """Refuse circles, and chains that a recipe of two parents each would double for ever."""
+        generation: dict[str, int] = {}
+        try:
+            for name in graphlib.TopologicalSorter(parents).static_order():
+                generation[name] = 1 + max((generation[p] for p in parents[name]), default=0)
+        except graphlib.CycleError as error:
+            raise ValueError(f"models: a circle of {' <- '.join(error.args[1])}") from None
+        if late := next((n for n, number in generation.items() if number > MOST_GENERATIONS), None):
+            raise ValueError(f"models.{late}: more than {MOST_GENERATIONS} generations of models")
 
     def _check_tuning(self, asked: Tuning) -> None:
         for name in asked.tasks:
@@ -376,7 +377,7 @@ def recipe_path(name_or_file: str | Path) -> Path:
     """`recipes/<name>.yaml`, or the file itself; UserError when there is none."""
     path = Path(name_or_file)
     if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES / f"{name_or_file}.yaml"
+        path = RECIPES / f"{path.name}.yaml" if path.name == str(name_or_file) else path
     if not path.is_file():
         names = sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != "claims")
         raise UserError(f"{path.name}: no such recipe; choose from {', '.join(names)}")
@@ -387,17 +388,12 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
     """Read `recipes/<name>.yaml` or a file; UserError names a missing, unknown or wrong key."""
     path = recipe_path(name_or_file)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        recipe = Recipe.model_validate(content)
+        recipe = Recipe.model_validate(read_yaml(path))
         recipe._file = path
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name}: not UTF-8 at byte {error.start + 1}; save it so") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path.name}: not YAML ({error})") from None
     except ValidationError as error:
         raise _explain(error, path.name) from None
     except UserError as error:
-        raise UserError(f"{path.name}: {error}") from None
+        raise UserError(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from None
     if path.resolve().parent != RECIPES and (RECIPES / f"{recipe.name}.yaml").is_file():
         raise UserError(
             f"{path.name}: name: {recipe.name!r} is a recipe of the project, whose results these "

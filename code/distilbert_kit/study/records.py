@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..data.listed import DataUsed
 from ..errors import UserError
 from ..files import content_key, write_atomically
+from ..foreign import MOST_JSON, read_text
 from ..machine import machine, peak_memory_bytes
 from ..paths import ROOT
 
@@ -90,7 +91,7 @@ class Record(BaseModel):
         """A record of schema 1 lacks stage version and inputs; its key is never current."""
         if isinstance(content, dict) and content.get("schema_version") == 1:
             measured = content.get("measured") or {}
-            if not measured.get("git_commit"):
+            if isinstance(measured, dict) and not measured.get("git_commit"):
                 measured = measured | {"git_commit": None, "git_dirty": None}
             content = content | {"schema_version": SCHEMA_VERSION, "measured": measured}
         return content
@@ -98,16 +99,17 @@ class Record(BaseModel):
 
 def read_record(path: Path) -> Record:
     """Read and check a record; UserError when it is cut short or of another schema."""
+    advice = "delete it and run its stage"
     try:
-        return Record.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        return Record.model_validate_json(read_text(Path(path), MOST_JSON))
     except FileNotFoundError:
         raise UserError(f"{path}: no such record; run its stage first") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a valid record ({error}); {advice}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError(
-            f"{path}: not a valid record ({where}: {first['msg']}); delete it and run its stage"
-        ) from None
+        raise UserError(f"{path}: not a valid record ({where}: {first['msg']}); {advice}") from None
 
 
 def is_current(path: Path, key: str) -> bool:

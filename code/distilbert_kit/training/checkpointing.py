@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import UserError
 from ..files import replacing_file
+from ..foreign import parse_json
 from ..models.checkpoints import read_safetensors, write_safetensors
 
 CHECKPOINT = "state.safetensors"  # one file: two could be of different updates
@@ -99,12 +100,18 @@ def _differences(old: dict, new: dict) -> list[str]:
     return [name for name in names if flat[0].get(name) != flat[1].get(name)]
 
 
+_POSITION = {"identity", "scheduler_epoch", "result", "param_groups"}
+
+
 def read_position(folder: Path) -> dict:
     """Where the checkpoint in `folder` stands: identity, scheduler, result, parameter groups."""
     try:
         with safe_open(folder / CHECKPOINT, "pt") as file:
-            return json.loads(file.metadata()["position"])
-    except SafetensorError as error:
+            position = parse_json((file.metadata() or {}).get("position", ""))
+        if not (isinstance(position, dict) and position.keys() >= _POSITION):
+            raise ValueError("no position in the training")
+        return position
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{folder}: not a readable checkpoint ({error}); delete it") from None
 
 
