@@ -264,7 +264,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         return Finding(untested=f"{scale}: printed scores are compared with at paper size only")
     try:
         found = measure(claim, recipe, models, tasks)
-    except UserError as error:  # such as a teacher at chance
+    except statistics.AtChanceError as error:
         return Finding(untested=str(error))
     own = [task for task in tasks if task in claim.tasks]
     labels = " against ".join(recipe.models[name].label for name in reversed(models))
