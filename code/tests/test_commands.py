@@ -70,6 +70,12 @@ def check_names(given: dict) -> None:
         assert given.get("model") in (None, *recipe.models), given["model"]
 
 
+def expand(line: str, variables: dict[str, str]) -> list[str]:
+    """The words that a shell makes of a line with these variables."""
+    run = ["bash", "-c", f"printf '%s\\n' {line}"]
+    return subprocess.run(run, env=variables, capture_output=True, text=True).stdout.splitlines()
+
+
 def give(words: list[str], monkeypatch) -> None:
     """Give a command up to where its work would begin."""
     program, *rest = words
@@ -77,9 +83,10 @@ def give(words: list[str], monkeypatch) -> None:
         plan = subprocess.run(
             ["make", "--dry-run", *rest], cwd=ROOT, capture_output=True, text=True, check=True
         )
+        given = {"RECIPE": "quick"} | dict(word.split("=") for word in rest if "=" in word)
         for line in plan.stdout.replace("\\\n", " ").splitlines():
             if line.startswith(".venv/bin/python code/"):
-                give(shlex.split(line), monkeypatch)
+                give(expand(line, given), monkeypatch)
     elif program == ".venv/bin/snakemake":
         assert all((ROOT / word).exists() for word in rest if word.startswith("code/"))
         check_names(dict(word.split("=") for word in rest if word.startswith("recipe=")))
