@@ -129,11 +129,11 @@ class Cell:
         if self.stage == "corpus":
             write_atomically(self.folder / "record.json", record)
         else:
+            add_files(self.folder, {"record.json": record})  # first: now the cell is done
             from .model_card import model_card
 
             card = model_card(self.folder, self.read_record(), self.origins)
-            # The record last: now the cell is done.
-            add_files(self.folder, {"README.md": card.encode(), "record.json": record})
+            add_files(self.folder, {"README.md": card.encode()})
         shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
 
     def is_recorded(self) -> bool:
