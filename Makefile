@@ -20,11 +20,27 @@ help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  variables: RECIPE=quick|study|base|scratch|released|paper  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
 
-$(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt
-	touch $@
+# Made again, from nothing: a .venv whose install was cut off, and one that does not run the code of
+# this folder, since the folder was copied or moved, or its Python is gone or another by now.
+RUNS_HERE = import os, distilbert_kit as kit; print(os.path.samefile(kit.__path__[0], "code/distilbert_kit"))
+ifneq ($(wildcard $(VENV)/.installing),)
+SPOILT := spoilt
+else ifneq ($(wildcard $(VENV)/.installed),)
+SPOILT := $(if $(filter True,$(shell $(BIN)/python -c '$(RUNS_HERE)' 2>/dev/null)),,spoilt)
+endif
+
+.PHONY: spoilt
+spoilt:
+	rm -rf $(VENV)
+
+$(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml $(SPOILT)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
+	this is %d.%d: name one, as in make PYTHON=python3.12" % sys.version_info[:2])'
+	@mkdir -p $(VENV) && touch $(VENV)/.installing
+	@($(PYTHON) -m venv $(VENV) && \
+	$(BIN)/python -m pip install --quiet --upgrade pip && \
+	$(BIN)/python -m pip install --quiet -r requirements.txt) || (rm -f $(VENV)/.installing; exit 1)
+	@rm $(VENV)/.installing && touch $@
 
 setup: $(VENV)/.installed  ## create .venv and install the pinned requirements
 

@@ -8,6 +8,7 @@ tells the experiment graph that both were built from exactly the present files.
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from distilbert_kit.script import entry_point
@@ -17,17 +18,19 @@ import typst
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import write_atomically
 from distilbert_kit.paths import ROOT
+from distilbert_kit.study.figures import check_tables
 from distilbert_kit.study.publication import publication_key, publication_record
 from distilbert_kit.study.recipes import Recipe, load_recipe
 from distilbert_kit.study.records import recording
 
 
 def typeset(document: str, recipe: Recipe) -> bytes:
-    """The PDF of "report" or "poster". UserError if a table or figure is missing.
+    """The PDF of "report" or "poster". UserError if a table or figure is missing or damaged.
 
     Typst reads nothing above its root, so the root is the folder that holds both the project and
     the results, which RESULTS_DIR may have put elsewhere.
     """
+    check_tables(recipe)
     root = Path(os.path.commonpath([ROOT, recipe.folder]))
     results = "/" + recipe.folder.relative_to(root).as_posix()
     try:
@@ -38,7 +41,7 @@ def typeset(document: str, recipe: Recipe) -> bytes:
             ignore_system_fonts=True,  # the bundled fonts: the same pages everywhere
         )
     except typst.TypstError as error:
-        if "not found" in str(error):
+        if re.search("not found|failed to (parse|load|decode)|UTF-8", str(error)):
             raise UserError(
                 f"{document}: {error}; run `make notebooks RECIPE={recipe.name}`"
             ) from None

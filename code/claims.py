@@ -2,6 +2,9 @@
 
     python code/claims.py --recipe quick
 
+With `--plan`, `plan_key` of the recipe as the experiment graph read it, a recipe that was edited
+while its cells ran is refused: its records are of two recipes.
+
 The rules are those of `distilbert_kit/study/claims.py`; the claims stand in `recipes/claims.yaml`.
 """
 
@@ -10,7 +13,9 @@ import argparse
 from distilbert_kit.script import entry_point
 
 from distilbert_kit.data.tasks import TASKS
+from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key
+from distilbert_kit.study.cells import plan_key
 from distilbert_kit.study.claims import evidence_by_column, first_settings, judge_all, load_ledger
 from distilbert_kit.study.evidence.scores import present_records
 from distilbert_kit.study.figures import save_table
@@ -24,7 +29,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
-    recipe, ledger = load_recipe(parser.parse_args().recipe), load_ledger()
+    parser.add_argument("--plan", help="refuse a recipe whose cells are others by now")
+    arguments = parser.parse_args()
+    recipe, ledger = load_recipe(arguments.recipe), load_ledger()
+    if arguments.plan not in (None, plan_key(recipe)):
+        raise UserError(f"recipe {recipe.name}: changed while its cells ran; run make again")
     settings = {"fixed": str(ledger.fixed), "minimum_seeds": ledger.minimum_seeds}
     keys = {name: record.key for name, record in present_records(recipe).items()}
     with recording(

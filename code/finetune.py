@@ -1,7 +1,7 @@
 """Fine-tune a model of a recipe on a task, evaluate it on the task's dev set, write the record.
 
     python code/finetune.py --recipe quick --model teacher --task sentiment --seed 0
-    python code/finetune.py --recipe study --model student --task squad --seed 1 --save
+    python code/finetune.py --recipe study --model distilled --task squad --seed 1 --save
     python code/finetune.py --recipe quick --model undistilled --task sentiment --teacher FOLDER
 
 `--save` keeps the fine-tuned weights under results/<recipe>/models/, for evaluate_model.py. A model

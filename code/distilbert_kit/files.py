@@ -101,9 +101,24 @@ def _files(folder: Path) -> dict[str, Path]:
 def mark_files(folder: Path, *names: str) -> None:
     """Note in a folder's mark that the kit wrote these files there; by default all that it has."""
     files = _files(folder)
-    made = json.loads((folder / MARK).read_text())["files"] if MARK in files else {}
-    made |= {name: file_sha256(files[name]) for name in names or files}
-    write_json(folder / MARK, {"files": made})
+    _add_to_mark(folder, {name: file_sha256(files[name]) for name in names or files})
+
+
+def _add_to_mark(folder: Path, hashes: dict[str, str]) -> None:
+    path = folder / MARK
+    made = json.loads(path.read_text())["files"] if path.exists() else {}
+    write_json(path, {"files": made | hashes})
+
+
+def add_files(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write files into a folder of the kit, one after the other, each whole.
+
+    The mark names them first: a run that is killed in between leaves none of unknown origin.
+    """
+    hashed = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    _add_to_mark(folder, hashed)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
 
 
 def _foreign_file(folder: Path) -> str | None:
@@ -124,6 +139,26 @@ def _foreign_file(folder: Path) -> str | None:
 
 def _is_same(path: Path, sha256: str) -> bool:
     return path.is_file() and file_sha256(path) == sha256  # a pipe would wait for its writer
+
+
+def check_unchanged(folder: Path, *names: str) -> None:
+    """Raise UserError for a file that is no longer as the kit wrote it in `folder`.
+
+    Of these names, by default of all that are there; where the kit left no mark, nothing is known.
+    """
+    if not (folder / MARK).is_file():
+        return
+    try:
+        made = dict(read_json(folder / MARK)["files"])
+    except (UserError, ValueError, TypeError, KeyError):
+        raise UserError(f"{folder / MARK}: damaged; delete {folder}, and make it again") from None
+    for name in names or made:
+        path = folder / name
+        if name in made and path.exists() and known_sha256(path) != made[name]:
+            raise UserError(
+                f"{path}: not as it was written; delete {folder} and make it again, or delete "
+                f"{MARK} in it if the change is yours"
+            )
 
 
 def _is_record(path: Path) -> bool:
@@ -197,17 +232,21 @@ def locked(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
-        with FileLock(lock, timeout=0):
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
+        lock.acquire()
     except Timeout:
         raise UserError(
             f"{path}: another process is writing it; wait for that one, or name another place"
         ) from None
+    except NotImplementedError:
+        pass  # a network folder without locks: what is written there still appears whole
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 @contextmanager
@@ -292,6 +331,25 @@ def known_sha256(path: Path) -> str:
     """SHA-256 of a file, read once in a process unless its size or time of change differs."""
     found = path.stat()
     return _sha256_of(path.resolve(), found.st_size, found.st_mtime_ns)
+
+
+def _content_sha256(content: dict) -> str:
+    plain = json.loads(json.dumps(content))  # keys as a file has them
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def with_sha256(content: dict) -> dict:
+    """JSON-ready content with the hash of all of it as `sha256`: damage on the disk shows."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return rest | {"sha256": _content_sha256(rest)}
+
+
+def without_sha256(content: dict) -> dict:
+    """What `with_sha256` was given; ValueError if it changed since. Without a hash it passes."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    if "sha256" in content and content["sha256"] != _content_sha256(rest):
+        raise ValueError("its SHA-256 is another: it was changed or damaged")
+    return rest
 
 
 def content_key(value: Any) -> str:

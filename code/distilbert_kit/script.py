@@ -130,6 +130,13 @@ def _stopping_signals() -> Iterator[None]:
             signal.signal(number, before)
 
 
+def _close_bars() -> None:
+    """End the lines of progress bars: what is said next begins one of its own."""
+    if tqdm := sys.modules.get("tqdm"):
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
+
+
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a script's `main`: how it ends when something is wrong, in one line on stderr.
 
@@ -153,6 +160,7 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status, message = found
             if message:
+                _close_bars()
                 print(one_line(message), file=sys.stderr)
             sys.exit(status)
 

@@ -24,6 +24,7 @@ from distilbert_kit.corpus.prepare import encode_documents, prepare_corpus
 from distilbert_kit.corpus.shards import open_shards
 from distilbert_kit.corpus.text_sources import Source, open_source
 from distilbert_kit.errors import UserError
+from distilbert_kit.files import with_sha256
 from distilbert_kit.models.checkpoints import get_tokenizer
 
 SCRIPT = Path(__file__).parents[1] / "prepare_corpus.py"
@@ -407,7 +408,7 @@ def test_counts_of_another_vocabulary(tmp_path):
         open_shards(tmp_path, "train", other)
     counts = json.loads((tmp_path / "counts.json").read_text())
     counts["vocabulary_sha256"] = hashlib.sha256(b"other").hexdigest()
-    (tmp_path / "counts.json").write_text(json.dumps(counts))
+    (tmp_path / "counts.json").write_text(json.dumps(with_sha256(counts)))
     with pytest.raises(UserError, match="another vocabulary"):
         open_shards(tmp_path)
 

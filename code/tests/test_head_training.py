@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from distilbert_kit.errors import UserError
+from distilbert_kit.files import MARK
 from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
@@ -27,6 +28,7 @@ def publish(folder, preset):
     tensors = load_file(folder / "model.safetensors")
     body = {n: t for n, t in tensors.items() if not n.startswith(("cls.", "lm_head."))}
     save_file(body, folder / "model.safetensors", {"format": "pt"})
+    (folder / MARK).unlink()  # no longer as the kit wrote it
 
 
 @pytest.fixture

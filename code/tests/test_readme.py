@@ -1,10 +1,9 @@
-"""The README's figures are those of the committed records; its commands exist; its Python runs."""
+"""The README's figures are those of the committed records; its Python runs."""
 
 import json
 import os
 import re
-import runpy
-import shlex
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +16,8 @@ TEXT = (ROOT / "README.md").read_text()
 
 def committed(path):
     """A file of the study as git has it, not as a later run on this machine may have left it."""
+    if shutil.which("git") is None:
+        pytest.skip("no git here")
     command = ["git", "show", f"HEAD:results/study/{path}"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
@@ -51,41 +52,6 @@ def test_the_answer_is_that_of_the_committed_claims():
         if claim["id"] in ("smaller", "faster", "glue"):
             other = [{**c, "value": 1.1 * c["value"]} if c is claim else c for c in claims]
             assert headline(other) != headline(claims)
-
-
-def commands():
-    """Every command in the README's blocks, as words, without comments."""
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
-    blocks = [block for language, block in fences if not language]
-    lines = [line for block in blocks for line in block.splitlines()]
-    inline = re.findall(r"`(\S*(?:make|snakemake) [^`]+)`", TEXT)
-    return [shlex.split(line, comments=True) for line in (*lines, *inline)]
-
-
-def options(script, monkeypatch, capsys):
-    """What a script says of its options."""
-    monkeypatch.setattr("sys.argv", [script, "--help"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-
-
-def test_every_command_exists(monkeypatch, capsys):
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    recipes = {path.stem for path in RECIPES.glob("*.yaml")}
-    assert len(commands()) > 10
-    for words in commands():
-        program, *arguments = words
-        for value in re.findall(r"(?:RECIPE=|--recipe |recipe=)(\w+)", " ".join(words)):
-            assert value in recipes
-        if program == "make":
-            assert arguments[0] in targets
-        elif program == "python":
-            given = {word for word in arguments if word.startswith("--")}
-            assert given <= options(arguments[0], monkeypatch, capsys), words
-        else:
-            assert program == ".venv/bin/snakemake"
-            assert all((ROOT / word).exists() for word in arguments if word.startswith("code/"))
 
 
 def test_the_python_runs_as_it_stands(tmp_path):

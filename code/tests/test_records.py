@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 
@@ -47,6 +48,8 @@ def test_round_trip_and_deterministic_part(tmp_path):
 def project(tmp_path, monkeypatch):
     """A project of one commit in a repository of its own, and its git command."""
     root = tmp_path / "project"
+    if shutil.which("git") is None:
+        pytest.skip("no git here")
 
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -90,7 +93,7 @@ def test_without_git_commit_and_changes_are_unknown(tmp_path, project, monkeypat
 def test_records_of_the_first_schema_are_read_and_never_current(tmp_path):
     key = write(tmp_path / "a.json", accuracy=0.5).key
     content = json.loads((tmp_path / "a.json").read_text()) | {"schema_version": 1}
-    del content["inputs"], content["stage_version"]
+    del content["inputs"], content["stage_version"], content["outputs"], content["sha256"]
     content["measured"] |= {"git_commit": "", "git_dirty": False}
     (tmp_path / "a.json").write_text(json.dumps(content))
     old = read_record(tmp_path / "a.json")

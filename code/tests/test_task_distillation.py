@@ -15,7 +15,13 @@ from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSample
 from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer, read_safetensors, write_safetensors
+from distilbert_kit.files import mark_files
+from distilbert_kit.models.checkpoints import (
+    get_tokenizer,
+    read_safetensors,
+    with_hash,
+    write_safetensors,
+)
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTForSequenceClassification
 from distilbert_kit.paths import RECIPES
@@ -132,7 +138,7 @@ def test_logits_are_kept_until_weights_texts_or_precision_change(tmp_path):
     first = teach(folder, dataset)
     (path,) = folder.glob("logits-*.safetensors")
     marked = torch.full(first.shape, 7.0)
-    write_safetensors({"logits": marked}, path)
+    write_safetensors({"logits": marked}, path, **with_hash({"logits": marked}))
     np.testing.assert_array_equal(teach(folder, dataset), marked)  # read, not computed again
     other = ClassificationDataset(PAIRS[::-1], None, TOKENIZER)
     np.testing.assert_allclose(teach(folder, other), first[::-1], atol=1e-5)
@@ -140,6 +146,7 @@ def test_logits_are_kept_until_weights_texts_or_precision_change(tmp_path):
     tensors = read_safetensors(folder / "model.safetensors")
     tensors["classifier.bias"] += 1
     write_safetensors(tensors, folder / "model.safetensors")
+    mark_files(folder, "model.safetensors")
     np.testing.assert_allclose(teach(folder, dataset), first + 1, atol=1e-5)
     assert len(list(folder.glob("logits-*"))) == 4
 

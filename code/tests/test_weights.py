@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distilbert_kit.errors import UserError
-from distilbert_kit.files import check_sha256
+from distilbert_kit.files import MARK, check_sha256
 from distilbert_kit.models import model as kit
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.config import ModelConfig, create_model_config
@@ -119,6 +119,7 @@ def test_old_layer_norm_names_are_read(tmp_path):
         for n, t in load_file(path).items()
     }
     save_file(old, path)
+    (tmp_path / "m" / MARK).unlink()  # a folder of somebody else's
     again = kit.DistilBERTModel.from_pretrained(tmp_path / "m")
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
 

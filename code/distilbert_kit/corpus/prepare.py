@@ -8,9 +8,11 @@ continues and ends with the bytes of an uninterrupted one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -22,7 +24,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import locked, write_json
+from ..files import locked, with_sha256, write_json
 from ..models.vocabulary import vocabulary_sha256
 from .shards import (
     FORMAT,
@@ -203,7 +205,10 @@ class _Sequencer:
         digest = hashlib.blake2b(sequence, digest_size=8).digest()
         number = int.from_bytes(digest, "little", signed=True)
         insert = "INSERT OR IGNORE INTO seen VALUES (?)"
-        return self.seen.execute(insert, (number,)).rowcount == 1
+        try:
+            return self.seen.execute(insert, (number,)).rowcount == 1
+        except sqlite3.OperationalError as error:
+            raise OSError(errno.ENOSPC, str(error), tempfile.gettempdir()) from None
 
     def cut(self, ids: np.ndarray) -> Iterator[tuple[bytes, str | None]]:
         """Yield (sequence with CLS and SEP, why it is dropped or None) for a document's ids."""
@@ -255,7 +260,8 @@ def _begin(folder: Path, settings: dict, key: str | None) -> dict:
             split: {"documents": 0, "sequences": 0, "tokens": 0, "shards": []} for split in SPLITS
         },
     }
-    write_json(folder / "manifest.json", state)  # first: what the old one lists is then no corpus
+    # First: what the old one lists is then no corpus.
+    write_json(folder / "manifest.json", with_sha256(state))
     splits = old["splits"].values() if old else ()
     for shard in chain.from_iterable(split["shards"] for split in splits):
         for suffix in ("bin", "idx"):
@@ -349,9 +355,10 @@ def _complete(
     settings, shards = state["settings"], state["splits"]["train"]["shards"]
     counts = count_tokens(folder, shards, settings["vocab_size"])
     vocabulary = {"vocabulary_sha256": settings["vocabulary_sha256"], "split": "train"}
-    write_json(folder / "counts.json", vocabulary | {"counts": counts.tolist()})
+    counted = vocabulary | {"counts": counts.tolist()}
+    write_json(folder / "counts.json", with_sha256(counted))
     state["complete"] = True
-    write_json(folder / "manifest.json", state)
+    write_json(folder / "manifest.json", with_sha256(state))
 
 
 def _describe(sources: list[Source]) -> str:
@@ -386,7 +393,7 @@ def _write_shards(
             state["splits"][split]["shards"].append(writer.commit())
         writers.clear()
         state["commits"] += 1
-        write_json(folder / "manifest.json", state)
+        write_json(folder / "manifest.json", with_sha256(state))
 
     tokens = committed = _total(state, "tokens")
     limit = settings["limit_tokens"] or float("inf")

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from ..errors import UserError
-from ..files import file_sha256, write_atomically
+from ..files import known_sha256, without_sha256, write_atomically
 from ..foreign import read_json
 from ..models.vocabulary import vocabulary_sha256
 
@@ -103,16 +103,25 @@ def read_manifest(folder: Path) -> dict | None:
         raise UserError(
             f"{path}: no corpus of this kit ({where}: {first['msg']}); choose another folder"
         ) from None
-    return found
+    return _unchanged(found, path)
+
+
+def _unchanged(found: dict, path: Path) -> dict:
+    try:
+        return without_sha256(found)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; delete {path.parent}, prepare it again") from None
 
 
 def _read_counts(path: Path) -> tuple[str, np.ndarray]:
     """The hash of the vocabulary, and how often each of its tokens occurs."""
     advice = "prepare the corpus again"
+    content = read_json(path, advice)
     try:
-        found = _Counts.model_validate(read_json(path, advice), strict=True)
+        found = _Counts.model_validate(content, strict=True)
     except ValidationError:
         raise UserError(f"{path}: not the counts of tokens; {advice}") from None
+    _unchanged(content, path)
     return found.vocabulary_sha256, np.array(found.counts, dtype=np.int64)
 
 
@@ -170,7 +179,7 @@ def check_shards(folder: Path, state: dict, checksums: bool = False) -> None:
                     f"{path}: {found:,} bytes, the manifest says {size:,}; delete {folder} and "
                     "prepare the corpus again"
                 )
-            if checksums and file_sha256(path) != shard["sha256"][suffix]:
+            if checksums and known_sha256(path) != shard["sha256"][suffix]:
                 raise UserError(
                     f"{path}: SHA-256 differs from the manifest's; delete {folder} and prepare "
                     "the corpus again"

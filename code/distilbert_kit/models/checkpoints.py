@@ -2,13 +2,17 @@
 
 import errno
 import hashlib
+import json
+import re
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -19,7 +23,7 @@ from transformers import (
 )
 
 from ..errors import UserError
-from ..files import check_sha256, replacing_folder
+from ..files import check_sha256, check_unchanged, replacing_folder
 from ..foreign import read_json
 from .hub_layout import (
     HubConfig,
@@ -62,13 +66,54 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """OSError when the disk refuses, of libraries in Rust too, which raise others."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or not (found := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(found[1]), str(error), str(path)) from None
+
+
 def write_safetensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
     """Write tensors as safetensors; OSError when the disk refuses, as for any other file."""
     try:
-        save_file(tensors, path, metadata={"format": "pt", **metadata})
+        with disk_errors(path):
+            save_file(tensors, path, metadata={"format": "pt", **metadata})
     except SafetensorError as error:
-        code = next((c for c in (errno.ENOSPC, errno.EFBIG) if f"os error {c}" in str(error)), None)
-        raise OSError(code or errno.EIO, str(error), str(path)) from None
+        raise OSError(errno.EIO, str(error), str(path)) from None
+
+
+def _tensors_sha256(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def with_hash(tensors: dict[str, Tensor], **metadata: str) -> dict[str, str]:
+    """Metadata for a safetensors file with a hash of all of it, which `read_checked` compares.
+
+    Not for weights: the order of several metadata changes, so equal files would differ in bytes.
+    """
+    return metadata | {"sha256": _tensors_sha256(tensors, metadata)}
+
+
+def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file `with_hash`; UserError unless all is as it was written."""
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); delete it") from None
+    found = {name: value for name, value in metadata.items() if name not in ("format", "sha256")}
+    if metadata.get("sha256") != _tensors_sha256(tensors, found):
+        raise UserError(f"{path}: damaged, its SHA-256 is another; delete it")
+    return tensors, found
 
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -296,6 +341,7 @@ class PretrainedMixin:
         if not cls.reads_pooler and "encoder.pooler.weight" in set(wanted) - set(state):
             # Nobody reads it, and no one shall take it for a trained one.
             del (model if bare else model.encoder).pooler
+        check_unchanged(folder, *(path.name for path in weight_files(folder)))
         model.load_state_dict(
             {n.removeprefix("encoder.") if bare else n: t for n, t in state.items()}, strict=False
         )
@@ -310,7 +356,8 @@ class PretrainedMixin:
         with replacing_folder(folder) as temporary:
             hub_config(self).save_pretrained(temporary)
             if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
+                with disk_errors(temporary):
+                    tokenizer.save_pretrained(temporary)
             tensors = to_hub_layout(self.state_dict(), self.config.model_type)
             write_safetensors(tensors, temporary / "model.safetensors")
 

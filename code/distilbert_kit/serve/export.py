@@ -19,8 +19,8 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, Sequence
 
 from ..data.batches import MODEL_INPUTS
 from ..errors import UserError
-from ..files import replacing_folder
-from ..models.checkpoints import has_weights, read_weights, weight_files
+from ..files import check_unchanged, replacing_folder
+from ..models.checkpoints import disk_errors, has_weights, read_weights, weight_files
 from ..models.hub_layout import hub_config, read_config
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 
@@ -113,7 +113,8 @@ def save_onnx(model: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBas
     """Write both graphs, `config.json` and the tokenizer's files to `folder`, atomically."""
     with replacing_folder(Path(folder)) as temporary:
         hub_config(model).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        with disk_errors(temporary):
+            tokenizer.save_pretrained(temporary)
         export_onnx(model, temporary / FILES["fp32"])
         quantize_onnx(temporary / FILES["fp32"], temporary / FILES["int8"])
 
@@ -150,6 +151,7 @@ class OnnxModel(nn.Module):
             raise UserError(
                 f"{self.path}: not a readable ONNX graph ({type(error).__name__}); write it again"
             ) from None
+        check_unchanged(Path(folder), FILES[precision])
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.outputs = [given.name for given in self.session.get_outputs()]
         known = set(self.inputs) <= set(MODEL_INPUTS)

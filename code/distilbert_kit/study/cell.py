@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ..data.listed import expected_split
 from ..errors import UserError
-from ..files import content_key, mark_files
+from ..files import add_files, check_unchanged, content_key, write_atomically
 from .recipes import Recipe
-from .records import Input, is_current, read_record
+from .records import Input, Record, is_current, read_record
 
 # Raise a stage's version when the meaning of its result changes: records from before are stale.
 STAGE_VERSIONS = {
@@ -125,17 +125,35 @@ class Cell:
 
         The record tells later which cell that is from.
         """
-        shutil.copyfile(self.record, self.folder / "record.json")  # first: now the cell is done
-        if self.stage != "corpus":
-            from .model_card import write_model_card
+        record = self.record.read_bytes()
+        if self.stage == "corpus":
+            write_atomically(self.folder / "record.json", record)
+        else:
+            add_files(self.folder, {"record.json": record})  # first: now the cell is done
+            from .model_card import model_card
 
-            write_model_card(self.folder, read_record(self.record), self.origins)
-            mark_files(self.folder, "record.json", "README.md")
+            card = model_card(self.folder, self.read_record(), self.origins)
+            add_files(self.folder, {"README.md": card.encode()})
         shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
 
     def is_recorded(self) -> bool:
         """Whether the record is there and current."""
-        return is_current(self.record, self.key) and all(path.exists() for path in self.outputs)
+        try:
+            record = self.read_record()
+        except UserError:
+            return False
+        current = record.status == "ok" and record.key == self.key
+        return current and all(map(record.wrote, self.outputs))
+
+    def read_record(self) -> Record:
+        """Its record, current or not; UserError if there is none, or one of another cell."""
+        record = read_record(self.record)
+        if (record.stage, record.cell) != (self.stage, self.identity):
+            raise UserError(
+                f"{self.record}: the record of another cell, {record.stage} {record.cell}; delete "
+                "it and run its stage"
+            )
+        return record
 
     def has_folder(self) -> bool:
         """Whether what it makes is here too, from exactly this cell."""
@@ -147,7 +165,7 @@ class Cell:
 
     @property
     def made(self) -> Path:
-        """The folder of what it makes; UserError unless it is here and from exactly this cell."""
+        """The folder of what it makes; UserError unless it is here, whole and of this very cell."""
         if not self.has_folder():
             there = (self.folder / "record.json").exists()
             wrong = (
@@ -157,6 +175,7 @@ class Cell:
             raise UserError(
                 f"{self.folder}: {wrong}; run {self.shown_command}{' --save' * unsaved}"
             )
+        check_unchanged(self.folder)
         return self.folder
 
     @property

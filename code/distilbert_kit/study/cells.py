@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..data.tasks import get_task
 from ..errors import UserError
+from ..files import content_key
 from ..paths import CODE
 from ..settings import Strict
 from .cell import BENCHMARK_STAGES, Cell
@@ -324,6 +325,11 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
         ),
         *(benchmark_cell(recipe, stage) for stage in benchmark_stages(recipe)),
     ]
+
+
+def plan_key(recipe: Recipe) -> str:
+    """Hash of all that the recipe asks for: of every cell's key."""
+    return content_key([cell.key for cell in evidence_cells(recipe)])
 
 
 def demo_cells(recipe: Recipe) -> list[Cell]:

@@ -24,11 +24,11 @@ give is not in them.
 import math
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from ..data.tasks import GLUE, get_task
 from ..errors import UserError
+from ..foreign import read_yaml
 from ..paths import PAPER, RECIPES
 from ..settings import Strict
 from . import statistics
@@ -111,7 +111,7 @@ class Finding(Strict):
 def load_ledger() -> Ledger:
     """Read and check `recipes/claims.yaml`."""
     try:
-        return Ledger.model_validate(yaml.safe_load((RECIPES / "claims.yaml").read_text()))
+        return Ledger.model_validate(read_yaml(RECIPES / "claims.yaml"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -235,7 +235,7 @@ def measure(claim: Claim, recipe: Recipe, models: list[str], tasks: list[str]) -
     if claim.kind == "gap":
         return statistics.gap_interval(scores) | {"seeds": seeds, "factor": 100}
     table, row = claim.printed.split(".")
-    printed = yaml.safe_load(PAPER.read_text())[table][row]
+    printed = read_yaml(PAPER)[table][row]
     mean = sum(printed[task] for task in tasks) / len(tasks) / 100  # in percent, as printed
     found = statistics.score_interval(scores)
     above = {end: found[end] - mean for end in ("estimate", "low", "high")}
@@ -264,7 +264,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         return Finding(untested=f"{scale}: printed scores are compared with at paper size only")
     try:
         found = measure(claim, recipe, models, tasks)
-    except UserError as error:  # such as a teacher at chance
+    except statistics.AtChanceError as error:
         return Finding(untested=str(error))
     own = [task for task in tasks if task in claim.tasks]
     labels = " against ".join(recipe.models[name].label for name in reversed(models))

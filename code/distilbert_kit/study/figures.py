@@ -11,7 +11,8 @@ import json
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ..files import write_atomically
+from ..errors import UserError
+from ..files import with_sha256, without_sha256, write_atomically
 from .recipes import Recipe
 
 # One colour each, in every figure and on every page (report/common.typ has the same three). They
@@ -92,5 +93,16 @@ def save_figure(figure: Figure, recipe: Recipe, name: str) -> None:
 
 def save_table(recipe: Recipe, name: str, content: dict) -> None:
     """Write `results/<recipe>/tables/<name>.json`, which report and poster read."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(with_sha256(content), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(recipe.folder / "tables" / f"{name}.json", text + "\n")
+
+
+def check_tables(recipe: Recipe) -> None:
+    """Raise UserError for a table that is no longer as `save_table` wrote it."""
+    for path in sorted((recipe.folder / "tables").glob("*.json")):
+        try:
+            without_sha256(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: damaged ({error}); run `make notebooks RECIPE={recipe.name}`"
+            ) from None

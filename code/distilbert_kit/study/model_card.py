@@ -181,8 +181,8 @@ def evaluation_results(record: Record, pipeline: str) -> list[EvalResult]:
     return results
 
 
-def write_model_card(folder: Path, record: Record, weights: Iterable[str]) -> None:
-    """Write `README.md` to a folder of saved weights.
+def model_card(folder: Path, record: Record, weights: Iterable[str]) -> str:
+    """The `README.md` of a folder of saved weights.
 
     `record` is that of the run that made them, `weights` are the given ones they descend from: a
     hub name, "minilm" or a folder.
@@ -211,4 +211,9 @@ def write_model_card(folder: Path, record: Record, weights: Iterable[str]) -> No
         use=_USE.get(pipeline, _START),
         code=_code(folder, pipeline),
     )
-    write_atomically(folder / "README.md", str(card))
+    return str(card)
+
+
+def write_model_card(folder: Path, record: Record, weights: Iterable[str]) -> None:
+    """Write `model_card` to the folder."""
+    write_atomically(folder / "README.md", model_card(folder, record, weights))

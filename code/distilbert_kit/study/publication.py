@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..errors import UserError
 from ..files import content_key
 from ..paths import CODE, EARLIER, NOTEBOOKS, PAPER, RECIPES, ROOT
-from .cells import _script, evidence_cells
+from .cells import _script, evidence_cells, plan_key
 from .recipes import Recipe
 from .records import is_current
 
@@ -20,7 +21,7 @@ def _notebooks() -> list[Path]:
 
 def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]]]:
     """What turns records into the report: name -> (names that come first, command)."""
-    commands = {"claims": ([], _script("claims.py", recipe))}
+    commands = {"claims": ([], _script("claims.py", recipe, "--plan", plan_key(recipe)))}
     for notebook in _notebooks():
         # Relative to the root, where the graph runs: the executed notebook keeps the path.
         executed = os.path.relpath(recipe.folder / "notebooks" / notebook.name, ROOT)
@@ -36,11 +37,14 @@ def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]
 
 def _code(path: Path) -> ast.Module:
     """The program in a Python file or in the code cells of a notebook."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
-        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-        text = "\n".join("".join(cell["source"]) for cell in cells)
-    return ast.parse(text)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+            text = "\n".join("".join(cell["source"]) for cell in cells)
+        return ast.parse(text)
+    except (ValueError, SyntaxError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore it, as by git checkout") from None
 
 
 def _imported(path: Path) -> Iterator[Path]:

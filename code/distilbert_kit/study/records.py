@@ -1,13 +1,15 @@
 """The result record: one flat schema for every stage, with provenance, written atomically."""
 
 import importlib.metadata
+import itertools
+import json
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..data.listed import DataUsed
 from ..errors import UserError
-from ..files import content_key, write_atomically
-from ..foreign import MOST_JSON, read_text
+from ..files import (
+    content_key,
+    file_sha256,
+    known_sha256,
+    locked,
+    with_sha256,
+    without_sha256,
+    write_atomically,
+)
+from ..foreign import MOST_JSON, parse_json, read_text
 from ..machine import machine, peak_memory_bytes
 from ..paths import ROOT
 
@@ -61,12 +71,21 @@ class Input(BaseModel):
     content: str | None
 
 
+class Output(BaseModel):
+    """A file that a stage wrote beside its record, and what was in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    sha256: str
+
+
 class Record(BaseModel):
     """The result of one stage on one cell.
 
     All but `measured` is equal in equal runs on one machine, with as many threads; the README says
     how nearly it is on another.
-    `stage_version` is raised when the meaning of the stage's result changes.
+    `stage_version` is raised when the meaning of the stage's result changes. `sha256` is the hash
+    of all the rest in the file; older records have none, and no `outputs`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -83,7 +102,9 @@ class Record(BaseModel):
     inputs: list[Input] = []
     data: list[DataUsed]
     metrics: dict[str, Any]
+    outputs: list[Output] = []
     measured: Measured
+    sha256: str | None = Field(default=None, exclude=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -96,20 +117,28 @@ class Record(BaseModel):
             content = content | {"schema_version": SCHEMA_VERSION, "measured": measured}
         return content
 
+    def wrote(self, path: Path) -> bool:
+        """Whether a file is there as the stage left it, as far as the record tells."""
+        written = {output.name: output.sha256 for output in self.outputs}
+        return path.is_file() and written.get(path.name) in (None, known_sha256(path))
+
 
 def read_record(path: Path) -> Record:
-    """Read and check a record; UserError when it is cut short or of another schema."""
+    """Read and check a record; UserError when it is cut short, changed or of another schema."""
     advice = "delete it and run its stage"
     try:
-        return Record.model_validate_json(read_text(Path(path), MOST_JSON))
+        content = read_text(Path(path), MOST_JSON)
+        record = Record.model_validate_json(content)
+        without_sha256(parse_json(content))
+        return record
     except FileNotFoundError:
         raise UserError(f"{path}: no such record; run its stage first") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a valid record ({error}); {advice}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise UserError(f"{path}: not a valid record ({where}: {first['msg']}); {advice}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a valid record ({error}); {advice}") from None
 
 
 def is_current(path: Path, key: str) -> bool:
@@ -169,7 +198,12 @@ class Draft(BaseModel):
 
     data: list[DataUsed] = []
     metrics: dict[str, Any] = {}
+    outputs: list[Output] = []
     extra: dict[str, Any] = {}
+
+    def wrote(self, path: Path) -> None:
+        """Note a file that was written beside the record."""
+        self.outputs.append(Output(name=path.name, sha256=file_sha256(path)))
 
 
 @contextmanager
@@ -187,8 +221,9 @@ def recording(
 ) -> Iterator[Draft]:
     """Run a stage and write its record to `path`; a failed run is recorded under `failed/`.
 
-    Yields a draft whose `data`, `metrics` and `extra` (measured figures) the stage fills in.
-    Without `key`, the key is the hash of stage, cell and settings.
+    Yields a draft whose `data`, `metrics`, `outputs` and `extra` (measured figures) the stage
+    fills in. Without `key`, the key is the hash of stage, cell and settings. UserError while
+    another process makes the same record.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,49 +234,58 @@ def recording(
         ) from None
     draft, started = Draft(), time.perf_counter()
     error: BaseException | None = None
-    try:
-        yield draft
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
-        record = Record(
-            stage=stage,
-            stage_version=stage_version,
-            cell=cell,
-            status="ok" if error is None else "failed",
-            # The first line: further ones hold commands and paths of the machine.
-            error=error and f"{type(error).__name__}: {error}".partition("\n")[0],
-            scale=scale,
-            recipe=recipe,
-            key=key or content_key([stage, cell, settings]),
-            settings=settings,
-            inputs=list(inputs),
-            data=draft.data,
-            metrics=draft.metrics,
-            measured=Measured(
-                finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                wall_seconds=round(time.perf_counter() - started, 3),
-                peak_memory_bytes=peak_memory_bytes(),
-                command=_command(),
-                machine=machine(),
-                versions=_versions(),
-                **git_state(),
-                extra=draft.extra,
-            ),
-        )
-        # One writer among data-parallel processes (torchrun numbers them in RANK).
-        if int(os.environ.get("RANK", 0)) > 0:
-            pass
-        # Bad input is the user's to mend and no run; a stopped or crashed run counts.
-        elif error is None:
-            write_record(path, record)
-        elif not isinstance(error, (UserError, SystemExit)):
-            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-            with suppress(OSError):  # the first error is the one to show
-                write_record(path.parent / "failed" / f"{path.stem}-{stamp}.json", record)
+    # One writer among data-parallel processes (torchrun numbers them in RANK).
+    writes = int(os.environ.get("RANK", 0)) == 0
+    with locked(path) if writes else nullcontext():
+        try:
+            yield draft
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            record = Record(
+                stage=stage,
+                stage_version=stage_version,
+                cell=cell,
+                status="ok" if error is None else "failed",
+                # The first line: further ones hold commands and paths of the machine.
+                error=error and f"{type(error).__name__}: {error}".partition("\n")[0],
+                scale=scale,
+                recipe=recipe,
+                key=key or content_key([stage, cell, settings]),
+                settings=settings,
+                inputs=list(inputs),
+                data=draft.data,
+                metrics=draft.metrics,
+                outputs=draft.outputs,
+                measured=Measured(
+                    finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    wall_seconds=round(time.perf_counter() - started, 3),
+                    peak_memory_bytes=peak_memory_bytes(),
+                    command=_command(),
+                    machine=machine(),
+                    versions=_versions(),
+                    **git_state(),
+                    extra=draft.extra,
+                ),
+            )
+            # Bad input is the user's to mend and no run; a stopped or crashed run counts.
+            if writes and error is None:
+                write_record(path, record)
+            elif writes and not isinstance(error, (UserError, SystemExit)):
+                with suppress(OSError):  # the first error is the one to show
+                    write_record(_place_of_failure(path), record)
+
+
+def _place_of_failure(path: Path) -> Path:
+    """A name for the record of a failed run that none has: a clock may be set back."""
+    stem = f"{path.stem}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    places = (path.parent / "failed" / f"{name}.json" for name in names)
+    return next(place for place in places if not place.exists())
 
 
 def write_record(path: Path, record: Record) -> None:
     """Write a record; what is on disk afterwards is the old file or the whole new one."""
-    write_atomically(Path(path), record.model_dump_json(indent=1) + "\n")
+    content = with_sha256(json.loads(record.model_dump_json()))
+    write_atomically(Path(path), json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -33,6 +33,7 @@ def record_evaluations(
         draft.extra[f"{split}_examples_per_second"] = found.examples_per_second
         if predictions:
             save_predictions(predictions(split), found.frame)
+            draft.wrote(predictions(split))
 
 
 def flops_per_token(

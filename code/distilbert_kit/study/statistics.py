@@ -38,6 +38,11 @@ from scipy import stats
 
 from ..errors import UserError
 
+
+class AtChanceError(UserError):
+    """There is nothing to retain: the teacher's score is no better than guessing."""
+
+
 ScoreFunction = Callable[..., ArrayLike]
 
 
@@ -169,7 +174,7 @@ def ratio_interval(
     guessed = np.array([_guessed(task, chance) for task in kept])
     below, above = np.mean([scores.mean - g for scores, g in zip(found, guessed)], axis=0)
     if below <= 0:
-        raise UserError(
+        raise AtChanceError(
             "retention: the teacher's mean score is not above chance: exclude the tasks that it"
             " did not learn"
         )
@@ -179,7 +184,7 @@ def ratio_interval(
     covariance = sum(s.seed_covariance + s.example_covariance for s in found) / len(found) ** 2
     (a, b), (_, c) = np.array([[below**2, below * above], [0, above**2]]) - t**2 * covariance
     if a <= 0:
-        raise UserError("retention: the teacher's mean score is not told apart from chance")
+        raise AtChanceError("retention: the teacher's mean score is not told apart from chance")
     root = math.sqrt(max(b**2 - a * c, 0.0))
     return {
         "estimate": float(ratio),

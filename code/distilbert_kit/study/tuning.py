@@ -4,7 +4,6 @@ from ..errors import UserError
 from ..settings import FinetuneSettings
 from .cells import tuning_cells
 from .recipes import Recipe
-from .records import read_record
 
 
 def tuning_rows(recipe: Recipe) -> list[dict]:
@@ -19,7 +18,7 @@ def tuning_rows(recipe: Recipe) -> list[dict]:
         if not cells or not all(cell.is_recorded() for cell in cells):
             continue
         for cell in cells:
-            score = read_record(cell.record).metrics["held_out"]["score"]
+            score = cell.read_record().metrics["held_out"]["score"]
             scores.setdefault(cell.identity["learning_rate"], {})[cell.identity["task"]] = score
         means = {rate: sum(found.values()) / len(found) for rate, found in scores.items()}
         best = max(means, key=means.get)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..errors import UserError
 from ..files import replacing_file
 from ..foreign import parse_json
-from ..models.checkpoints import read_safetensors, write_safetensors
+from ..models.checkpoints import read_checked, with_hash, write_safetensors
 
 CHECKPOINT = "state.safetensors"  # one file: two could be of different updates
 
@@ -87,7 +87,8 @@ def _save(
         "param_groups": optimizer_state["param_groups"],
     }
     with replacing_file(folder / CHECKPOINT) as temporary:
-        write_safetensors(tensors, temporary, position=json.dumps(position))
+        metadata = with_hash(tensors, position=json.dumps(position))
+        write_safetensors(tensors, temporary, **metadata)
 
 
 def _differences(old: dict, new: dict) -> list[str]:
@@ -132,7 +133,7 @@ def _resume(
             f"{folder}: the checkpoint is of another run ({', '.join(different)} differ); "
             "delete it, or choose another folder"
         )
-    tensors = read_safetensors(folder / CHECKPOINT)
+    tensors, _ = read_checked(folder / CHECKPOINT)
     model_state, optimizer_state = {}, {"state": {}, "param_groups": position["param_groups"]}
     for key, tensor in tensors.items():
         kind, name = key.split("/", 1)

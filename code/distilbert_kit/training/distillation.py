@@ -64,9 +64,10 @@ def open_corpus(
 ) -> MLMDataset:
     """A split of a prepared corpus with the masking that the recipe asks for.
 
-    Raises UserError when it was prepared with another vocabulary than the tokenizer's.
+    Raises UserError when it was prepared with another vocabulary than the tokenizer's, and when a
+    bit of it is not as it was written.
     """
-    shards = open_shards(folder, split, tokenizer)
+    shards = open_shards(folder, split, tokenizer, checksums=True)
     return MLMDataset(
         shards,
         shards.lengths,

@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from transformers import PreTrainedTokenizerBase
 from ..data.batches import LengthBatchSampler, create_dataloader
 from ..data.listed import DataUsed
 from ..data.tasks import Task
+from ..errors import UserError
 from ..files import content_key, write_once
 from ..models.checkpoints import (
     get_tokenizer,
     model_sha256,
-    read_safetensors,
+    read_checked,
     resolve_checkpoint,
+    with_hash,
 )
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..models.vocabulary import check_same_vocabulary
@@ -168,8 +171,9 @@ def teacher_logits(
     """What a teacher fine-tuned on the task says of a data set, in evaluation mode.
 
     Computed once and kept beside the teacher's weights, under a hash of these weights, the tokens
-    and the precision: all students and seeds share it. Raises UserError as `fine_tuned`, and for
-    a teacher of another vocabulary than that of `tokenizer`, which made the data set.
+    and the precision: all students and seeds share it; a damaged file is made again. Raises
+    UserError as `fine_tuned`, and for a teacher of another vocabulary than that of `tokenizer`,
+    which made the data set.
     """
     folder = resolve_checkpoint(checkpoint)
     teacher = fine_tuned(folder, task)  # also refuses what cannot teach, cached or not
@@ -178,14 +182,19 @@ def teacher_logits(
     key = content_key([model_sha256(folder), _tokens_sha256(dataset), precision])
     path = folder / f"logits-{key}.safetensors"
     if path.is_file():
-        return read_safetensors(path)["logits"].numpy()
+        try:
+            return read_checked(path)[0]["logits"].numpy()
+        except UserError:
+            with suppress(OSError):
+                path.unlink()
     device = create_accelerator(precision).device
     logits = KINDS[task.kind].predict(
         teacher.to(device), dataset, precision=precision, description="teaching"
     )
     if os.access(folder, os.W_OK):  # a shared teacher may be read-only
-        write_once(path, safetensors.torch.save({"logits": torch.from_numpy(logits)}))
-        return read_safetensors(path)["logits"].numpy()  # the first of several seeds wrote them
+        tensors = {"logits": torch.from_numpy(logits)}
+        write_once(path, safetensors.torch.save(tensors, with_hash(tensors)))
+        return read_checked(path)[0]["logits"].numpy()  # the first of several seeds wrote them
     return logits
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...data.tasks import Task, get_task
-from ...errors import UserError
 from .. import statistics
 from ..recipes import Recipe
 from .scores import guessing, recorded_seeds, seed_predictions, seed_scores, task_score_function
@@ -104,7 +103,7 @@ def retained(scores: dict[str, statistics.Scores], **options) -> dict | None:
     """`statistics.ratio_interval`, None for a teacher at chance: there is nothing to retain."""
     try:
         return statistics.ratio_interval(scores, **options)
-    except UserError:
+    except statistics.AtChanceError:
         return None
 
 

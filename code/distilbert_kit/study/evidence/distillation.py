@@ -7,7 +7,7 @@ from ...errors import UserError
 from .. import statistics
 from ..cells import model_cell
 from ..recipes import Recipe
-from ..records import Record, read_record
+from ..records import Record
 from .comparisons import crossed_scores, shared_tasks
 from .scores import recorded_seeds, seed_scores
 
@@ -21,7 +21,7 @@ def corpus_runs(recipe: Recipe) -> dict[str, Record]:
     """Records of masked-LM training and distillation that are there, by model."""
     cells = [cell for model in recipe.models if (cell := model_cell(recipe, model))]
     return {
-        cell.name: read_record(cell.record)
+        cell.name: cell.read_record()
         for cell in cells
         if cell.stage in ("pretrain", "distill") and cell.record.exists()
     }

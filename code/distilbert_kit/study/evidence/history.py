@@ -3,15 +3,14 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-import yaml
-
+from ...foreign import read_yaml
 from ...paths import EARLIER
 from ..recipes import Recipe
 
 
 def earlier_runs(recipe: Recipe) -> dict:
     """The recipe's part of `data/earlier_runs.yaml`; {} if it has none."""
-    return yaml.safe_load(EARLIER.read_text(encoding="utf-8")).get(recipe.name, {})
+    return read_yaml(EARLIER).get(recipe.name, {})
 
 
 def machine_seconds(runs: Iterable[tuple[str, float]]) -> float:

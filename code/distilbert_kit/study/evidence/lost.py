@@ -10,10 +10,9 @@ from scipy.special import softmax
 from ...data.tasks import Task, get_task
 from ...metrics import agreement, expected_calibration_error, four_way_split
 from .. import statistics
-from ..cells import cross_evaluation_cell, finetune_cell
+from ..cells import cross_evaluation_cell
 from ..recipes import Recipe
-from ..records import read_record
-from .scores import guessing, recorded_seeds, seed_predictions
+from .scores import guessing, read_predictions, recorded_seeds, seed_predictions
 
 
 def _groups(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -59,7 +58,7 @@ def error_rows(recipe: Recipe, by: str = "phenomenon") -> list[dict]:
 
 def _outcomes(recipe: Recipe, model: str, task: Task, split: str, seed: int) -> dict:
     """Who was right, and of a classification the logits [N, C] and references too."""
-    frame = pd.read_parquet(finetune_cell(recipe, model, task.name, seed).predictions(split))
+    frame = read_predictions(recipe, model, task.name, split, seed)
     if task.kind == "question_answering":
         return {"right": frame["exact_match"] > 0}
     return {
@@ -155,7 +154,7 @@ def cross_rows(recipe: Recipe) -> list[dict]:
     for model in recipe.cross_evaluation.models if recipe.cross_evaluation else ():
         if not (cell := cross_evaluation_cell(recipe, model)).record.exists():
             continue
-        record = read_record(cell.record)
+        record = cell.read_record()
         examples = {used.name: used.rows for used in record.data}
         for trained, tests in record.metrics.items():
             for tested, splits in tests.items():

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from ...data.tasks import Task, get_task
+from ...errors import UserError
 from ...metrics import score_function
 from .. import statistics
 from ..cells import evidence_cells, finetune_cell
@@ -21,7 +23,7 @@ from .history import earlier_runs, machine_seconds
 def present_records(recipe: Recipe) -> dict[str, Record]:
     """The records that are there, by "stage/cell"."""
     cells = evidence_cells(recipe)
-    return {f"{c.stage}/{c.name}": read_record(c.record) for c in cells if c.record.exists()}
+    return {f"{c.stage}/{c.name}": c.read_record() for c in cells if c.record.exists()}
 
 
 def failed_records(recipe: Recipe) -> dict[str, Record]:
@@ -75,6 +77,19 @@ def main_scores(recipe: Recipe, rows: Sequence[dict]) -> list[dict]:
     ]
 
 
+def read_predictions(recipe: Recipe, model: str, task: str, split: str, seed: int) -> pd.DataFrame:
+    """A row for each example; UserError unless the file is the one that its record tells of."""
+    cell = finetune_cell(recipe, model, task, seed)
+    path = cell.predictions(split)
+    try:
+        if cell.read_record().wrote(path):
+            return pd.read_parquet(path)
+        found = "another than its record says"
+    except (OSError, pa.ArrowException) as error:
+        found = f"not a readable parquet file ({type(error).__name__})"
+    raise UserError(f"{path}: {found}; delete it and run {cell.shown_command}")
+
+
 def seed_predictions(
     recipe: Recipe,
     model: str,
@@ -92,7 +107,7 @@ def seed_predictions(
     column = (metric or get_task(task).primary) if by_question else "prediction"
     columns = {}
     for seed in seeds:
-        frame = pd.read_parquet(finetune_cell(recipe, model, task, seed).predictions(split))
+        frame = read_predictions(recipe, model, task, split, seed)
         columns[seed] = frame[column]
     if by_question:
         frame["reference"] = 1.0
@@ -139,9 +154,7 @@ def score_rows(recipe: Recipe) -> list[dict]:
         for model in recipe.models:
             if not (seeds := recorded_seeds(recipe, model, task.name)):
                 continue
-            records = [
-                read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds
-            ]
+            records = [finetune_cell(recipe, model, task.name, s).read_record() for s in seeds]
             for split in task.eval_splits:
                 examples = len(seed_predictions(recipe, model, task.name, split, seeds[:1]))
                 for metric in task.metrics:
@@ -166,7 +179,7 @@ def score_rows(recipe: Recipe) -> list[dict]:
 def seed_scores(recipe: Recipe, model: str, task: Task) -> dict:
     """`statistics.summarise` of the primary metric on the first split, and its interval."""
     seeds, split = recorded_seeds(recipe, model, task.name), task.eval_splits[0]
-    records = [read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds]
+    records = [finetune_cell(recipe, model, task.name, s).read_record() for s in seeds]
     found = statistics.summarise([record.metrics[split][task.primary] for record in records])
     interval = _score_interval(recipe, model, task, split, seeds, task.primary)
     return found | {name: interval[name] for name in ("low", "high")}
@@ -184,9 +197,7 @@ def confusion_rows(recipe: Recipe) -> list[dict]:
     for task in map(get_task, recipe.tasks):
         for model in recipe.models if task.labels else ():
             seeds = recorded_seeds(recipe, model, task.name)
-            records = [
-                read_record(finetune_cell(recipe, model, task.name, s).record) for s in seeds
-            ]
+            records = [finetune_cell(recipe, model, task.name, s).read_record() for s in seeds]
             for split in task.eval_splits if seeds else ():
                 counts = np.sum([r.metrics[split]["confusion_matrix"] for r in records], axis=0)
                 rows.append(

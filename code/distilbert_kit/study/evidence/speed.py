@@ -8,7 +8,7 @@ import pandas as pd
 from ...data.tasks import get_task
 from ..cells import benchmark_cell
 from ..recipes import Recipe
-from ..records import Record, read_record
+from ..records import Record
 from .scores import present_records
 
 PAIRS = {"STS-B dev": "STS-B dev pairs", "length profile": "pairs with STS-B's lengths"}
@@ -138,8 +138,7 @@ def rate_rows(rows: Sequence[dict]) -> list[dict]:
 def latency(recipe: Recipe) -> dict:
     """Milliseconds by length, with the most threads measured, as `drawings` draws them."""
     pairs, fixed = (
-        read_record(benchmark_cell(recipe, stage).record)
-        for stage in ("size_speed", "inference_speed")
+        benchmark_cell(recipe, stage).read_record() for stage in ("size_speed", "inference_speed")
     )
     return {
         "bins": max(thread_settings(pairs).items())[1]["latency_by_length"],

@@ -1,0 +1,10 @@
+"""What every fork needs: made once, before the first of them."""
+
+from functools import cache
+
+from distilbert_kit.data import grammar
+from distilbert_kit.data.listed import expected_split
+
+grammar.build_sentiment = cache(grammar.build_sentiment)
+for split in ("train", "validation"):
+    expected_split("embedded/sentiment", split)
