@@ -99,7 +99,7 @@ def shrink(content: dict, folder: Path) -> dict:
         if name not in (content["teacher"], content["student"]):
             small["models"][name]["tasks"] = few_tasks(content, name)
     if "corpus" in content:
-        small["corpus"] |= {"source": ["docs"], "limit_tokens": 2500, "validation_fraction": 0.1}
+        small["corpus"] |= {"source": ["docs"], "limit_tokens": 1000, "validation_fraction": 0.1}
     for stage in ("pretrain", "distill"):
         if stage in content:
             small[stage] |= SMALL | {"accumulation": min(2, content[stage].get("accumulation", 1))}

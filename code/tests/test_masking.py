@@ -1,5 +1,6 @@
-"""Masking: against binomial limits, torch.multinomial and hand-worked cases."""
+"""Masking: against binomial limits, enumerated draws and hand-worked cases."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -49,6 +50,7 @@ def test_probabilities_follow_the_formula():
     weights = masking_probabilities(counts, 0.7, special_ids=[0])
     assert weights.tolist() == pytest.approx([0, 1, 1, 100**-0.7, 10**-6.3], rel=1e-6)
     assert masking_probabilities(counts, 0.0, [0]).tolist() == [0, 1, 1, 1, 1]
+    assert torch.equal(masking_probabilities(counts, special_ids=[0]), weights)  # the original's
 
 
 def test_eighty_ten_ten():
@@ -108,24 +110,23 @@ def test_special_tokens_as_mask_not_as_index_list():
     assert first_column > 0
 
 
-def test_draw_agrees_with_multinomial_without_replacement():
-    """Positions follow torch.multinomial's law: how often each of 5 unlike tokens is among 2."""
-    ids = torch.arange(5, 10)[None]
+def test_draw_has_the_law_of_drawing_one_by_one_without_replacement():
+    """How often each of 5 unlike tokens is among 2, against the sum over all ordered draws."""
+    ids, shares = torch.arange(5, 10)[None], [1.0, 2.0, 4.0, 8.0, 16.0]
     weights = torch.zeros(V)
-    weights[5:10] = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    weights[5:10] = torch.tensor(shares)
     draws = 4000
-    ours = torch.zeros(5)
+    ours = torch.zeros(5, dtype=int)
     for seed in range(draws):
         _, labels = mask(ids, torch.ones_like(ids), weights, seed, mask_probability=0.4)
-        ours += (labels[0] != -100).float()
-    reference = torch.multinomial(
-        weights[5:10].expand(draws, 5), 2, replacement=False, generator=seeded(1)
-    )
-    reference = torch.bincount(reference.flatten(), minlength=5).float()
-    # Difference of two binomial frequencies, 5 standard deviations.
-    spread = 5 * (2 * draws * 0.25) ** 0.5
-    assert ours.sum() == 2 * draws
-    assert (ours - reference).abs().max() < spread
+        ours += labels[0] != -100
+    expected = [0.0] * 5
+    for first, second in itertools.permutations(range(5), 2):
+        left = sum(shares) - shares[first]
+        for drawn in (first, second):
+            expected[drawn] += shares[first] / sum(shares) * shares[second] / left
+    assert sum(expected) == pytest.approx(2)
+    assert all(within(count, draws, p) for count, p in zip(ours.tolist(), expected))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])
