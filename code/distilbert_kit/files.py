@@ -40,6 +40,11 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{next(_NUMBERS)}.tmp")
 
 
+def _written_as(name: str) -> str:
+    """The name for which a killed process left a file under this temporary one."""
+    return re.sub(r"(^|/)\.([^/]+)\.[0-9a-f]{6}-\d+-\d+\.tmp$", r"\1\2", name)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -132,7 +137,7 @@ def _foreign_file(folder: Path) -> str | None:
     except (OSError, UserError, ValueError, TypeError, KeyError):
         return MARK
     kept = {name: path for name, path in files.items() if name != MARK}
-    unknown = (n for n in kept if n not in made and not _LOGITS.fullmatch(n))
+    unknown = (n for n in kept if _written_as(n) not in {*made, MARK} and not _LOGITS.fullmatch(n))
     changed = (n for n in made if n in kept and not _is_same(kept[n], made[n]))
     return next(unknown, None) or next(changed, None)
 

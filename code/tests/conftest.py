@@ -27,11 +27,6 @@ for number, usual in (
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
 
-# One text alone and the same text in a batch, or the same model by another library, pass through
-# products of other shapes, which the CPU's library sums in another order (on some processors
-# only). A score is equal up to this, relative and absolute; labels, spans and order are equal.
-ROUNDING = 1e-5
-
 
 def pytest_collection_modifyitems(items):
     """The longest tests come first, so that no worker ends alone with one of them."""

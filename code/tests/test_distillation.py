@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from forks import run_script
 from safetensors.torch import load_file
 
 from distilbert_kit.corpus.prepare import prepare_corpus
@@ -282,7 +281,7 @@ def test_scripts_run_from_a_recipe(tmp_path):
         "student": "distilled",
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
-    environment = {"RESULTS_DIR": str(tmp_path / "results")}
+    environment = os.environ | {"RESULTS_DIR": str(tmp_path / "results")}
     for script, *arguments in (
         ("prepare_corpus.py",),
         ("pretrain.py", "--model", "teacher"),
@@ -290,8 +289,8 @@ def test_scripts_run_from_a_recipe(tmp_path):
         ("distill.py", "--model", "distilled"),
         ("distill.py", "--model", "distilled", "--teacher", tmp_path / "source", "--layers", "3"),
     ):
-        given = ("--recipe", tmp_path / "tiny.yaml", *arguments)
-        result = run_script(script, *given, **environment)
+        command = [sys.executable, CODE / script, "--recipe", tmp_path / "tiny.yaml", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "results/tiny/models/distilled/model.safetensors").exists()
     assert not (tmp_path / "results/tiny/checkpoints/distilled").exists()
@@ -299,8 +298,12 @@ def test_scripts_run_from_a_recipe(tmp_path):
         tmp_path / "results/tiny/models/distilled-from-source", require_head=True
     )
     assert other.config.num_layers == 1
-    given = ("--recipe", tmp_path / "tiny.yaml", "--model", "cut")
-    wrong = run_script("distill.py", *given, **environment)
+    wrong = subprocess.run(
+        [sys.executable, CODE / "distill.py", "--recipe", tmp_path / "tiny.yaml", "--model", "cut"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert wrong.returncode == 2 and wrong.stderr.startswith(
         "error: recipe tiny: 'cut' is no model to distil"
     )

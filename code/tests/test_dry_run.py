@@ -1,9 +1,11 @@
 """Every recipe runs through, from corpus and training to the records that its report reads."""
 
-import pytest
-from forks import run_script
+import subprocess
+import sys
 
-from distilbert_kit.paths import RECIPES
+import pytest
+
+from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
@@ -13,9 +15,10 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "cla
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_runs_through(name, tmp_path):
-    # one of them goes on to notebooks, report and poster
-    part = [] if name == "study" else ["--only-cells"]
-    run = run_script("dry_run.py", "--recipe", name, "--keep", tmp_path / "walk", *part)
+    command = [sys.executable, CODE / "dry_run.py", "--recipe", name, "--keep", tmp_path / "walk"]
+    if name != "study":  # one of them goes on to notebooks, report and poster
+        command.append("--only-cells")
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
     results = tmp_path / "walk" / "results" / f"{name}-dry-run"
     small = load_recipe(tmp_path / "walk" / f"{name}-dry-run.yaml")
@@ -32,6 +35,7 @@ def test_every_recipe_runs_through(name, tmp_path):
 
 def test_dry_run_says_what_is_wrong_with_a_recipe(tmp_path):
     (tmp_path / "mine.yaml").write_text("name: mine\nmodles: {}\n")
-    run = run_script("dry_run.py", "--recipe", tmp_path / "mine.yaml")
+    command = [sys.executable, CODE / "dry_run.py", "--recipe", tmp_path / "mine.yaml"]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith("error: mine.yaml: ") and run.stderr.count("\n") == 1

@@ -114,6 +114,28 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"d", "e", own.name}
 
 
+def test_a_folder_in_which_a_writer_was_killed_is_still_ours(tmp_path):
+    """What it left beside a file, or beside the mark, is not taken for a user's."""
+    with replacing_folder(tmp_path / "d") as folder:
+        (folder / "config.json").touch()
+    for name in ("README.md", "record.json"):
+        program = (
+            "import os, sys; from pathlib import Path; from distilbert_kit import files\n"
+            "files._sync = lambda path: os._exit(9) if sys.argv[2] in path.name else None\n"
+            "files.add_files(Path(sys.argv[1]), {sys.argv[2]: b'x'})"
+        )
+        environment = os.environ | {"PYTHONPATH": str(CODE)}
+        subprocess.run([sys.executable, "-c", program, tmp_path / "d", name], env=environment)
+    assert sum(path.suffix == ".tmp" for path in (tmp_path / "d").iterdir()) == 2
+    (tmp_path / "d" / ".notes.md.123abc-7-1.tmp").touch()  # of a name that the kit never wrote
+    with pytest.raises(UserError, match="notes"):
+        check_output_folder(tmp_path / "d")
+    (tmp_path / "d" / ".notes.md.123abc-7-1.tmp").unlink()
+    with replacing_folder(tmp_path / "d"):
+        pass
+    assert [path.name for path in (tmp_path / "d").iterdir()] == [MARK]
+
+
 def test_hash_of_a_changed_file_is_new(tmp_path):
     path: Path = tmp_path / "f"
     path.write_text("one")

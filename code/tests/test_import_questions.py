@@ -1,15 +1,16 @@
 """SQuAD's JSON files and plain CSVs become data sets; answers are scored by the official rules."""
 
 import json
+import os
 import re
 import string
+import subprocess
 import sys
 from collections import Counter
 
 import pandas as pd
 import pytest
 import yaml
-from forks import run_script
 
 import evaluate_model
 import import_questions
@@ -20,7 +21,7 @@ from distilbert_kit.metrics import answer_scores, exact_match_and_f1
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForQuestionAnswering
-from distilbert_kit.paths import DATA, ROOT
+from distilbert_kit.paths import CODE, DATA, ROOT
 from distilbert_kit.study.recipes import load_recipe
 
 CONTEXT = "The tower is in Paris. Paris is in France."
@@ -268,9 +269,11 @@ def test_answers_of_a_model_score_the_same_by_the_official_rules(tmp_path, monke
     DistilBERTForQuestionAnswering(create_model_config("tiny")).save_pretrained(
         tmp_path / "model", get_tokenizer()
     )
-    command = ["evaluate_model.py", "--task", "squad", "--checkpoint", tmp_path / "model"]
-    command += ["--answers", tmp_path / "a.json", "--out", tmp_path / "evaluation.json"]
-    run_script(*command, DATA_DIR=str(tmp_path / "own")).check_returncode()
+    command = [sys.executable, str(CODE / "evaluate_model.py"), "--task", "squad"]
+    command += ["--checkpoint", str(tmp_path / "model"), "--answers", str(tmp_path / "a.json")]
+    command += ["--out", str(tmp_path / "evaluation.json")]
+    environment = os.environ | {"DATA_DIR": str(tmp_path / "own"), "PYTHONPATH": str(CODE)}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     answers = json.loads((tmp_path / "a.json").read_text())
     assert answers.keys() == {f"q{n}" for n in range(len(asked))}
     expected = official_scores(answers, json.loads(path.read_text()))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import ROUNDING
+from rounding import ROUNDING
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

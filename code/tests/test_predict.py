@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ROUNDING
+from rounding import ROUNDING
 
 import predict
 from distilbert_kit.models.checkpoints import get_tokenizer

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import yaml
-from forks import run_script
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key, write_atomically
@@ -253,7 +252,7 @@ def test_key_follows_settings_parents_and_data():
 
 
 def test_error_line_and_status_of_a_script():
-    result = subprocess.run(  # no library that it imports says a word either
+    result = subprocess.run(
         [sys.executable, CODE / "finetune.py", "--recipe", "quik", "--model", "m", "--task", "t"],
         capture_output=True,
         text=True,
@@ -265,9 +264,19 @@ def test_error_line_and_status_of_a_script():
 
 def test_read_only_results_are_one_line(tmp_path):
     """`/proc` refuses new folders even to root."""
-    environment = {"RESULTS_DIR": "/proc/nowhere", "PATH": "", "HOME": str(tmp_path)}
-    command = ("extract_student.py", "--recipe", "quick", "--model", "undistilled")
-    result = run_script(*command, **environment)
+    result = subprocess.run(
+        [
+            sys.executable,
+            CODE / "extract_student.py",
+            "--recipe",
+            "quick",
+            "--model",
+            "undistilled",
+        ],
+        capture_output=True,
+        text=True,
+        env={"RESULTS_DIR": "/proc/nowhere", "PATH": "", "HOME": str(tmp_path)},
+    )
     assert result.returncode == 2, result.stderr
     assert "RESULTS_DIR" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

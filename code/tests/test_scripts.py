@@ -1,9 +1,12 @@
 """Fine-tuning and evaluation by their command lines; labels by name."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import transformers
-from forks import run_script
 
 import evaluate_model
 from distilbert_kit.data.tasks import get_task
@@ -12,9 +15,19 @@ from distilbert_kit.metrics import compute_metrics
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.paths import CODE
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 from distilbert_kit.training.classification import label_order, load_task_split
+
+
+def run(script, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, CODE / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
 
 
 @pytest.mark.parametrize("labels", [("negative", "positive"), ("POSITIVE", "NEGATIVE")])
@@ -22,7 +35,7 @@ def test_evaluation_equals_transformers_in_either_label_order(tmp_path, labels):
     model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2, labels)
     model.save_pretrained(tmp_path / "m", get_tokenizer())
     out = tmp_path / "record.json"
-    result = run_script("evaluate_model.py", "--checkpoint", tmp_path / "m", "--task", "sentiment",
+    result = run("evaluate_model.py", "--checkpoint", tmp_path / "m", "--task", "sentiment",
                  "--out", out)  # fmt: skip
     assert result.returncode == 0, result.stderr
     found = read_record(out).metrics["validation"]
@@ -44,11 +57,11 @@ def test_labels_are_matched_by_name():
 
 
 def test_untrained_head_and_unknown_names_are_one_line(tmp_path):
-    result = run_script("evaluate_model.py", "--checkpoint", "minilm", "--task", "sentiment",
+    result = run("evaluate_model.py", "--checkpoint", "minilm", "--task", "sentiment",
                  "--out", tmp_path / "record.json")  # fmt: skip
     assert result.returncode == 2 and "is not a trained" in result.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
-    result = run_script("finetune.py", "--model", "nobody", "--task", "sentiment",
+    result = run("finetune.py", "--model", "nobody", "--task", "sentiment",
                  RESULTS_DIR=str(tmp_path))  # fmt: skip
     assert result.returncode == 2
     known = ", ".join(load_recipe("quick").models)

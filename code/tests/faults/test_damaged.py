@@ -80,7 +80,7 @@ def rows():
             yield *row, damage
 
 
-@pytest.mark.parametrize(("file", "other", "step", "damage"), rows())
+@pytest.mark.parametrize(("file", "other", "step", "damage"), list(rows()))
 def test_a_damaged_file_decides_nothing(world, tmp_path, file, other, step, damage):
     draw, expected = random.Random(f"{file} {damage}"), world.after(step)
     for _ in range(1 if damage in ("emptied", "swapped") else TIMES):
