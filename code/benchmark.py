@@ -12,7 +12,7 @@ corpus_speed        our corpus preparation against a slow tokenizer called once 
 question_answering_speed  our answers to SQuAD questions against the loop of transformers' examples
 latency             teacher and student by backend, length, batch and threads, at both sizes
 
-Stages but the first two run where the recipe has a key of that name. All of it runs on the CPU.
+All stages but the first two run only if the recipe has a key of that name. All run on the CPU.
 Models of paper size have random weights: time does not depend on their values.
 """
 

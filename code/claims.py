@@ -2,8 +2,8 @@
 
     python code/claims.py --recipe quick
 
-With `--plan`, `plan_key` of the recipe as the experiment graph read it, a recipe that was edited
-while its cells ran is refused: its records are of two recipes.
+`--plan` takes the `plan_key` of the recipe that the experiment graph read. A recipe that was edited
+while its cells ran is refused: its records would mix two recipes.
 
 The rules are those of `distilbert_kit/study/claims.py`; the claims stand in `recipes/claims.yaml`.
 """
@@ -29,7 +29,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
-    parser.add_argument("--plan", help="refuse a recipe whose cells are others by now")
+    parser.add_argument("--plan", help="refuse the recipe if its cells have changed")
     arguments = parser.parse_args()
     recipe, ledger = load_recipe(arguments.recipe), load_ledger()
     if arguments.plan not in (None, plan_key(recipe)):

@@ -3,8 +3,8 @@
     python code/cross_evaluate.py --recipe study --model distilled
 
 The recipe's key `cross_evaluation` names the models, the tasks, and what else they are tested on.
-The record has the metrics by task of the fine-tuning, tested task and split: those of the tested
-task's own dev set, classes matched by name.
+The record has metrics by training task, tested task and split. Each tested task uses its own dev
+set and metrics; classes are matched by name.
 """
 
 import argparse

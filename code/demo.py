@@ -66,7 +66,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", help="folders of fine-tuned models, or hub names")
-    parser.add_argument("--recipe", default="quick", help="without models (default: quick)")
+    parser.add_argument("--recipe", default="quick", help="if no models are given (default: quick)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     parser.add_argument("--check", action="store_true", help="answer one request and stop")

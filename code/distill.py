@@ -8,7 +8,7 @@ With `--teacher`, any BERT with a masked-LM head teaches instead of the recipe's
 cut from its layers (`--layers`, as extract_student.py); loss, corpus and settings stay those of the
 model of the recipe. The result is results/<recipe>/models/<model>-from-<teacher>.
 
-A run that was killed goes on from its last checkpoint when the same command is given again.
+To resume a killed run from its last checkpoint, give the same command again.
 """
 
 import argparse

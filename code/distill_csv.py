@@ -5,10 +5,10 @@
     python code/distill_csv.py --csv news.csv --output news-models --seeds 0 1 2 --random-start
     python code/predict.py --model news-models/student-int8 "a text of your own"
 
-Rows are split 80/10/10 by class, equal texts on one side; teacher and students see the same rows.
-Beside the distilled student stands one that was trained alike but without the teacher: the
-difference is what distillation is worth on these data. With --random-start one more student is
-distilled from random weights: that difference is what the teacher's layers are worth as a start.
+Rows are split 80/10/10 within each class; equal texts share a split. All models see the same rows.
+A control student is trained in the same way, but without the teacher: the
+difference is the effect of distillation on these data. With --random-start, one more student is
+distilled from random weights: that difference is the effect of starting from teacher layers.
 All is measured on the test split after reloading from --output, which holds the models of the
 first seed with their cards, the predictions of all seeds and the record.
 """

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--max-length", type=int, help="tokens (default: 512; windows: 384)")
     parser.add_argument("--out", type=Path, default=Path("evaluation.json"), help="record")
-    parser.add_argument("--answers", type=Path, help="the answers as JSON, of squad")
+    parser.add_argument("--answers", type=Path, help="file for the answers as JSON (squad only)")
     arguments = parser.parse_args()
     task = get_task(arguments.task)
     check_outputs(arguments, task)

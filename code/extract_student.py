@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.teacher is None:
         own = ("layers", "count", "no_vocabulary_transform", "seed", "out")
-        reason = "needs --teacher; what a model of a recipe is, the recipe says"
+        reason = "needs --teacher; the recipe itself defines its models"
         refuse_options(parser, arguments, own, reason)
     return arguments
 

@@ -5,8 +5,8 @@
     python code/finetune.py --recipe quick --model undistilled --task sentiment --teacher FOLDER
 
 `--save` keeps the fine-tuned weights under results/<recipe>/models/, for evaluate_model.py. A model
-of the recipe with `task_distill` is taught by its teacher, fine-tuned on the task before. With
-`--teacher`, the folder of a fine-tuned model, any model is: soft_weight x the distance to the
+of the recipe with `task_distill` learns from its teacher, already fine-tuned on the task. With
+`--teacher`, any model learns from a fine-tuned one. The loss: soft_weight x the distance to the
 teacher's logits, softened by the temperature, + (1 - soft_weight) x the usual loss.
 """
 
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--task", required=True, help="a task of the registry")
     parser.add_argument("--seed", type=read_seed, default=0)
     parser.add_argument("--save", action="store_true", help="keep the fine-tuned model")
-    parser.add_argument("--teacher", help="a fine-tuned model that teaches, beside the recipe")
+    parser.add_argument("--teacher", help="a fine-tuned teacher: folder or hub name")
     parser.add_argument("--temperature", type=float, help="with --teacher (default: 2)")
     parser.add_argument("--soft-weight", type=float, help="with --teacher (default: 0.5)")
     return parser.parse_args()

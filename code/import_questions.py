@@ -1,4 +1,4 @@
-"""Make a data folder for question answering of SQuAD's JSON files, or of your own CSVs.
+"""Make a question-answering data folder from SQuAD's JSON files or from your own CSVs.
 
     python code/import_questions.py --train train-v1.1.json --validation dev-v1.1.json \\
         --output squad-data
@@ -7,8 +7,8 @@
     DATA_DIR=faq-data python code/evaluate_model.py --task squad --answers answers.json \\
         --checkpoint results/quick/models/minilm-squad-0
 
-A CSV has a question, a context and an answer a row, in columns of these names or in --columns; the
-answer starts where the context has it first. The folder gets a sources.yaml with rows and hashes,
+A CSV row has a question, a context and an answer, in columns of these names or in --columns. The
+answer's first occurrence in the context is used. The folder gets a sources.yaml of rows and hashes,
 which every later reading checks. Files of data/ itself must be the official ones.
 """
 

@@ -7,9 +7,9 @@
     python code/predict.py --model my-squad-model --question "Where is it?" --context "It is here."
     python code/predict.py --model my-squad-model --file questions.jsonl --n-best 3 --json
 
-The folder decides what is done; ours and transformers' are both read. Files and standard input hold
-one text a line; a pair of texts has a tab between them. Of a CSV, --columns names the text's
-column, or the two of a pair; without, the one with a usual name is read. Questions and their
+The model's head decides the task; transformers' models work too. Files and standard input hold
+one text per line; a tab separates the two texts of a pair. For a CSV, --columns names the text
+column, or the two of a pair; the default is a column with a usual name. Questions and their
 contexts are fields of a CSV, of a JSON list or of JSON lines (question, context, or --columns), or
 those of a file in SQuAD's format; with --question alone, standard input is the context. Files may
 be compressed with gzip. The output is a table, or one JSON object a line with --json; an answer's
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--columns", nargs="+", help="one or two columns of the file")
     parser.add_argument("--encoding", default="utf-8-sig")
     parser.add_argument("--max-length", type=int, help="tokens of a text, or of a window")
-    parser.add_argument("--question", help="of a question-answering model")
+    parser.add_argument("--question", help="for a question-answering model")
     parser.add_argument("--context", help="the text that holds the answer")
     parser.add_argument("--context-file", type=Path, help="the same as a file")
     parser.add_argument("--n-best", type=int, help="answers to a question (default: 1)")

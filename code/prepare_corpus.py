@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--encoding-errors",
         choices=("strict", "replace"),
         default="strict",
-        help="stop at a line that is not UTF-8, or read U+FFFD for what is wrong in it",
+        help="stop at a line that is not UTF-8, or replace its invalid bytes by U+FFFD",
     )
     given = parser.parse_args(arguments)
     if given.recipe is not None:

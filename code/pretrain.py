@@ -4,7 +4,7 @@
 
 With `pretrain: {start: …, train: head}` the head alone is trained, on a frozen body.
 
-A run that was killed goes on from its last checkpoint when the same command is given again.
+To resume a killed run from its last checkpoint, give the same command again.
 """
 
 import argparse

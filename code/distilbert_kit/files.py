@@ -205,7 +205,7 @@ def check_output_beside(record: Path, path: Path) -> None:
     """Raise UserError unless a file can be written to `path`, in the place of a record's own."""
     check_output_file(path)
     if os.path.lexists(path) and not _is_record(record):
-        raise UserError(f"{path}: is there, and no record {record.name} says whose; name another")
+        raise UserError(f"{path}: is there, and no record {record.name} lists it; name another")
 
 
 def check_output_folder(folder: Path, *inputs: str | Path) -> None:

@@ -71,8 +71,8 @@ class TextSettings(Strict):
 class WindowSettings(TextSettings):
     """Question and context as windows of `max_length` tokens; values of BERT on SQuAD v1.1.
 
-    As in the original code `stride` is how far a window starts after the one before it, where
-    today's transformers calls what two windows share the stride.
+    `stride` is the distance between the starts of two windows, as in the original code. In today's
+    transformers, the stride is the overlap of two windows.
     """
 
     max_length: int = Field(384, ge=8, le=512)
@@ -143,7 +143,7 @@ class LossWeights(Strict):
 
 
 class SoftTargets(Strict):
-    """Fine-tuning under a teacher of the same task: soft_weight x soft + (1 - it) x hard loss.
+    """Fine-tuning with a task teacher: soft_weight x soft + (1 - soft_weight) x hard loss.
 
     The defaults are those of the original code's second step on SQuAD.
     """

@@ -23,16 +23,16 @@ def claim(**changes):
     [
         ("at least", 9.0, 12.0, "supported"),  # the tolerance itself is inside
         ("at least", 9.5, 99.0, "supported"),  # more than claimed is no fault
-        ("at least", 8.9, 12.0, "partly"),
+        ("at least", 8.9, 12.0, "undecided"),
         ("at least", 2.0, 8.9, "not supported"),
-        ("at least", 5.0, 9.0, "partly"),  # the edge alone
-        ("at most", 11.0, 15.0, "partly"),
+        ("at least", 5.0, 9.0, "undecided"),  # the edge alone
+        ("at most", 11.0, 15.0, "undecided"),
         ("at most", -5.0, 11.0, "supported"),
-        ("at most", 10.5, 11.5, "partly"),
+        ("at most", 10.5, 11.5, "undecided"),
         ("at most", 11.1, 12.0, "not supported"),
         ("about", 9.2, 10.8, "supported"),
-        ("about", 9.2, 11.2, "partly"),
-        ("about", 8.0, 12.0, "partly"),
+        ("about", 9.2, 11.2, "undecided"),
+        ("about", 8.0, 12.0, "undecided"),
         ("about", 11.1, 12.0, "not supported"),
         ("about", 7.0, 8.5, "not supported"),
     ],
@@ -45,7 +45,7 @@ def test_verdict_follows_the_whole_interval(direction, low, high, verdict):
 def test_too_few_seeds_and_untested():
     inside = {"value": 10.0, "low": 9.9, "high": 10.1}
     assert claims.judge(claim(), claims.Finding(**inside, seeds=3), 3)[0] == "supported"
-    assert claims.judge(claim(), claims.Finding(**inside, seeds=2), 3)[0] == "partly"
+    assert claims.judge(claim(), claims.Finding(**inside, seeds=2), 3)[0] == "undecided"
     outside = claims.Finding(value=1.0, low=0.5, high=1.5, seeds=1)
     assert claims.judge(claim(), outside, 3)[0] == "not supported"
     # A value that is only an indication never decides.
@@ -53,6 +53,25 @@ def test_too_few_seeds_and_untested():
     assert claims.judge(claim(), untested, 3) == ("not tested", "reduced scale")
     assert claims.judge(claim(), claims.Finding(untested="no record"), 3)[0] == "not tested"
     assert claims.judge(claim(), claims.Finding(), 3)[0] == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("steps", "shown", "verdict"),
+    [
+        ([(2, 1, 3), (5, -2, 13), (9, 7, 11)], (5, -2, 13), "undecided"),  # never a mix of two
+        ([(2, 1, 3), (5, 2, 13)], (2, 1, 3), "supported"),
+        ([(-2, -3, -1), (0, -9, 9)], (-2, -3, -1), "not supported"),  # one refuted step is enough
+    ],
+)
+def test_an_order_shows_the_step_that_decides_it(monkeypatch, steps, shown, verdict):
+    ends = ("estimate", "low", "high")
+    gaps = [dict(zip(ends, (n / 100 for n in step))) | {"seeds": {"cola": 3}} for step in steps]
+    monkeypatch.setattr(claims, "order_rows", lambda recipe, models: [{"gap": g} for g in gaps])
+    found = claims.measure(claim(kind="order"), None, [], [])
+    values = [found["factor"] * found[end] for end in ends]
+    assert values == pytest.approx(shown)
+    finding = claims.Finding(**dict(zip(("value", "low", "high"), values)), seeds=3)
+    assert claims.judge(claim(kind="order", expected=0, tolerance=0), finding, 3)[0] == verdict
 
 
 def test_ledger_is_checked(tmp_path, monkeypatch):
@@ -137,7 +156,7 @@ def test_paper_scale_with_a_distilled_student_is_judged(results, tmp_path):
 def test_a_difference_that_is_not_shown_is_said_to_be_none():
     helps = claim(expected=0.0, tolerance=0.0, direction="at most")
     found = claims.Finding(value=-1.0, low=-3.0, high=1.0)
-    assert claims.judge(helps, found, 3)[0] == "partly"
+    assert claims.judge(helps, found, 3)[0] == "undecided"
     assert "no difference is shown" in claims.judge(helps, found, 3)[1]
     ratio = {"kind": "retention", "expected": 1.0, "tolerance": 0.0}
     around_one = claims.Finding(value=1.0, low=0.9, high=1.1)
@@ -148,10 +167,10 @@ def test_a_difference_that_is_not_shown_is_said_to_be_none():
         claim(expected=1.0, tolerance=0.0, direction="at most"),
     ):
         verdict, reason = claims.judge(other, claims.Finding(value=0.7, low=-3, high=3), 3)
-        assert verdict == "partly" and "crosses the edge" in reason
+        assert verdict == "undecided" and "crosses the edge" in reason
     inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="on 2 of 9 tasks")
     assert claims.judge(helps, inside, 3) == (
-        "partly",
+        "undecided",
         "inside the supporting range, but on 2 of 9 tasks",
     )
 

@@ -29,7 +29,7 @@ def headline(claims):
     """The rows of the README's first table as the claims say: claim, measured, verdict."""
     found = {claim["id"]: claim for claim in claims}
     smaller, faster, glue = (found[name] for name in ("smaller", "faster", "glue"))
-    count = smaller["detail"].replace("\u202f", ",")
+    count = smaller["detail"]
     times = "{value:.2f} times [{low:.2f}, {high:.2f}]".format(**faster)
     share = "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * glue[k] for k in ("value", "low", "high")))
     return [

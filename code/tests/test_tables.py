@@ -22,9 +22,9 @@ def record(cell, metrics, **extra):
         draft.metrics, draft.extra = metrics, extra
 
 
-def answered(recipe, model, right, seed=0):
-    """A fine-tuning on `sentiment` whose predictions are right where `right` has a 1."""
-    cell = cells.finetune_cell(recipe, model, "sentiment", seed)
+def answered(recipe, model, right, seed=0, task="sentiment"):
+    """A fine-tuning on a task of two classes whose predictions are right where `right` has a 1."""
+    cell = cells.finetune_cell(recipe, model, task, seed)
     references = np.arange(len(right)) % 2
     predictions = np.where(np.array(right), references, 1 - references)
     logits = np.eye(2)[predictions]
@@ -32,7 +32,7 @@ def answered(recipe, model, right, seed=0):
     columns |= {"logit_0": logits[:, 0], "logit_1": logits[:, 1]}
     cell.outputs[0].parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(columns).to_parquet(cell.outputs[0])
-    metrics = {"validation": score(logits, references, get_task("sentiment"))}
+    metrics = {"validation": score(logits, references, get_task(task))}
     metrics |= {"train_examples": 4, "updates": 2, "history": [{"update": 2, "loss": 0.5}]}
     record(cell, metrics, train_seconds=2.0, train_examples_per_second=2.0)
 
@@ -71,6 +71,7 @@ def test_scores_have_the_sign_and_the_interval_of_the_gap(one_seed):
     assert gaps["distilled"]["gap"]["estimate"] == pytest.approx(-0.1)  # below zero: behind
     assert gaps["undistilled"]["gap"]["estimate"] == pytest.approx(-0.3)
     assert gaps["distilled"]["gap"]["low"] < -0.1 < gaps["distilled"]["gap"]["high"]
+    assert found["over_control_without_wnli"] is None  # it is no task of this recipe
     [control] = found["over_control"]
     assert (control["model"], control["reference"]) == ("distilled", "undistilled")
     assert control["gap"]["estimate"] == pytest.approx(0.2)
@@ -83,6 +84,24 @@ def test_scores_have_the_sign_and_the_interval_of_the_gap(one_seed):
     assert np.trace(matrix) == 7 and np.sum(matrix) == 10
     assert set(found["records"]) == {f"finetune/{n}-sentiment-0" for n in [*gaps, "teacher"]}
     assert found["errors"] == [] and not found["errors_figure"]  # the predictions name no phenomena
+
+
+def test_distillation_is_told_without_wnli_too(results, tmp_path):
+    """WNLI turns it round: with it the student is behind its control, without it ahead."""
+    recipe = make_recipe(tmp_path, seeds=[0], tasks=["sentiment", "wnli"])
+    for task, student, control in (
+        ("sentiment", STUDENT, CONTROL),
+        ("wnli", [0] * 9 + [1], TEACHER),
+    ):
+        answered(recipe, "teacher", TEACHER, task=task)
+        answered(recipe, "distilled", student, task=task)
+        answered(recipe, "undistilled", control, task=task)
+    found = tables.scores(recipe)
+    assert {row["task"]: row["gap"]["estimate"] for row in found["over_control"]} == pytest.approx(
+        {"sentiment": 0.2, "wnli": -0.7}
+    )
+    ratio = found["over_control_without_wnli"]
+    assert ratio["estimate"] == pytest.approx(0.7 / 0.5) and ratio["low"] < 1.4 < ratio["high"]
 
 
 def test_scores_are_answered_in_a_sentence(one_seed):

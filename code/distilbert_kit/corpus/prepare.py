@@ -239,7 +239,7 @@ def _begin(folder: Path, settings: dict, key: str | None) -> dict:
     """The manifest of an earlier run that this one goes on with, or a new one, written."""
     old = read_manifest(folder)
     if old is None and (foreign := next(corpus_files(folder), None)):
-        raise UserError(f"{foreign}: is there, and no manifest says whose; choose another folder")
+        raise UserError(f"{foreign}: is there, and no manifest lists it; choose another folder")
     if old is not None:
         different = _differences(old, settings, key)
         if not different:

@@ -130,7 +130,7 @@ class ClassificationDataset(Dataset):
 
 
 class MLMDataset(Dataset):
-    """Token sequences for masked language modelling; masks are drawn anew in every `collate`.
+    """Token sequences for masked language modelling; every batch gets new masks.
 
     `sequences` is any indexable of token-id arrays with special tokens in place, for example
     the memory-mapped shards of corpus.py.
@@ -201,8 +201,8 @@ class LengthBatchSampler:
     """Batches of similar length: at most `batch_size` examples and `batch_tokens` padded tokens.
 
     With `shuffle`, examples are shuffled, sorted by length within pools of `pool` batches, cut
-    into batches, and the batches shuffled: all of it from (seed, epoch), so that the order is an
-    artefact of the seed. Without, batches go from long to short and `order` says which example is
+    into batches, and the batches are shuffled; (seed, epoch) alone decides the order. Without
+    `shuffle`, batches go from long to short, and their lists of indices say which example is
     where.
     """
 

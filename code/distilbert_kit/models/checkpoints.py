@@ -257,7 +257,7 @@ def _check_decoder(tensors: dict[str, Tensor], hub: HubConfig, folder: Path) -> 
     head = from_hub_layout(tensors, ("decoder_bias",), model_type)
     if has_own_decoder(tensors, model_type) or (head and not hub.tied):
         raise UserError(
-            f"{folder}: its decoder is not tied to the word embeddings, which is not done here; "
+            f"{folder}: its decoder is not tied to the word embeddings: this is not supported; "
             "give a model that was trained with tie_word_embeddings"
         )
 
@@ -333,7 +333,7 @@ class PretrainedMixin:
                 )
             if tensor.dtype not in _DTYPES:
                 raise UserError(
-                    f"{folder}: {name} holds {tensor.dtype}, which is not done here; give weights "
+                    f"{folder}: {name} holds {tensor.dtype}, which is not supported; give weights "
                     "of 16, 32 or 64 bits"
                 )
         _check_complete(cls, wanted, state, require_head, folder)

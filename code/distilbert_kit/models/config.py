@@ -74,7 +74,7 @@ class ModelConfig:
                 raise UserError(f"{name} {size!r}: give a number from 0 on")
         if self.activation not in ACTIVATIONS:
             raise UserError(
-                f"activation {self.activation!r} is not done here: use {', '.join(ACTIVATIONS)}"
+                f"activation {self.activation!r} is not supported: use {', '.join(ACTIVATIONS)}"
             )
         if self.hidden_size % self.num_heads:
             raise UserError(

@@ -190,7 +190,7 @@ def read_config(folder: Path) -> HubConfig:
     hub = read_json(path, "give a checkpoint folder")
     if wrong := [key for key, allowed in _REFUSED.items() if hub.get(key) not in allowed]:
         raise UserError(
-            f"{path}: {wrong[0]} {json.dumps(hub[wrong[0]])[:100]} is not done here; "
+            f"{path}: {wrong[0]} {json.dumps(hub[wrong[0]])[:100]} is not supported; "
             "give a plain BERT, DistilBERT or MPNet"
         )
     try:
@@ -206,7 +206,7 @@ def read_config(folder: Path) -> HubConfig:
     if len(set(labels)) < len(labels):
         raise UserError(f"{path}: id2label names a class twice; give every class its own name")
     if hub.get("problem_type") == "regression" and len(labels) > 1:
-        raise UserError(f"{path}: a regression with {len(labels)} outputs is not done here; use 1")
+        raise UserError(f"{path}: a regression with {len(labels)} outputs is not supported; use 1")
     multi_label = hub.get("problem_type") == "multi_label_classification"
     return HubConfig(shape, labels, multi_label, hub.get("tie_word_embeddings", True))
 

@@ -111,8 +111,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """x [B, L, H]; attention_mask boolean, True where attended, [B, 1, 1, L], or None.
 
-        Or one of numbers, added to the scores, [B or 1, heads, L, L].
-        With `queries` only so many first positions look around: [B, queries, H].
+        Or a float mask that is added to the scores, [B or 1, heads, L, L].
+        With `queries`, only the first `queries` positions attend: [B, queries, H].
         """
         batch, length, size = x.shape
         query, key, value = (
@@ -279,7 +279,7 @@ class DistilBERTForMaskedLM(_WithHead):
         _initialise(self.transform, config.initializer_range)
 
     def freeze_body(self) -> None:
-        """From now on train the head alone, on what the encoder says without dropout.
+        """From now on train only the head, on the encoder's outputs without dropout.
 
         The decoder is the word embeddings, which are the encoder's: they stay as they are too.
         """

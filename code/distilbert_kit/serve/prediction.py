@@ -122,7 +122,7 @@ def find_head(folder: Path) -> str:
 
 
 def load_predictor(model: str | Path, max_length: int | None = None) -> Classifier | Answerer:
-    """What a fine-tuned model, a folder or a hub name, can do; ours and transformers' are read.
+    """A predictor for a fine-tuned model (folder or hub name), of this kit or of transformers.
 
     `max_length` (tokens of a text, or of a window) is the model's own by default. Raises UserError
     for a model without a head for labels or answers.

@@ -6,7 +6,7 @@ that would support it: expected - tolerance and more ("at least"), expected + to
 
     supported      the whole 95 % interval of the measured value is inside (an exact count is its
                    own interval), with at least `minimum_seeds` seeds and all of the claim's tasks
-    partly         the interval crosses the edge, or it is inside with too few seeds or tasks
+    undecided      the interval crosses the edge, or it is inside with too few seeds or tasks
     not supported  the whole interval is outside
     not tested     a model, task or record is missing, or fewer than half of the claim's tasks
 
@@ -39,7 +39,7 @@ from .evidence.speed import least_favourable, speed_rows
 from .recipes import Recipe
 from .records import read_record
 
-Verdict = Literal["supported", "partly", "not supported", "not tested"]
+Verdict = Literal["supported", "undecided", "not supported", "not tested"]
 
 
 Column = Literal["reproduction", "replication", "reduced"]
@@ -146,18 +146,13 @@ def judge(claim: Claim, finding: Finding, minimum_seeds: int) -> tuple[Verdict, 
         # The edge of "it helps" is no difference at all: neither help nor harm is shown.
         nothing = 1 if claim.kind == "retention" else 0
         if claim.direction != "about" and claim.expected == nothing and claim.tolerance == 0:
-            return "partly", "no difference is shown: the interval holds help and harm alike"
-        return "partly", "the interval crosses the edge of the supporting range"
+            return "undecided", "no difference is shown: the interval holds help and harm alike"
+        return "undecided", "the interval crosses the edge of the supporting range"
     if finding.seeds is not None and finding.seeds < minimum_seeds:
-        return "partly", f"inside the supporting range, but fewer than {minimum_seeds} seeds"
+        return "undecided", f"inside the supporting range, but fewer than {minimum_seeds} seeds"
     if finding.incomplete:
-        return "partly", f"inside the supporting range, but {finding.incomplete}"
+        return "undecided", f"inside the supporting range, but {finding.incomplete}"
     return "supported", "the whole interval is inside the supporting range"
-
-
-def grouped(number: int) -> str:
-    """Digits in groups of three, with narrow spaces that do not break."""
-    return f"{number:,}".replace(",", "\u202f")
 
 
 def find_size(claim: Claim, recipe: Recipe) -> Finding:
@@ -169,10 +164,10 @@ def find_size(claim: Claim, recipe: Recipe) -> Finding:
     count = {name: size[f"{name}/ours"]["parameters"] for name in ("bert", "distilbert")}
     if claim.kind == "smaller":
         value = 1 - count["distilbert"] / count["bert"]
-        detail = f"{grouped(count['distilbert'])} against {grouped(count['bert'])} parameters"
+        detail = f"{count['distilbert']:,} against {count['bert']:,} parameters"
     else:
         value = count[claim.model] / 1e6
-        detail = f"{grouped(count[claim.model])} parameters"
+        detail = f"{count[claim.model]:,} parameters"
     return Finding(
         value=value,
         low=value,
@@ -224,8 +219,9 @@ def measure(claim: Claim, recipe: Recipe, models: list[str], tasks: list[str]) -
     """Value, interval and least number of seeds of a language claim on tasks that are there."""
     if claim.kind == "order":
         gaps = [row["gap"] for row in order_rows(recipe, models)]
-        # All steps must be shown, so the least favourable one decides, as for speed.
-        found = {end: min(gap[end] for gap in gaps) for end in ("estimate", "low", "high")}
+        # All steps must be shown: one that is refuted decides, else the one that is shown least.
+        least = min(gaps, key=lambda gap: (gap["high"] >= 0, gap["low"]))
+        found = {end: least[end] for end in ("estimate", "low", "high")}
         seeds = min(min(gap["seeds"].values()) for gap in gaps)
         return {**found, "seeds": seeds, "factor": 100}
     scores = crossed_scores(recipe, models, tasks)

@@ -50,7 +50,7 @@ def _pins_file(recipe: Recipe) -> Path:
 
 
 def _pins(recipe: Recipe) -> dict[str, str]:
-    path, advice = _pins_file(recipe), "delete it: what is read is then noted anew"
+    path, advice = _pins_file(recipe), "delete it: the next run writes it again"
     pins = read_json(path, advice) if path.exists() else {}
     if not all(isinstance(content, str) for content in pins.values()):
         raise UserError(f"{path}: not names with their content; {advice}")

@@ -396,7 +396,7 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
         raise UserError(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from None
     if path.resolve().parent != RECIPES and (RECIPES / f"{recipe.name}.yaml").is_file():
         raise UserError(
-            f"{path.name}: name: {recipe.name!r} is a recipe of the project, whose results these "
-            "would replace; give yours a name of its own"
+            f"{path.name}: name: {recipe.name!r} is a recipe of the project; this one would "
+            "overwrite its results; give yours another name"
         )
     return recipe

@@ -160,9 +160,9 @@ def ratio_interval(
     (arXiv 1910.01108, Table 1). With `chance` {task: score of guessing}, the guessed part is taken
     off every task on both sides first: at the majority rate a student retains nothing, which the
     plain ratio hides. The interval is Fieller's: every ratio r for which the mean of
-    (student - r * teacher) is not told apart from zero.
+    (student - r * teacher) is not significantly different from zero.
     UserError for no tasks, for an unknown name in `exclude`, for a task without a finite score of
-    guessing, and for a teacher whose mean is not told apart from chance.
+    guessing, and for a teacher whose mean is not significantly above chance.
     """
     if unknown := [name for name in exclude if name not in tasks]:
         raise UserError(

@@ -8,8 +8,8 @@ seconds unless their name says otherwise; what a recipe does not have is an empt
 from collections.abc import Sequence
 
 import pandas as pd
-import yaml
 
+from ..foreign import read_yaml
 from ..paths import PAPER
 from .cells import benchmark_cell, model_cell
 from .claims import load_ledger
@@ -21,6 +21,7 @@ from .evidence.comparisons import (
     macro_rows,
     order_rows,
     over_control,
+    over_control_without_wnli,
     shared_seeds,
 )
 from .evidence.distillation import budget_rows, corpus_runs, token_curve, validation_rows
@@ -47,7 +48,7 @@ def scale_of(recipe: Recipe) -> str:
 
 def paper() -> dict:
     """What the paper printed: `data/paper.yaml`."""
-    return yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    return read_yaml(PAPER)
 
 
 def size_speed(recipe: Recipe) -> dict:
@@ -143,6 +144,7 @@ def scores(recipe: Recipe) -> dict:
         "macro": macro_rows(recipe),
         "comparisons": [row for model in others for row in compare(recipe, model, recipe.teacher)],
         "over_control": over_control(recipe),
+        "over_control_without_wnli": over_control_without_wnli(recipe),
         "errors": errors,
         "confusion": [row for row in confusion_rows(recipe) if row["model"] in main],
         "errors_figure": bool(errors),

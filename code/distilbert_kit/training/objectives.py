@@ -42,7 +42,7 @@ class Objective:
 
 
 def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None = None) -> Objective:
-    """Fine-tuning on a task, under the teacher whose logits stand in the batch if `targets`.
+    """Fine-tuning on a task; with `targets`, also towards the teacher's logits in the batch.
 
     `hard(output, batch)` and `soft(output, batch, temperature)` are sums over the examples. The
     terms are "loss", the hard one, and "soft".
@@ -72,8 +72,8 @@ def triple_objective(
 ) -> Objective:
     """The triple loss of a masked-LM student under `teacher`, as sums with their counts.
 
-    L_ce and L_cos run over all non-padding tokens, L_mlm over masked ones. Hidden states meet in
-    L_cos, so widths must be equal when its weight is not 0. Raises UserError when a term needs a
+    L_ce and L_cos run over all non-padding tokens, L_mlm over masked ones. L_cos compares hidden
+    states, so widths must be equal when its weight is not 0. Raises UserError when a term needs a
     teacher that is not there.
     """
     if teacher is None and (weights.ce or weights.cos):

@@ -78,6 +78,20 @@ def over_control(recipe: Recipe) -> list[dict]:
     return compare(recipe, recipe.student, spec.student) if spec else []
 
 
+def over_control_without_wnli(recipe: Recipe) -> dict | None:
+    """The student's mean score over that of the model it was distilled from, WNLI left out.
+
+    `statistics.ratio_interval`; None if it was not distilled, or WNLI is not in the mean.
+    """
+    spec, tasks = recipe.models[recipe.student].distill, recipe.macro_tasks
+    if spec is None or "wnli" not in tasks or len(tasks) < 2:
+        return None
+    names = (spec.student, recipe.student)
+    if shared_tasks(recipe, names, tasks) != tasks:
+        return None
+    return retained(crossed_scores(recipe, names, tasks), exclude=["wnli"])
+
+
 def mean_gap(recipe: Recipe, model: str, reference: str) -> dict | None:
     """`statistics.gap_interval` of the mean scores over the `tasks` that both have.
 
