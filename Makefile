@@ -5,6 +5,8 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
+CONFIG :=
+SPOILT :=
 # Names and folders reach the shell as variables of the environment, never as its text.
 export override RECIPE := $(value RECIPE)
 export override DATASET := $(value DATASET)
@@ -53,11 +55,8 @@ reproduce: setup  ## run what is missing of RECIPE (default: quick) and build it
 
 report: reproduce  ## the same as reproduce: the report is its last step
 
+notebooks: CONFIG = republish=True
 notebooks: setup  ## run the notebooks of RECIPE again on its records, then the report
-	$(BIN)/python -c "import sys; from distilbert_kit.script import entry_point; \
-	from distilbert_kit.study import publication, recipes; \
-	record = lambda: publication.publication_record(recipes.load_recipe(sys.argv[1])); \
-	entry_point(lambda: record().unlink(missing_ok=True))()" "$$RECIPE"
 	$(SNAKEMAKE)
 
 poster: reproduce  ## the poster is built with the report
@@ -80,5 +79,5 @@ bench: setup  ## run the benchmarks of RECIPE again
 	$(BIN)/python code/benchmark.py --recipe "$$RECIPE"
 
 clean:  ## remove caches, checkpoints and fine-tuned weights; records stay
-	rm -rf .snakemake results/*/.stamps results/*/models results/*/checkpoints
+	rm -rf .snakemake "$${RESULTS_DIR:-results}"/*/{.stamps,models,checkpoints}
 	find code -name __pycache__ -type d -prune -exec rm -rf {} +

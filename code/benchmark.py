@@ -29,7 +29,7 @@ import torch
 from distilbert_kit.errors import UserError
 from distilbert_kit.study.cell import BENCHMARK_STAGES
 from distilbert_kit.study.cells import benchmark_cell, benchmark_stages
-from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording
 
 
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 @entry_point
 def main() -> None:
     arguments = parse_arguments()
-    recipe = load_recipe(arguments.recipe)
+    recipe = open_recipe(arguments.recipe)
     stages = benchmark_stages(recipe)
     if arguments.stage and arguments.stage not in stages:
         raise UserError(f"recipe {recipe.name} has no {arguments.stage}: add that key to it")

@@ -19,7 +19,12 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.files import write_atomically
 from distilbert_kit.paths import ROOT
 from distilbert_kit.study.figures import check_tables
-from distilbert_kit.study.publication import publication_key, publication_record
+from distilbert_kit.study.publication import (
+    DOCUMENTS,
+    pdf_path,
+    publication_key,
+    publication_record,
+)
 from distilbert_kit.study.recipes import Recipe, load_recipe
 from distilbert_kit.study.records import recording
 
@@ -64,8 +69,8 @@ def main() -> None:
         settings={},
         key=publication_key(recipe),
     ) as draft:
-        for document in ("report", "poster"):
-            target = ROOT / document / f"{document}-{recipe.name}.pdf"
+        for document in DOCUMENTS:
+            target = pdf_path(document, recipe.name)
             content = typeset(document, recipe)
             write_atomically(target, content)
             draft.metrics[document] = {"file": target.relative_to(ROOT).as_posix()}

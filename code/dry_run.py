@@ -191,13 +191,16 @@ def run_cells(path: Path) -> None:
 
 def publish(path: Path) -> None:
     """Notebooks, report and poster of the small recipe; the two PDFs are taken away again."""
+    from distilbert_kit.errors import UserError
     from distilbert_kit.paths import CODE, ROOT
+    from distilbert_kit.study.publication import DOCUMENTS, pdf_path
 
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", CODE / "Snakefile"]
     snakemake += ["--config", f"recipe={path}", "--cores", "all", "--nolock", "--quiet", "rules"]
-    subprocess.run(snakemake, check=True, cwd=ROOT)
-    for document in ("report", "poster"):
-        (ROOT / document / f"{document}-{path.stem}.pdf").unlink()
+    if subprocess.run(snakemake, cwd=ROOT).returncode:
+        raise UserError(f"recipe {path.stem}: notebooks or report fail; mend what is said above")
+    for document in DOCUMENTS:
+        pdf_path(document, path.stem).unlink()
 
 
 @entry_point

@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from distilbert_kit.data.tasks import Task, get_task, is_embedded
-from distilbert_kit.errors import UserError
+from distilbert_kit.errors import UserError, first_problem
 from distilbert_kit.files import check_output_beside, check_output_record, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.records import recording
@@ -64,7 +64,7 @@ def main() -> None:
     try:
         texts = KINDS[task.kind].texts(**given)
     except ValidationError as error:
-        raise UserError(f"--max-length: {error.errors()[0]['msg']}") from None
+        raise UserError(f"--max-length: {first_problem(error, 'windows')}") from None
     settings = {"precision": arguments.precision} | texts.model_dump(mode="json")
     cell = {"checkpoint": Path(arguments.checkpoint).name, "task": task.name}
     scale = "embedded" if is_embedded(task.dataset) else "reduced"

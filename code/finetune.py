@@ -73,7 +73,7 @@ def find_teacher(
     teacher = resolve_checkpoint(arguments.teacher)
     taught = {"task_distill": targets.model_dump(mode="json")}
     renamed = with_given_teacher(
-        cell, "taught-by", arguments.teacher, model_sha256(teacher), taught, outputs=()
+        cell, "taught-by", arguments.teacher, model_sha256(teacher), taught, splits=()
     )
     return renamed, targets, teacher
 

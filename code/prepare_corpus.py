@@ -33,7 +33,7 @@ from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weigh
 from distilbert_kit.study.records import recording
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Command-line arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -62,7 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="strict",
         help="stop at a line that is not UTF-8, or replace its invalid bytes by U+FFFD",
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     if given.recipe is not None:
         decided = {action.dest for action in parser._actions} - {"help", "recipe"}
         refuse_options(parser, given, sorted(decided), "the recipe decides; leave it out")
@@ -116,7 +116,7 @@ def main() -> None:
         return
     recipe = open_recipe(arguments.recipe)
     if recipe.corpus is None:
-        raise UserError(f"recipe {recipe.name} has no corpus")
+        raise UserError(f"recipe {recipe.name} has no corpus; add the key corpus to it")
     cell = corpus_cell(recipe)
     arguments.output = cell.folder
     arguments.source = [pinned_source(recipe, source) for source in recipe.corpus.source]

@@ -22,7 +22,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.serve.export import save_onnx
 from distilbert_kit.settings import read_seed
-from distilbert_kit.study.cells import quantize_cell
+from distilbert_kit.study.cells import quantize_cell, timed_lengths
 from distilbert_kit.study.deployment import (
     latency_by_length,
     load_variants,
@@ -101,8 +101,7 @@ def main() -> None:
             "cell": {"checkpoint": Path(arguments.checkpoint).name, "task": task.name},
             "scale": "embedded" if is_embedded(task.dataset) else "reduced",
             "recipe": "none",
-            "settings": recipe.speed.model_dump(include={"lengths", "length_repeats"})
-            | {"max_length": 512},
+            "settings": timed_lengths(recipe) | {"max_length": 512},
         }
     else:
         cell = quantize_cell(recipe, arguments.model, task.name, arguments.seed)

@@ -4,7 +4,7 @@ The textbook step is the one of the original code and of those that follow it: t
 models, logits of every position kept in full, rows taken by `masked_select` over a mask as wide as
 the vocabulary, torch's loss modules; in fp32, and under bf16 autocast where the CPU has bf16
 instructions. Ours is `training.train`
-with `distillation.triple_objective`, as distill.py runs it. Both read the same batches under the
+with `training.objectives.triple_objective`, as in distill.py. Both read the same batches under the
 same masks and make whole updates: teacher and student forward, triple loss, backward, clipping,
 AdamW.
 """
@@ -302,7 +302,7 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     shape = (settings.batch_size, settings.length)
     tokenizer = get_tokenizer(recipe.tokenizer_of(recipe.teacher))
     corpus = sample_by_length(
-        open_corpus(corpus_cell(recipe).folder, "train", recipe.corpus, tokenizer),
+        open_corpus(corpus_cell(recipe).made, "train", recipe.corpus, tokenizer),
         settings.sequences,
     )
     draft.metrics = {

@@ -83,8 +83,3 @@ def machine_rates() -> dict[str, float | str | None]:
     if "bf16" not in precisions():
         return rates | {"bf16_gflops": None, "bf16": NO_BF16}
     return rates | {"bf16_gflops": round(matrix_product_rate(torch.bfloat16), 1)}
-
-
-def peak_rate(rates: dict) -> float:
-    """The rate of the best precision."""
-    return rates["bf16_gflops"] or rates["fp32_gflops"]

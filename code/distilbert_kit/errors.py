@@ -1,5 +1,6 @@
 """One-line errors for users: what is wrong, where, and what to do."""
 
+import errno
 import re
 
 LONGEST = 2_000  # characters of a message
@@ -25,3 +26,25 @@ class UserError(Exception):
 
 class NonFiniteLossError(Exception):
     """The loss became NaN or infinite; the message names the step."""
+
+
+def first_problem(error: Exception, whole: str, joint: str = ".") -> str:
+    """The first problem of a pydantic ValidationError: where it is, and what is wrong there.
+
+    The place is the way to it, joined by `joint`; `whole` names a problem that has no place.
+    """
+    first = error.errors()[0]
+    where = joint.join(map(str, first["loc"])) or whole
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def raise_if_disk_full(error: BaseException) -> None:
+    """Raise the OSError of a full disk or quota, if that is what an error was raised from.
+
+    Libraries that fetch things wrap it in errors of their own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise cause
+        cause = cause.__cause__ or cause.__context__

@@ -19,16 +19,16 @@ from .errors import UserError
 from .foreign import read_json
 
 
-def check_sha256(path: Path, expected: str) -> None:
-    """Raise UserError unless the file has this SHA-256."""
+def check_sha256(path: Path, expected: str, advice: str = "fetch the file again") -> None:
+    """Raise UserError, with `advice`, unless the file has this SHA-256."""
     found = file_sha256(path)
     if found != expected:
-        raise UserError(
-            f"{path}: SHA-256 is {found[:12]}…, expected {expected[:12]}…; fetch the file again"
-        )
+        raise UserError(f"{path}: SHA-256 is {found[:12]}…, expected {expected[:12]}…; {advice}")
 
 
 _NUMBERS = itertools.count()
+# What `_temporary_name` gives: the name that is to be, the machine, the process, a number.
+_TEMPORARY = re.compile(r"\.(?P<name>[^/]+)\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-\d+\.tmp")
 
 
 def _host() -> str:
@@ -42,7 +42,9 @@ def _temporary_name(path: Path) -> Path:
 
 def _written_as(name: str) -> str:
     """The name for which a killed process left a file under this temporary one."""
-    return re.sub(r"(^|/)\.([^/]+)\.[0-9a-f]{6}-\d+-\d+\.tmp$", r"\1\2", name)
+    folder, slash, last = name.rpartition("/")
+    found = _TEMPORARY.fullmatch(last)
+    return f"{folder}{slash}{found['name']}" if found else name
 
 
 def _remove(path: Path) -> None:
@@ -56,9 +58,10 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes of this machine left beside `path` in place of it."""
     import psutil
 
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_host()}-(\d+)-\d+\.tmp")
     for other in path.parent.iterdir():
-        if (match := pattern.fullmatch(other.name)) and not psutil.pid_exists(int(match[1])):
+        found = _TEMPORARY.fullmatch(other.name)
+        ours = found and (found["name"], found["host"]) == (path.name, _host())
+        if ours and not psutil.pid_exists(int(found["process"])):
             _remove(other)
 
 
@@ -103,16 +106,29 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
 
 
-def mark_files(folder: Path, *names: str) -> None:
-    """Note in a folder's mark that the kit wrote these files there; by default all that it has."""
+def _marked(folder: Path) -> dict[str, str]:
+    """The files that the kit wrote in a folder, and their hashes, by its mark; none without one."""
+    path = folder / MARK
+    if not os.path.lexists(path):
+        return {}
+    try:
+        made = read_json(path).get("files")
+    except UserError:
+        made = None
+    if not isinstance(made, dict):
+        raise UserError(f"{path}: damaged; delete {folder}, and make it again")
+    return made
+
+
+def mark_files(folder: Path) -> None:
+    """Note in a folder's mark that the kit wrote all files that are there."""
     files = _files(folder)
-    _add_to_mark(folder, {name: file_sha256(files[name]) for name in names or files})
+    files.pop(MARK, None)
+    _add_to_mark(folder, {name: file_sha256(path) for name, path in files.items()})
 
 
 def _add_to_mark(folder: Path, hashes: dict[str, str]) -> None:
-    path = folder / MARK
-    made = json.loads(path.read_text())["files"] if path.exists() else {}
-    write_json(path, {"files": made | hashes})
+    write_json(folder / MARK, {"files": _marked(folder) | hashes})
 
 
 def add_files(folder: Path, contents: dict[str, bytes]) -> None:
@@ -133,8 +149,8 @@ def _foreign_file(folder: Path) -> str | None:
         older = _OLDER_FILES if _is_record(folder / "record.json") else ()
         return next((n for n in files if n not in older and not _LOGITS.fullmatch(n)), None)
     try:
-        made = dict(read_json(folder / MARK)["files"])
-    except (OSError, UserError, ValueError, TypeError, KeyError):
+        made = _marked(folder)
+    except (OSError, UserError):
         return MARK
     kept = {name: path for name, path in files.items() if name != MARK}
     unknown = (n for n in kept if _written_as(n) not in {*made, MARK} and not _LOGITS.fullmatch(n))
@@ -151,12 +167,7 @@ def check_unchanged(folder: Path, *names: str) -> None:
 
     Of these names, by default of all that are there; where the kit left no mark, nothing is known.
     """
-    if not (folder / MARK).is_file():
-        return
-    try:
-        made = dict(read_json(folder / MARK)["files"])
-    except (UserError, ValueError, TypeError, KeyError):
-        raise UserError(f"{folder / MARK}: damaged; delete {folder}, and make it again") from None
+    made = _marked(folder)
     for name in names or made:
         path = folder / name
         if name in made and path.exists() and known_sha256(path) != made[name]:

@@ -258,7 +258,7 @@ def fused_triple_loss(
     student_transformed: Tensor,
     student_decoder_weight: Tensor,
     student_decoder_bias: Tensor,
-    teacher_transformed: Tensor,
+    teacher_transformed: Tensor | None,
     teacher_decoder_weight: Tensor,
     teacher_decoder_bias: Tensor,
     labels: Tensor,

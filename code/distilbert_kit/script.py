@@ -155,9 +155,12 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
             found = _end(error)
             if found is None:
                 raise
-            if isinstance(error, OSError):  # what is still buffered would fail again at the exit
-                with suppress(OSError, ValueError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, OSError):
+                try:
+                    sys.stdout.flush()
+                except (OSError, ValueError):  # it would fail again at the exit
+                    with suppress(OSError, ValueError):
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status, message = found
             if message:
                 _close_bars()

@@ -147,6 +147,16 @@ def test_advice_fits_what_the_disk_said(capsys):
     assert "somewhere: check the permissions, or choose another place" in error
 
 
+def test_what_was_said_before_the_disk_refused_is_not_lost(tmp_path):
+    program = (
+        "from distilbert_kit.script import entry_point\n"
+        "@entry_point\ndef main():\n    print('first'); raise OSError(28, 'No space', 'there')\n"
+        "main()"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=CODE, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stdout == "first\n" and run.stderr.startswith("error: ")
+
+
 def test_a_file_where_a_folder_should_be_is_one_line(tmp_path, capsys):
     """`prepare_corpus.py --output a-file`."""
     (tmp_path / "a").touch()

@@ -1,6 +1,7 @@
 """Small files that would take much: refused, with a stated bound, before the memory is taken."""
 
 import gzip
+import io
 import json
 import shutil
 import struct
@@ -223,6 +224,21 @@ def test_a_zip_whose_entry_lies_before_its_beginning_is_damaged(tmp_path):
     content[-6:-2] = struct.pack("<I", len(content))  # where the list of entries is said to be
     path.write_bytes(content)
     origin = Origin("hub", "main", "p", "1", 1, 1000, "0" * 64)
+    with pytest.raises(UserError, match=r"part 1 .* or damaged"):
+        unpack("x", origin, [path], tmp_path / "weights")
+
+
+def test_a_gzip_whose_checksum_is_wrong_is_damaged(tmp_path):
+    """Of two members the first, so that it is read to its end."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as opened:
+        info = tarfile.TarInfo("p/x.zip.001")
+        info.size = 20_000
+        opened.addfile(info, io.BytesIO(bytes(info.size)))
+    first, second = map(gzip.compress, (tar.getvalue()[:10_000], tar.getvalue()[10_000:]))
+    path = tmp_path / "p.tar.gz"
+    path.write_bytes(first[:-8] + bytes([first[-8] ^ 1]) + first[-7:] + second)
+    origin = Origin("hub", "main", "p", "1", 1, 20_000, "0" * 64)
     with pytest.raises(UserError, match=r"part 1 .* or damaged"):
         unpack("x", origin, [path], tmp_path / "weights")
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -422,6 +424,54 @@ def test_missing_split_and_folder(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         open_shards(tmp_path)
+
+
+def manifest_changed(folder: Path, change) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(with_sha256(content)))
+
+
+def test_another_format_and_splits_without_text_are_told_as_they_are(tmp_path):
+    prepare(tmp_path, TEXTS)
+    with pytest.raises(UserError, match="no split 'test'; choose from train, validation"):
+        open_shards(tmp_path, "test")
+    manifest_changed(tmp_path, lambda content: content["splits"]["train"].update(sequences=0))
+    with pytest.raises(UserError, match="no train sequences; prepare it from more text"):
+        open_shards(tmp_path)
+    manifest_changed(tmp_path, lambda content: content.update(format=2))
+    with pytest.raises(UserError, match="a corpus of format 2, not 1; delete it"):
+        open_shards(tmp_path)
+
+
+def test_an_empty_shard_is_none_of_this_kit(tmp_path):
+    prepare(tmp_path, TEXTS)
+    (tmp_path / "train-00000.bin").write_bytes(b"")
+    (tmp_path / "train-00000.idx").write_bytes(b"\0" * 4)
+    none = {"sequences": 0, "tokens": 0}
+    manifest_changed(tmp_path, lambda content: content["splits"]["train"]["shards"][0].update(none))
+    with pytest.raises(UserError, match=r"shards\.0\.sequences: Input should be greater than 0"):
+        open_shards(tmp_path)
+
+
+def test_files_are_closed_when_the_text_breaks_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BATCH_CHARACTERS", 500)
+
+    def read():
+        yield from TEXTS
+        raise UserError("broken off")
+
+    source = Source({"source": "texts"}, read)
+    with pytest.raises(UserError, match="broken off") as refused:
+        prepare_corpus(tmp_path, [source], TOKENIZER, validation_fraction=0.0)
+    # While the error is held, so are the variables of the functions that it came through.
+    assert (tmp_path / "train-00000.bin.tmp").exists()
+    assert not [f.path for f in psutil.Process().open_files() if f.path.endswith(".bin.tmp")]
+    held = [entry.frame.f_locals.get("sequencer") for entry in refused.traceback]
+    (sequencer,) = filter(None, held)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        sequencer.remember(b"sequence")
 
 
 def test_settings_that_make_no_sense(tmp_path):

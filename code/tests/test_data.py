@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertTokenizer
 
 from distilbert_kit.data import listed as sources
 from distilbert_kit.data import tables as data
 from distilbert_kit.data.batches import (
     ClassificationDataset,
     LengthBatchSampler,
+    MLMDataset,
     create_classification_dataloader,
     create_mlm_dataloader,
 )
@@ -23,6 +25,7 @@ from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import TASKS, get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.vocabulary import vocabulary_size
 from distilbert_kit.settings import FinetuneSettings
 from distilbert_kit.training.classification import load_task_split
 
@@ -241,6 +244,33 @@ def test_mlm_loader_masks_anew_and_hides_only_words():
     assert int(masked.sum()) == -(-15 * int(first["attention_mask"].sum()) // 100)
     special = torch.tensor(tokenizer.all_special_ids)
     assert not torch.isin(first["labels"][masked], special).any()
+
+
+def test_token_counts_are_those_of_the_tokenizer():
+    """They were taken as they came, and the first batch with a rarer token had no weight for it."""
+    tokenizer = get_tokenizer()
+    for size in (len(tokenizer) - 1, len(tokenizer) + 1):
+        with pytest.raises(UserError, match=r"for a vocabulary of 30,522: .* own tokenizer"):
+            MLMDataset([[101, 7, 102]], [3], tokenizer, torch.ones(size))
+
+
+def test_ids_with_gaps_are_counted_up_to_the_greatest():
+    names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocabulary = {name: number for number, name in enumerate(names)} | {"cat": 8, "dog": 30}
+    tokenizer = BertTokenizer(vocab=vocabulary)
+    assert len(tokenizer) < vocabulary_size(tokenizer) == 31
+    loader = create_mlm_dataloader(["cat dog " * 20], tokenizer, mask_probability=1.0)
+    labels = next(iter(loader))["labels"]
+    assert set(labels[labels != -100].tolist()) == {8, 30}
+
+
+def test_labels_of_another_order_are_told_with_what_to_do():
+    features = datasets.Features(
+        sentence=datasets.Value("string"), label=datasets.ClassLabel(names=["positive", "negative"])
+    )
+    table = datasets.Dataset.from_list(ROWS, features=features)
+    with pytest.raises(UserError, match=r"labels are .*; fetch the official copy or relabel it"):
+        data.check_task_rows(table, get_task("sst2"), "here")
 
 
 def test_empty_input_is_refused():

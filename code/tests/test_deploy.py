@@ -16,6 +16,7 @@ import quantize
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
+from distilbert_kit.files import check_output_folder
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import (
@@ -44,7 +45,7 @@ from distilbert_kit.study.deployment import (
     score_variants,
     size_of_variants,
 )
-from distilbert_kit.study.model_card import write_model_card
+from distilbert_kit.study.model_card import model_card, write_model_card
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record, recording
 from distilbert_kit.training.classification import load_task_split, predict_logits
@@ -227,6 +228,10 @@ def test_quantised_cell_has_record_card_and_a_parent_that_is_kept(recipe, monkey
     assert "onnx_int8" in capsys.readouterr().out
     card = ModelCard.load(cell.folder / "README.md")
     assert card.data.base_model == ["sentence-transformers/all-MiniLM-L6-v2"]
+    other = ModelCard(model_card(cell.folder, record, ["all-mpnet-base-v2"]))
+    assert other.data.base_model == ["sentence-transformers/all-mpnet-base-v2"]
+    write_model_card(cell.folder, record, [])
+    check_output_folder(cell.folder)  # the card is the kit's, as the rest
     values = {r.metric_type: r.metric_value for r in card.data.eval_results}
     assert values["accuracy"] == record.metrics["validation"]["onnx_int8"]["accuracy"]
     assert "embedded scale" in card.text and record.data[0].sha256 in card.text

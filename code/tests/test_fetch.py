@@ -14,12 +14,15 @@ from urllib.parse import parse_qs, urlparse
 import pandas as pd
 import pytest
 import yaml
+from test_weights import full_disk
 
 import fetch_data
+from distilbert_kit.data import fetching, weights
 from distilbert_kit.data.listed import rows_sha256, sources
 from distilbert_kit.data.questions import choose_questions, question_key
 from distilbert_kit.data.wikipedia import article_split, build_articles, clean_article
 from distilbert_kit.errors import UserError
+from distilbert_kit.models.packaged import MPNET, Origin
 from distilbert_kit.paths import CODE, DATA, ROOT
 
 COMMIT = "0" * 40
@@ -264,6 +267,7 @@ def test_a_recipe_is_fetched_whole_and_only_once(world):
     assert (status, errors) == (0, [])
     damaged = [line for line in again.splitlines() if line not in printed.splitlines()]
     assert len(damaged) == 1 and "not a readable parquet file" in damaged[0]
+    assert damaged[0].endswith("fetching it again")
     assert len(pd.read_parquet(path)) == 3
     assert not [a for a in world.server.asked if "datasets" in a and "imdb" not in a]
     assert f"GET {ARCHIVE}" not in world.server.asked
@@ -284,6 +288,34 @@ def test_what_the_hub_does_not_give_is_one_line_and_no_file(world, fault):
     status, _, errors = world.fetch("--dataset", "imdb", endpoint=endpoint)
     assert status == 2 and len(errors) == 1 and errors[0].startswith(f"error: {expected}")
     assert world.files() == set()
+
+
+def test_a_full_disk_is_not_taken_for_a_network_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        fetching._from_hub("imdb", {"hub": "stanfordnlp/imdb"}, "test")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        weights._from_hub(MPNET, tmp_path / "weights")
+
+
+def test_damaged_weights_in_the_cache_of_the_hub_are_named_where_they_lie(tmp_path, monkeypatch):
+    """A link to them, or a copy that is gone, would not say what is to be deleted."""
+    snapshot, content = tmp_path / "snapshot", (tmp_path / "content").resolve()
+    snapshot.mkdir()
+    content.write_bytes(b"damaged")
+    (snapshot / "model.safetensors").symlink_to(content)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    with pytest.raises(UserError, match=rf"^{content}: SHA-256 .*; delete it and run the same"):
+        weights._from_hub(MPNET, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_what_pip_says_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    origin = Origin("hub", "main", "no-such-package-{:03d}", "1", 1, 1, "0" * 64)
+    with pytest.raises(UserError, match=r"nor the package index has it \(pip: .*-001==1\); check"):
+        weights._download(origin, tmp_path)
 
 
 def test_articles_of_a_copy(world):
@@ -311,7 +343,7 @@ def test_articles_of_a_copy(world):
         (lambda whole: (whole[:-40],), "not read to its end"),
         (lambda whole: (whole[:200], None, 200, len(whole)), "not read to its end"),
         (lambda whole: (b"<html>", None, 200), "not read to its end"),
-        (lambda whole: (b"", None, 404), "the server answers 404"),
+        (lambda whole: (b"", None, 404), "the server answers 404 .*; give a copy with --from"),
         (lambda whole: (archive({"text/AA/wiki_00": ""}),), "1 article files"),
     ],
 )

@@ -11,9 +11,11 @@ import pytest
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import (
     MARK,
+    add_files,
     check_output_beside,
     check_output_folder,
     check_output_record,
+    check_unchanged,
     known_sha256,
     locked,
     mark_files,
@@ -153,7 +155,7 @@ def test_only_what_the_kit_made_is_replaced(tmp_path):
         written(thesis.parent)
     model = written(tmp_path / "model")
     (model / "README.md").touch()  # the card, written later
-    mark_files(model, "README.md")
+    mark_files(model)
     written(model)
     (model / "runs").mkdir()
     (model / "runs" / "notes.txt").touch()
@@ -177,6 +179,24 @@ def test_only_what_the_kit_made_is_replaced(tmp_path):
     (other / MARK).write_text("{")
     with pytest.raises(UserError, match="which this kit did not write"):
         written(other)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": [["old", "0"]]}'])
+def test_a_damaged_mark_is_told_and_nothing_is_added(tmp_path, content):
+    folder = written(tmp_path / "d")
+    (folder / MARK).write_text(content)
+    for use in (lambda: add_files(folder, {"README.md": b"x"}), lambda: check_unchanged(folder)):
+        with pytest.raises(UserError, match=r"damaged; delete .*, and make it again"):
+            use()
+    assert {path.name for path in folder.iterdir()} == {"old", MARK}
+
+
+def test_a_mark_made_again_does_not_list_itself(tmp_path):
+    folder = written(tmp_path / "d")
+    (folder / "old").write_text("changed")
+    mark_files(folder)
+    check_unchanged(folder)
+    written(folder)
 
 
 def test_one_writer_at_a_time(tmp_path):

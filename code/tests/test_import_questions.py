@@ -286,6 +286,15 @@ def test_answers_of_a_model_score_the_same_by_the_official_rules(tmp_path, monke
     )
 
 
+def test_windows_that_are_too_short_are_one_line(tmp_path, monkeypatch, capsys):
+    command = ["evaluate_model.py", "--checkpoint", "m", "--task", "squad", "--max-length", "100"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "evaluation.json")])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate_model.main()
+    error = capsys.readouterr().err
+    assert "error: --max-length: windows: stride 128 skips text" in error
+
+
 def test_any_recipe_takes_questions():
     """The common max_length of quick is that of its sentences, not of a window."""
     quick = load_recipe("quick")

@@ -19,6 +19,7 @@ from distilbert_kit.models.model import (
     DistilBERTForSequenceClassification,
 )
 from distilbert_kit.serve.export import save_onnx
+from distilbert_kit.serve.prediction import load_predictor
 
 TEXTS = ["a fine film", "the plot is dull, long and dull again", "fine"]
 LABELS = ("bad", "good", "so-so")
@@ -253,7 +254,12 @@ def test_answers_for_people(folders, run):
         ("squad", ["--question", "who", "--context-file", "none.txt"], "", "no such file"),
         ("squad", ["--question", "who", "--context", ""], "", "empty context"),
         ("squad", ["--question", "who", "--n-best", "0"], "", "give at least 1"),
-        ("squad", ["--question", "who", "--max-length", "32"], "Bob", "max_length 32: "),
+        (
+            "squad",
+            ["--question", "who", "--max-length", "32"],
+            "Bob",
+            "max_length 32: stride 1 skips text",
+        ),
     ],
 )
 def test_bad_questions_are_one_line(folders, run, capsys, name, arguments, stdin, message):
@@ -304,4 +310,13 @@ def test_a_model_of_short_windows_answers_from_all_of_a_long_context(run, tmp_pa
     context = "word " * 300 + CONTEXT
     command = ("--model", tmp_path / "short", "--question", QUESTION, "--context", context)
     (row,) = rows(run(*command, "--n-best", 5000, "--json"))
+    assert max(answer["end"] for answer in row["answers"]) > 5 * 300
+
+
+def test_windows_have_room_for_all_special_tokens_of_the_tokenizer(tmp_path):
+    """Of a pair MPNet's has four, one more than BERT's: 195 tokens are one too few for a stride."""
+    tokenizer = get_tokenizer("mpnet-base")
+    random_answerer("mpnet-base", **BERT).save_pretrained(tmp_path / "m", tokenizer)
+    context = "word " * 300 + CONTEXT
+    (row,) = load_predictor(tmp_path / "m", 195)([QUESTION], [context], 20_000)
     assert max(answer["end"] for answer in row["answers"]) > 5 * 300

@@ -164,11 +164,13 @@ def test_a_record_without_a_key_has_that_of_its_cell_and_settings(tmp_path):
 
 def test_the_command_of_a_record_names_no_folder_of_the_machine(tmp_path, monkeypatch):
     inside, outside = CODE / "recipes" / "mine.yaml", tmp_path / "news.csv"
-    words = ["/somewhere/code/finetune.py", "--recipe", str(inside), "--csv", str(outside), "a b"]
+    words = ["/somewhere/code/finetune.py", "--recipe", str(inside), f"--csv={outside}", "a b"]
+    words += ["--output", str(outside)]
     monkeypatch.setattr(sys, "argv", words)
     command = write(tmp_path / "a.json").measured.command
     assert command == (
-        "python code/finetune.py --recipe code/recipes/mine.yaml --csv news.csv 'a b'"
+        "python code/finetune.py --recipe code/recipes/mine.yaml --csv=news.csv 'a b' "
+        "--output news.csv"
     )
 
 

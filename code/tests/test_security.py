@@ -257,8 +257,9 @@ def test_names_in_lists_of_data_are_names_of_files(tmp_path, name):
         {"a": {"splits": {"train": split | {"chosen_by": name, "chosen_from": "b"}}}},
     ):
         path.write_text(yaml.safe_dump(content))
-        with pytest.raises(UserError, match="not a list of data sets"):
+        with pytest.raises(UserError, match="not a list of data sets") as refused:
             read_sources(path)
+        assert "Value error" not in str(refused.value)
 
 
 def test_a_manifest_names_no_file_elsewhere(tmp_path):
@@ -378,6 +379,16 @@ def test_no_text_of_a_recipe_reaches_a_shell(project, target):
         assert done.returncode == 2 and not list(project.rglob("canary"))
         shown = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(shown) == 1 and "touch canary" in shown[0]
+
+
+def test_clean_takes_the_folder_of_the_results(project, tmp_path):
+    for root in (project / "results", tmp_path / STRANGE):
+        (root / "r" / "models").mkdir(parents=True)
+        (root / "r" / "record.json").touch()
+    assert make(project, "clean", RESULTS_DIR=str(tmp_path / STRANGE)).returncode == 0
+    assert [path.name for path in (tmp_path / STRANGE / "r").iterdir()] == ["record.json"]
+    assert (project / "results" / "r" / "models").is_dir()
+    assert not list(tmp_path.rglob("canary"))
 
 
 def test_strange_names_of_recipe_model_data_and_results_are_only_names(project, tmp_path):

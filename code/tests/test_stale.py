@@ -18,7 +18,7 @@ from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.data.listed import rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
-from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.paths import CODE, RECIPES, ROOT
 from distilbert_kit.study import cell as cell_module
 from distilbert_kit.study import inputs, publication, recipes
 from distilbert_kit.study.cells import (
@@ -295,6 +295,12 @@ def test_publication_follows_recipe_and_every_module_behind_it(write, monkeypatc
     assert publication.publication_key(recipe) != key
     write()
     assert publication.publication_key(recipe) == key
+    leftover = ROOT / "report" / f".report-{recipe.name}.pdf.123abc-1-1.tmp"
+    leftover.write_bytes(b"%PDF \xff")  # of a build that was killed
+    try:
+        assert publication.publication_key(recipe) == key
+    finally:
+        leftover.unlink()
     original = publication.modules_behind
     monkeypatch.setattr(
         publication,

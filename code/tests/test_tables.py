@@ -9,6 +9,7 @@ import pytest
 from invented import RECIPE, make_recipe
 
 from distilbert_kit.data.tasks import get_task
+from distilbert_kit.errors import UserError
 from distilbert_kit.study import answers, cells, figures, tables
 from distilbert_kit.study.evidence import comparisons, distillation, scores, speed
 from distilbert_kit.study.records import recording
@@ -86,9 +87,18 @@ def test_scores_have_the_sign_and_the_interval_of_the_gap(one_seed):
     assert found["errors"] == [] and not found["errors_figure"]  # the predictions name no phenomena
 
 
+def test_a_recipe_that_times_nothing_says_which_key_is_missing(results, tmp_path):
+    recipe = make_recipe(tmp_path, speed=None, quantize=None)
+    with pytest.raises(UserError, match="does not measure size_speed: add the key speed"):
+        tables.size_speed(recipe)
+    with pytest.raises(UserError, match="times nothing: add the key speed"):
+        cells.quantize_cell(recipe, "teacher", "sentiment", 0)
+
+
 def test_distillation_is_told_without_wnli_too(results, tmp_path):
     """WNLI turns it round: with it the student is behind its control, without it ahead."""
-    recipe = make_recipe(tmp_path, seeds=[0], tasks=["sentiment", "wnli"])
+    both = ["sentiment", "wnli"]
+    recipe = make_recipe(tmp_path, seeds=[0], tasks=both, macro=both)
     for task, student, control in (
         ("sentiment", STUDENT, CONTROL),
         ("wnli", [0] * 9 + [1], TEACHER),

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_corpus import TEXTS, TOKENIZER, naive_sequences, run_script, texts_source
+from test_weights import full_disk
 
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.shards import open_shards
@@ -81,6 +82,28 @@ def test_hub_without_a_network(monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     with pytest.raises(UserError, match=r"hub:someone/something: not opened .* --source docs"):
         open_source("hub:someone/something")
+
+
+class BrokenStream:
+    """Rows of the hub, whose network goes after the first."""
+
+    def __iter__(self):
+        yield {"text": "one"}
+        raise ConnectionError("reset by peer")
+
+
+def test_a_stream_of_the_hub_that_breaks_off_is_one_line(monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: BrokenStream())
+    texts = iter(open_source("hub:someone/something@0123").read())
+    assert next(texts) == "one"
+    with pytest.raises(UserError, match=r"^hub:someone/something: broken off after row 1 .*again$"):
+        next(texts)
+
+
+def test_a_full_disk_is_not_taken_for_a_wrong_name(monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        open_source("hub:someone/something@0123")
 
 
 def test_docstrings_are_read_and_never_run(tmp_path):

@@ -124,6 +124,36 @@ def test_old_layer_norm_names_are_read(tmp_path):
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
 
 
+def test_a_class_made_from_the_bare_encoder_reads_its_weights(tmp_path):
+    class Named(kit.DistilBERTModel):
+        pass
+
+    model = kit.DistilBERTModel(create_model_config("tiny", vocab_size=40))
+    model.save_pretrained(tmp_path / "m")
+    again = Named.from_pretrained(tmp_path / "m")
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_a_padding_token_beyond_the_vocabulary_is_told_its_bounds():
+    with pytest.raises(UserError, match=r"pad_token_id 1000 .*; give one from 0 to 999"):
+        ModelConfig(vocab_size=1000, pad_token_id=1000)
+
+
+def full_disk(*_, **__):
+    """A library that fetches, as it ends on a full disk: a real refusal, in an error of its own."""
+    try:
+        with open("/dev/full", "wb", buffering=0) as device:
+            device.write(b"x")
+    except OSError as error:
+        raise RuntimeError("it could not be fetched") from error
+
+
+def test_a_full_disk_is_not_taken_for_a_wrong_name(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        resolve_checkpoint("somebody/some-model")
+
+
 class TestDamage:
     @pytest.fixture
     def folder(self, tmp_path):

@@ -14,6 +14,7 @@ import re
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,34 +26,21 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import locked, with_sha256, write_json
-from ..models.vocabulary import vocabulary_sha256
+from ..models.vocabulary import vocabulary_sha256, vocabulary_size
 from .shards import (
     FORMAT,
     SPLITS,
     Shard,
     ShardWriter,
-    TokenShards,
     check_shards,
     corpus_files,
     count_tokens,
-    open_shards,
     read_manifest,
 )
-from .text_sources import Source, open_source
+from .text_sources import Source
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
-
-
-__all__ = [
-    "Source",
-    "TokenShards",
-    "encode_documents",
-    "open_shards",
-    "open_source",
-    "prepare_corpus",
-    "vocabulary_sha256",
-]
 
 
 MAX_VOCABULARY = 65_535  # what 16 bits number, less one
@@ -298,7 +286,7 @@ def prepare_corpus(
     and while another process writes there.
     """
     folder = Path(folder)
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    vocab_size = vocabulary_size(tokenizer)
     if vocab_size > MAX_VOCABULARY:
         raise UserError(
             f"vocabulary of {vocab_size:,} tokens: 16-bit shards hold {MAX_VOCABULARY:,}; "
@@ -378,11 +366,7 @@ def _write_shards(
     read, says where to go on.
     """
     settings = state["settings"]
-    sequencer = _Sequencer(tokenizer, settings["max_length"])
     check_shards(folder, state)
-    for shard in chain.from_iterable(state["splits"][split]["shards"] for split in SPLITS):
-        for sequence in Shard(folder, shard):
-            sequencer.remember(sequence.tobytes())
     for leftover in corpus_files(folder):  # what a killed run was writing
         if leftover.suffix == ".tmp":
             leftover.unlink()
@@ -402,15 +386,22 @@ def _write_shards(
         tokenizer,
         settings["validation_fraction"],
     )
-    bar = tqdm(
-        desc="preparing",
-        unit=" tokens",
-        unit_scale=True,
-        disable=not progress,
-        total=settings["limit_tokens"],
-        initial=tokens,
-    )
-    with bar:
+    with ExitStack() as opened:
+        sequencer = _Sequencer(tokenizer, settings["max_length"])
+        opened.enter_context(closing(sequencer.seen))
+        for shard in chain.from_iterable(state["splits"][split]["shards"] for split in SPLITS):
+            for sequence in Shard(folder, shard):
+                sequencer.remember(sequence.tobytes())
+        bar = opened.enter_context(
+            tqdm(
+                desc="preparing",
+                unit=" tokens",
+                unit_scale=True,
+                disable=not progress,
+                total=settings["limit_tokens"],
+                initial=tokens,
+            )
+        )
         for held_out, ids in encoded:
             if tokens >= limit:
                 break
@@ -423,6 +414,7 @@ def _write_shards(
                     continue
                 if name not in writers:
                     writers[name] = ShardWriter(folder / f"{name}-{state['commits']:05d}")
+                    opened.enter_context(writers[name].file)
                 writers[name].append(sequence)
                 split["sequences"] += 1
                 split["tokens"] += len(sequence) // 2
@@ -433,5 +425,5 @@ def _write_shards(
             if tokens - committed >= settings["shard_tokens"]:
                 commit()
                 committed = tokens
-    if writers:
-        commit()
+        if writers:
+            commit()

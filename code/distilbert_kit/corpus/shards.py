@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from ..errors import UserError
+from ..errors import UserError, first_problem
 from ..files import known_sha256, without_sha256, write_atomically
 from ..foreign import read_json
 from ..models.vocabulary import vocabulary_sha256
@@ -52,8 +52,8 @@ class _Sha256(BaseModel):
 class _ShardEntry(BaseModel):
     # Files are written and removed by it: a path would lead elsewhere.
     name: str = Field(pattern=rf"^({'|'.join(SPLITS)})-\d{{5}}$")
-    sequences: NonNegativeInt
-    tokens: NonNegativeInt
+    sequences: PositiveInt
+    tokens: PositiveInt
     sha256: _Sha256
 
 
@@ -98,10 +98,9 @@ def read_manifest(folder: Path) -> dict | None:
     try:
         _Manifest.model_validate(found, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{path}: no corpus of this kit ({where}: {first['msg']}); choose another folder"
+            f"{path}: no corpus of this kit ({first_problem(error, 'the file')}); choose another "
+            "folder"
         ) from None
     return _unchanged(found, path)
 
@@ -244,14 +243,21 @@ def open_shards(
     """Open a split of a prepared corpus.
 
     Raises UserError when the preparation is unfinished, a shard is missing, cut short or (looked
-    at with `checksums`) altered, the split is empty, or the token counts or `tokenizer` belong to
-    another vocabulary.
+    at with `checksums`) altered, the format is another, the split is unknown or empty, or the token
+    counts or `tokenizer` belong to another vocabulary.
     """
     folder = Path(folder)
+    if split not in SPLITS:
+        raise UserError(f"{folder}: no split {split!r}; choose from {', '.join(SPLITS)}")
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: no corpus; run prepare_corpus.py first")
-    if manifest["format"] != FORMAT or not manifest["complete"]:
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{folder}: a corpus of format {manifest['format']}, not {FORMAT}; delete it and "
+            "prepare it again"
+        )
+    if not manifest["complete"]:
         raise UserError(f"{folder}: preparation unfinished; run prepare_corpus.py again")
     check_shards(folder, manifest, checksums)
     vocabulary, counts = _read_counts(folder / "counts.json")
@@ -265,8 +271,7 @@ def open_shards(
             f"{folder}: made with the vocabulary of {manifest['settings']['tokenizer']}, not this "
             "tokenizer's; prepare a corpus with the one in use"
         )
-    if split not in SPLITS or not manifest["splits"][split]["sequences"]:
-        raise UserError(
-            f"{folder}: no {split} sequences; prepare it with a larger --validation-fraction"
-        )
+    if not manifest["splits"][split]["sequences"]:
+        how = "from more text" if split == "train" else "with a larger --validation-fraction"
+        raise UserError(f"{folder}: no {split} sequences; prepare it {how}")
     return TokenShards(folder, split, manifest, counts)

@@ -13,7 +13,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from ..data.listed import DataUsed, sources
-from ..errors import UserError
+from ..errors import UserError, raise_if_disk_full
 from ..files import file_sha256
 from ..foreign import open_binary
 
@@ -181,6 +181,7 @@ def _hub_source(dataset: str, config: str, commit: str, column: str) -> Source:
         )
         columns = list(next(iter(rows)))
     except Exception as error:
+        raise_if_disk_full(error)
         raise UserError(
             f"hub:{dataset}: not opened ({type(error).__name__}: {str(error)[:120]}); check the "
             "name, the configuration and the network, or use --source docs"
@@ -190,7 +191,21 @@ def _hub_source(dataset: str, config: str, commit: str, column: str) -> Source:
             f"hub:{dataset}: no column {column!r}; pass --text-column, one of {', '.join(columns)}"
         )
     identity = {"source": f"hub:{dataset}", "config": config, "revision": revision}
-    return Source(identity | {"column": column}, lambda: (row[column] or "" for row in rows))
+    return Source(identity | {"column": column}, lambda: _read_hub(dataset, rows, column))
+
+
+def _read_hub(dataset: str, rows: Iterable[dict], column: str) -> Iterator[str]:
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            yield row[column] or ""
+    except Exception as error:
+        raise_if_disk_full(error)
+        raise UserError(
+            f"hub:{dataset}: broken off after row {number:,} ({type(error).__name__}: "
+            f"{str(error)[:120]}); run the same command again"
+        ) from None
 
 
 def _docs_source() -> Source:

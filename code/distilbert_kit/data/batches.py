@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..models.vocabulary import vocabulary_size
 from .masking import mask_tokens, masking_probabilities
 
 Batch = dict[str, Tensor]
@@ -133,7 +134,8 @@ class MLMDataset(Dataset):
     """Token sequences for masked language modelling; every batch gets new masks.
 
     `sequences` is any indexable of token-id arrays with special tokens in place, for example
-    the memory-mapped shards of corpus.py.
+    the memory-mapped shards of corpus/shards.py. `token_counts` [V] are how often each token of the
+    tokenizer occurs, by default all alike; UserError when they are those of another vocabulary.
     """
 
     def __init__(
@@ -150,7 +152,13 @@ class MLMDataset(Dataset):
         self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
         if self.mask_token_id is None:
             raise UserError("the tokenizer has no mask_token: give one made for masked LMs")
-        counts = torch.ones(len(tokenizer)) if token_counts is None else token_counts
+        size = vocabulary_size(tokenizer)
+        counts = torch.ones(size) if token_counts is None else token_counts
+        if len(counts) != size:
+            raise UserError(
+                f"{len(counts):,} token counts for a vocabulary of {size:,}: count the tokens with "
+                "the model's own tokenizer"
+            )
         self.token_weights = masking_probabilities(counts, smoothing, tokenizer.all_special_ids)
 
     def __len__(self) -> int:
@@ -166,7 +174,6 @@ class MLMDataset(Dataset):
             batch["attention_mask"],
             self.token_weights,
             mask_probability=self.mask_probability,
-            vocab_size=len(self.token_weights),
             mask_token_id=self.mask_token_id,
             generator=generator,
         )
@@ -287,7 +294,7 @@ def create_mlm_dataloader(
     """Texts -> masked batches (input_ids, attention_mask, labels), masks smoothed by counts."""
     sequences = ClassificationDataset(texts, None, tokenizer, max_length).input_ids
     counts = Counter(token for sequence in sequences for token in sequence)
-    token_counts = torch.tensor([float(counts[i]) for i in range(len(tokenizer))])
+    token_counts = torch.tensor([float(counts[i]) for i in range(vocabulary_size(tokenizer))])
     dataset = MLMDataset(
         sequences, list(map(len, sequences)), tokenizer, token_counts, mask_probability
     )

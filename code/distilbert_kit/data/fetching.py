@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 
-from ..errors import UserError
+from ..errors import UserError, raise_if_disk_full
 from ..files import replacing_file
 from ..paths import DATA, SOURCES
 from .listed import DataUsed, expected_split, sources
@@ -37,7 +37,7 @@ def fetch(dataset: str, splits: Iterable[str], copy: Path | None = None) -> Iter
         except UserError as error:
             missing.append(split)
             if (DATA / dataset / f"{split}.parquet").exists():
-                print(f"{error}: done now")
+                print(f"{error}: fetching it again")
     for split, table in _tables(dataset, source, missing, copy):
         where = f"{dataset}/{split}, as fetched"
         advice = "its source has changed, or the copy is another one"
@@ -74,6 +74,7 @@ def _from_hub(dataset: str, source: dict, split: str) -> datasets.Dataset:
     try:
         return datasets.load_dataset(source["hub"], source.get("config"), split=split)
     except Exception as error:
+        raise_if_disk_full(error)
         raise UserError(
             f"{dataset}/{split}: not fetched from the hub ({type(error).__name__}); "
             "check the network, or set DATA_DIR to a folder that holds it"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
-from ..errors import UserError
+from ..errors import UserError, first_problem
 from ..foreign import read_yaml
 from ..paths import SOURCES
 from ..settings import FileName
@@ -44,11 +44,9 @@ def read_sources(path: Path) -> dict:
     try:
         _SOURCES.validate_python(listed, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"{path}: not a list of data sets ({where}: {first['msg']}); mend it, or choose "
-            "another folder"
+            f"{path}: not a list of data sets ({first_problem(error, 'the file')}); mend it, or "
+            "choose another folder"
         ) from None
     return listed
 
@@ -83,7 +81,7 @@ def expected_split(dataset: str, split: str) -> dict:
 
 
 class DataUsed(BaseModel):
-    """One data set as it was read: rows and the SHA-256 of its file (or generated content)."""
+    """One data set as it was read: how many rows, and the SHA-256 over them (`rows_sha256`)."""
 
     model_config = ConfigDict(extra="forbid")
     name: str

@@ -35,7 +35,6 @@ def mask_tokens(
     token_weights: Tensor,
     mask_probability: float = 0.15,
     *,
-    vocab_size: int,
     mask_token_id: int,
     generator: torch.Generator | None = None,
     proportions: tuple[float, float, float] = (0.8, 0.1, 0.1),
@@ -51,14 +50,8 @@ def mask_tokens(
     vocabulary, special tokens included.
 
     All tensors and the generator live on one device; nothing waits for the device. Raises
-    UserError when the proportions or the probability are not such, or the weights are not those
-    of a vocabulary of `vocab_size`.
+    UserError when the proportions or the probability are not such.
     """
-    if len(token_weights) != vocab_size:
-        raise UserError(
-            f"{len(token_weights):,} token weights for a vocabulary of {vocab_size:,}: count the "
-            "tokens with the model's own tokenizer"
-        )
     if not 0 <= mask_probability <= 1 or min(proportions) < 0 or abs(sum(proportions) - 1) > 1e-6:
         raise UserError(
             f"mask probability {mask_probability}, proportions {proportions}: the first lies in "

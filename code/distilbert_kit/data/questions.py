@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ..errors import UserError
+from ..errors import UserError, first_problem
 from ..foreign import read_bytes
 from .csv import find_column, read_csv
 
@@ -87,10 +87,8 @@ def _read_squad(path: Path) -> list[dict]:
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file; give one of SQuAD's") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = " > ".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
-            f"{path}: not in SQuAD's layout: {where}: {first['msg']}; expected "
+            f"{path}: not in SQuAD's layout: {first_problem(error, 'the file', ' > ')}; expected "
             "data > paragraphs > qas > answers with text and answer_start"
         ) from None
     return [

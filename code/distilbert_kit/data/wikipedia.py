@@ -101,7 +101,9 @@ def _read_files(source: str | Path) -> Iterator[str]:
     except FileNotFoundError:
         raise UserError(f"{source}: no such file or folder; mend --from") from None
     except urllib.error.HTTPError as error:
-        raise UserError(f"{source}: the server answers {error.code} {error.reason}") from None
+        raise UserError(
+            f"{source}: the server answers {error.code} {error.reason}; give a copy with --from"
+        ) from None
     except _BROKEN as error:
         raise UserError(
             f"{source}: not read to its end ({type(error).__name__}: {error}); check the network "

@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..errors import UserError
-from ..files import check_sha256, check_unchanged, replacing_folder
+from ..errors import UserError, raise_if_disk_full
+from ..files import check_sha256, check_unchanged, file_sha256, replacing_folder
 from ..foreign import read_json
 from .hub_layout import (
     HubConfig,
@@ -34,7 +34,8 @@ from .hub_layout import (
     read_config,
     to_hub_layout,
 )
-from .packaged import MINILM, ORIGINS, PACKAGED_SHA256, fetched_folder
+from .packaged import MINILM, ORIGINS, PACKAGED_SHA256, fetched_folder, is_hub_name
+from .vocabulary import vocabulary_size
 
 # Names that share MPNet's vocabulary, which is that of bert-base-uncased and five tokens more.
 _MPNET_VOCABULARY = {"mpnet-base", "microsoft/mpnet-base", *ORIGINS}
@@ -105,9 +106,9 @@ def with_hash(tensors: dict[str, Tensor], **metadata: str) -> dict[str, str]:
 def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file `with_hash`; UserError unless all is as it was written."""
     try:
-        tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            names, metadata = file.keys(), file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); delete it") from None
     found = {name: value for name, value in metadata.items() if name not in ("format", "sha256")}
@@ -187,8 +188,7 @@ def model_sha256(folder: Path) -> str:
     """Hash of a checkpoint's shape, label names and weights."""
     digest = hashlib.sha256()
     for path in (folder / "config.json", *weight_files(folder)):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()
 
 
@@ -218,7 +218,7 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise UserError(f"{path}: a pipe or a device, which no model has; remove it")
         return folder
-    if folder.is_absolute() or str(name_or_folder).count("/") > 1:
+    if not is_hub_name(str(name_or_folder)):
         raise UserError(f"{folder}: no such checkpoint folder; train it first or mend the path")
     from huggingface_hub import snapshot_download
 
@@ -231,6 +231,7 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
             found = Path(fetch(allow_patterns=[*wanted, "pytorch_model*.bin"]))
         return found
     except Exception as error:
+        raise_if_disk_full(error)
         raise UserError(
             f"{name_or_folder}: neither a folder nor fetched from the hub "
             f"({type(error).__name__}); check the name and the network"
@@ -262,6 +263,39 @@ def _check_decoder(tensors: dict[str, Tensor], hub: HubConfig, folder: Path) -> 
         )
 
 
+def _without_other_head(
+    state: dict[str, Tensor], found: tuple[str, ...], asked: tuple[str, ...], where: Path
+) -> dict[str, Tensor]:
+    """A classifier's state without a last layer for other labels than asked for, saying so."""
+    old = [name for name in state if name.startswith("classifier.")]
+    if not old or _same_labels(found, asked):
+        return state
+    print(
+        f"{where}: its head is for {', '.join(found)}; the head for {', '.join(asked)} is new",
+        file=sys.stderr,
+    )
+    return {name: tensor for name, tensor in state.items() if name not in old}
+
+
+# Of weights; integers are those of a quantised model.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check_tensors(wanted: dict[str, Tensor], state: dict[str, Tensor], where: Path) -> None:
+    """Refuse tensors of another shape than the model's, and those of no floating-point type."""
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise UserError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, "
+                f"expected {tuple(wanted[name].shape)}; the checkpoint is of another model"
+            )
+        if tensor.dtype not in _DTYPES:
+            raise UserError(
+                f"{where}: {name} holds {tensor.dtype}, which is not supported; give weights "
+                "of 16, 32 or 64 bits"
+            )
+
+
 def _check_complete(
     cls: type, wanted: dict[str, Tensor], state: dict[str, Tensor], require_head: bool, where: Path
 ) -> None:
@@ -282,10 +316,6 @@ def _check_complete(
         print(f"{where}: no pooler in the weights; a new one is drawn", file=sys.stderr)
 
 
-# Of weights; integers are those of a quantised model.
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
 class PretrainedMixin:
     """`from_pretrained` and `save_pretrained` for the kit's models."""
 
@@ -295,7 +325,7 @@ class PretrainedMixin:
     def from_pretrained(
         cls, name_or_folder: str | Path, *, require_head: bool = False, **arguments
     ) -> nn.Module:
-        """Read a Hugging Face BERT or DistilBERT checkpoint (a folder, "minilm", a hub name).
+        """Read a BERT, DistilBERT or MPNet checkpoint (a folder, "minilm", a hub name).
 
         A head that the checkpoint lacks starts untrained, unless `require_head`. `arguments` go
         to the class (`num_labels`, `labels`); the checkpoint's own are the default. A classifier
@@ -310,32 +340,15 @@ class PretrainedMixin:
             arguments = {"num_labels": len(hub.labels), **given}
         with torch.device("meta"):  # what the file must hold is looked at before memory is taken
             model = cls(hub.shape, **arguments)
-        bare = cls.__name__ == "DistilBERTModel"
+        bare = not hasattr(model, "encoder")
         wanted = {f"encoder.{n}" if bare else n: p for n, p in model.state_dict().items()}
         tensors = read_weights(folder)
         if hasattr(model, "decoder_bias"):
             _check_decoder(tensors, hub, folder)
         state = from_hub_layout(tensors, wanted, hub.shape.model_type)
-        if classifies and not require_head and not _same_labels(hub.labels, model.labels):
-            old = [name for name in state if name.startswith("classifier.")]
-            state = {name: tensor for name, tensor in state.items() if name not in old}
-            if old:
-                print(
-                    f"{folder}: its head is for {', '.join(hub.labels)}; the head for "
-                    f"{', '.join(model.labels)} is new",
-                    file=sys.stderr,
-                )
-        for name, tensor in state.items():
-            if tensor.shape != wanted[name].shape:
-                raise UserError(
-                    f"{folder}: {name} has shape {tuple(tensor.shape)}, "
-                    f"expected {tuple(wanted[name].shape)}; the checkpoint is of another model"
-                )
-            if tensor.dtype not in _DTYPES:
-                raise UserError(
-                    f"{folder}: {name} holds {tensor.dtype}, which is not supported; give weights "
-                    "of 16, 32 or 64 bits"
-                )
+        if classifies and not require_head:
+            state = _without_other_head(state, hub.labels, model.labels, folder)
+        _check_tensors(wanted, state, folder)
         _check_complete(cls, wanted, state, require_head, folder)
         model = cls(hub.shape, **arguments)
         if not cls.reads_pooler and "encoder.pooler.weight" in set(wanted) - set(state):
@@ -351,9 +364,7 @@ class PretrainedMixin:
         self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
         """Write `config.json` and `model.safetensors` (and the tokenizer's files) atomically."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with replacing_folder(folder) as temporary:
+        with replacing_folder(Path(folder)) as temporary:
             hub_config(self).save_pretrained(temporary)
             if tokenizer is not None:
                 with disk_errors(temporary):
@@ -403,7 +414,7 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
             f"{folder}: its tokenizer has the model_max_length {longest!r}; give one of at least "
             "8, or none"
         )
-    tokens = max(tokenizer.get_vocab().values()) + 1
+    tokens = vocabulary_size(tokenizer)
     if embeddings is not None and tokens > embeddings:
         raise UserError(
             f"{folder}: its tokenizer has {tokens:,} tokens, its model {embeddings:,} embeddings; "

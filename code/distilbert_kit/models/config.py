@@ -63,7 +63,10 @@ class ModelConfig:
             if type(size) is not int or not least <= size <= most:
                 raise UserError(f"{name} {size!r}: give a whole number from {least} to {most:,}")
         if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < self.vocab_size:
-            raise UserError(f"pad_token_id {self.pad_token_id!r} is no token of the vocabulary")
+            raise UserError(
+                f"pad_token_id {self.pad_token_id!r} is no token of the vocabulary; give one from "
+                f"0 to {self.vocab_size - 1:,}"
+            )
         for name in _PROBABILITIES:
             share = getattr(self, name)
             if not isinstance(share, int | float) or not 0 <= share < 1:

@@ -48,6 +48,13 @@ ORIGINS = {
 }
 
 
+def is_hub_name(weights: str) -> bool:
+    """Whether given weights are a name on the hub: no folder, no path to one, none known here."""
+    path = Path(weights)
+    local = path.is_dir() or path.is_absolute() or weights.count("/") > 1
+    return not local and weights not in PACKAGED_SHA256
+
+
 def fetched_folder(name: str) -> Path | None:
     """Where fetched weights are: under DATA_DIR or under data/; None when they are not there."""
     folders = (base / "weights" / name for base in (DATA, ROOT / "data"))

@@ -11,6 +11,11 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids a model needs for a tokenizer: one above its greatest, gaps counted too."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of the vocabulary: one `id<TAB>token` line each, in the order of the ids."""
     items = sorted((index, token) for token, index in tokenizer.get_vocab().items())

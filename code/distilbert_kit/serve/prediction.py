@@ -17,13 +17,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset
-from ..errors import UserError
+from ..errors import UserError, first_problem
 from ..foreign import read_json
 from ..models.checkpoints import get_tokenizer, resolve_checkpoint
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..settings import WindowSettings
 from ..training.classification import predict_logits
-from ..training.question_answering import answer_questions
+from ..training.question_answering import answer_questions, special_tokens_of_pairs
 from .export import load_fine_tuned
 
 Texts = list[str] | list[tuple[str, str]]
@@ -90,16 +90,16 @@ def _load_classifier(folder: Path, max_length: int | None) -> Classifier:
 def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
     model = load_fine_tuned(DistilBERTForQuestionAnswering, folder)
     tokenizer = get_tokenizer(folder)
-    most = max_length or WindowSettings().max_length
-    most = min(most, tokenizer.model_max_length, model.config.max_length)
     usual = WindowSettings()
-    room = most - usual.question_length - 3  # for the context: [CLS] and two [SEP] are taken
+    most = min(max_length or usual.max_length, tokenizer.model_max_length, model.config.max_length)
+    special = sum(map(len, special_tokens_of_pairs(tokenizer)))
+    room = most - usual.question_length - special  # for the context
     # Short windows overlap by half, where the usual stride would skip text.
     stride = usual.stride if usual.stride <= room else max(1, room // 2)
     try:
         return Answerer(model, tokenizer, WindowSettings(max_length=most, stride=stride))
     except ValidationError as error:
-        raise UserError(f"max_length {most}: {error.errors()[0]['msg']}") from None
+        raise UserError(first_problem(error, f"max_length {most}")) from None
 
 
 # By the ending of the architecture in config.json; another head adds its function here.

@@ -7,7 +7,7 @@ File times say nothing, git does not keep them. Light (no torch): the Snakefile 
 
 import shlex
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Cell:
     parents: tuple["Cell", ...] = ()
     data: tuple[tuple[str, str], ...] = ()
     inputs: tuple[Input, ...] = ()
-    outputs: tuple[Path, ...] = field(default=())
+    splits: tuple[str, ...] = ()  # those with predictions
 
     @property
     def version(self) -> int:
@@ -96,6 +96,11 @@ class Cell:
         return self.recipe.folder / "predictions" / f"{self.name}-{split}.parquet"
 
     @property
+    def outputs(self) -> list[Path]:
+        """The files of predictions that it writes beside its record."""
+        return [self.predictions(split) for split in self.splits]
+
+    @property
     def origins(self) -> list[str]:
         """The given weights that it descends from."""
         own = self.settings.get("weights") or {}
@@ -130,10 +135,9 @@ class Cell:
             write_atomically(self.folder / "record.json", record)
         else:
             add_files(self.folder, {"record.json": record})  # first: now the cell is done
-            from .model_card import model_card
+            from .model_card import write_model_card
 
-            card = model_card(self.folder, self.read_record(), self.origins)
-            add_files(self.folder, {"README.md": card.encode()})
+            write_model_card(self.folder, self.read_record(), self.origins)
         shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
 
     def is_recorded(self) -> bool:

@@ -15,11 +15,11 @@ from ..paths import CODE
 from ..settings import Strict
 from .cell import BENCHMARK_STAGES, Cell
 from .inputs import pinned_weights, public_name, public_source, source_input, weights_input
-from .recipes import Recipe
+from .recipes import Recipe, finetune_name
 from .records import Input, read_record
 
 
-def _script(name: str, recipe: Recipe, *arguments: str) -> list[str]:
+def script_command(name: str, recipe: Recipe, *arguments: str) -> list[str]:
     return [sys.executable, str(CODE / name), "--recipe", recipe.argument, *arguments]
 
 
@@ -58,7 +58,7 @@ def corpus_cell(recipe: Recipe) -> Cell:
         name="corpus",
         identity={"corpus": recipe.name},
         settings=settings,
-        command=_script("prepare_corpus.py", recipe),
+        command=script_command("prepare_corpus.py", recipe),
         data=_data_of(recipe.corpus.source),
         inputs=(*_inputs_of(recipe, recipe.corpus.source), *_tokenizer_inputs(recipe)),
     )
@@ -103,7 +103,7 @@ def model_cell(recipe: Recipe, model: str) -> Cell | None:
         name=model,
         identity={"model": model},
         settings=settings,
-        command=_script(_MODEL_SCRIPTS[stage], recipe, "--model", model),
+        command=script_command(_MODEL_SCRIPTS[stage], recipe, "--model", model),
         parents=tuple(parents),
         inputs=tuple(weights_input(recipe, given) for given in weights.values()),
     )
@@ -166,7 +166,7 @@ def tuning_cells(recipe: Recipe, model: str) -> list[Cell]:
             identity={"model": model, "task": task, "learning_rate": rate, "seed": asked.seed},
             settings=_finetune_settings(recipe, model, task)
             | {"learning_rate": rate, "held_out": asked.held_out},
-            command=_script(
+            command=script_command(
                 "tune.py", recipe, "--model", model, "--task", task, "--learning-rate", f"{rate:g}"
             ),
             parents=(parent,) if parent else (),
@@ -181,12 +181,11 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     """Fine-tuning of a model on a task with a seed, and its evaluation."""
     task, parent = get_task(task_name), model_cell(recipe, model)
     spec, taught_by = recipe.models[model], teacher_cell(recipe, model, task_name)
-    name = f"{model}-{task_name}-{seed}"
+    name = finetune_name(model, task_name, seed)
     arguments = ["--model", model, "--task", task_name, "--seed", str(seed)]
     teaches = seed == recipe.seeds_of(task_name)[0] and model in recipe.task_teachers
     if teaches or name in recipe.kept_names:
         arguments.append("--save")  # another cell reads the weights
-    folder = recipe.folder / "predictions"
     settings = _finetune_settings(recipe, model, task_name)
     weights = recipe.models[recipe.body(model)].weights
     if spec.task_distill:
@@ -197,27 +196,33 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
         name=name,
         identity={"model": model, "task": task_name, "seed": seed},
         settings=settings,
-        command=_script("finetune.py", recipe, *arguments),
+        command=script_command("finetune.py", recipe, *arguments),
         parents=tuple(cell for cell in (parent, taught_by, *tuning_cells(recipe, model)) if cell),
         data=tuple((task.dataset, s) for s in (recipe.train_split(task_name), *task.eval_splits)),
         inputs=(weights_input(recipe, weights),) if weights else (),
-        outputs=tuple(folder / f"{name}-{split}.parquet" for split in task.eval_splits),
+        splits=tuple(task.eval_splits),
     )
+
+
+def timed_lengths(recipe: Recipe) -> dict:
+    """Which lengths are timed after quantisation, and how often."""
+    if recipe.speed is None:
+        raise UserError(f"recipe {recipe.name} times nothing: add the key speed")
+    return recipe.speed.model_dump(mode="json", include={"lengths", "length_repeats"})
 
 
 def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
     """int8 and ONNX versions of a fine-tuned model, measured beside it."""
     parent, task = finetune_cell(recipe, model, task_name, seed), get_task(task_name)
     arguments = ("--model", model, "--task", task_name, "--seed", str(seed))
-    speed = recipe.speed.model_dump(mode="json", include={"lengths", "length_repeats"})
     texts = recipe.finetune_for(task_name).model_dump(include={"max_length", "truncation"})
     return Cell(
         recipe=recipe,
         stage="quantize",
         name=f"{parent.name}-int8",
         identity=parent.identity,
-        settings=speed | texts,
-        command=_script("quantize.py", recipe, *arguments),
+        settings=timed_lengths(recipe) | texts,
+        command=script_command("quantize.py", recipe, *arguments),
         parents=(parent,),
         data=tuple((task.dataset, split) for split in task.eval_splits),
     )
@@ -237,7 +242,7 @@ def cross_evaluation_cell(recipe: Recipe, model: str) -> Cell:
             "tasks": asked.tasks,
             "tested_on": {t: recipe.finetune_for(t).model_dump(include=texts) for t in tested},
         },
-        command=_script("cross_evaluate.py", recipe, "--model", model),
+        command=script_command("cross_evaluate.py", recipe, "--model", model),
         parents=tuple(finetune_cell(recipe, model, task, asked.seed) for task in asked.tasks),
         data=tuple(
             (get_task(t).dataset, split) for t in tested for split in get_task(t).eval_splits
@@ -280,15 +285,18 @@ _BENCHMARK_READS = {
 
 
 def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
-    """One of the benchmark's stages."""
+    """One of the benchmark's stages; UserError when the recipe has no key for it."""
+    if (asked := _benchmark_settings(recipe, stage)) is None:
+        key = stage if stage in Recipe.model_fields else "speed"
+        raise UserError(f"recipe {recipe.name} does not measure {stage}: add the key {key}")
     reads = _BENCHMARK_READS[stage](recipe) if stage in _BENCHMARK_READS else {}
-    settings = _benchmark_settings(recipe, stage).model_dump(mode="json")
+    settings = asked.model_dump(mode="json")
     return Cell(
         recipe=recipe,
         stage="benchmark",
         name=stage,
         identity={"benchmark": stage},
-        command=_script("benchmark.py", recipe, "--stage", stage),
+        command=script_command("benchmark.py", recipe, "--stage", stage),
         **reads | {"settings": settings | reads.get("settings", {})},
     )
 
@@ -351,6 +359,8 @@ def cells_to_run(recipe: Recipe, demo: bool = False) -> dict[str, Cell]:
     needed: dict[str, Cell] = {}
 
     def need(cell: Cell) -> None:
+        if cell.key in needed:
+            return
         needed[cell.key] = cell
         for parent in cell.parents:
             if not parent.is_ready():

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from ..data.tasks import GLUE, get_task
-from ..errors import UserError
+from ..errors import UserError, first_problem
 from ..foreign import read_yaml
 from ..paths import PAPER, RECIPES
 from ..settings import Strict
@@ -36,7 +36,7 @@ from .evidence.comparisons import counterpart, crossed_scores, order_rows, share
 from .evidence.history import earlier_runs
 from .evidence.scores import benchmark_record
 from .evidence.speed import least_favourable, speed_rows
-from .recipes import Recipe
+from .recipes import Recipe, finetune_name
 from .records import read_record
 
 Verdict = Literal["supported", "undecided", "not supported", "not tested"]
@@ -113,9 +113,8 @@ def load_ledger() -> Ledger:
     try:
         return Ledger.model_validate(read_yaml(RECIPES / "claims.yaml"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"claims.yaml: {where}: {first['msg']}; mend this key") from None
+        what = first_problem(error, "claims")
+        raise UserError(f"claims.yaml: {what}; mend this key") from None
 
 
 def column_of(recipe: Recipe) -> Column:
@@ -281,7 +280,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         incomplete=lacking if len(own) < len(claim.tasks) else "",
         untested=("only " + lacking) if few else "",
         records=[
-            f"finetune/{name}-{task}-{seed}"
+            f"finetune/{finetune_name(name, task, seed)}"
             for task in tasks
             for name in models
             for seed in shared_seeds(recipe, models, task)

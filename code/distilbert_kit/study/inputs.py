@@ -12,7 +12,7 @@ from ..corpus.text_sources import docs_versions, source_files
 from ..errors import UserError
 from ..files import content_key, known_sha256, write_json
 from ..foreign import read_json
-from ..models.packaged import PACKAGED_SHA256
+from ..models.packaged import PACKAGED_SHA256, is_hub_name
 from .recipes import Recipe, load_recipe
 from .records import Input
 
@@ -37,12 +37,6 @@ def public_source(source: str) -> str:
     """A source of text as a record names it: of files only their own names."""
     kind, _, rest = source.partition(":")
     return f"{kind}:{Path(rest).name}" if kind in ("lines", "parquet") else source
-
-
-def _is_on_hub(weights: str) -> bool:
-    path = Path(weights)
-    local = path.is_dir() or path.is_absolute() or weights.count("/") > 1
-    return not local and weights not in PACKAGED_SHA256
 
 
 def _pins_file(recipe: Recipe) -> Path:
@@ -70,7 +64,7 @@ def weights_input(recipe: Recipe, weights: str) -> Input:
     name = f"weights:{public_name(given)}"
     if weights in PACKAGED_SHA256:
         content = f"sha256:{PACKAGED_SHA256[weights]}"
-    elif _is_on_hub(weights):
+    elif is_hub_name(weights):
         content = f"commit:{commit}" if commit else None
     else:
         found = {path for pattern in _WEIGHTS for path in Path(weights).glob(pattern)}
@@ -118,7 +112,7 @@ def open_recipe(name_or_file: str | Path) -> Recipe:
     for weights in sorted(given - PACKAGED_SHA256.keys()):
         found = weights_input(recipe, weights)
         seen[found.name] = found.content
-        if found.content is None and _is_on_hub(weights):
+        if found.content is None and is_hub_name(weights):
             seen[found.name] = f"commit:{_newest_commit('model', weights)}"
     for source in recipe.corpus.source if recipe.corpus else ():
         found = source_input(recipe, source)
@@ -140,7 +134,7 @@ def _at_commit(name: str, given: Input) -> str:
 
 def pinned_weights(recipe: Recipe, weights: str) -> str:
     """What `from_pretrained` reads: of a name on the hub, at the commit of the recipe."""
-    return _at_commit(weights, weights_input(recipe, weights)) if _is_on_hub(weights) else weights
+    return _at_commit(weights, weights_input(recipe, weights)) if is_hub_name(weights) else weights
 
 
 def pinned_source(recipe: Recipe, source: str) -> str:

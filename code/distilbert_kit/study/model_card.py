@@ -6,10 +6,14 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..files import write_atomically
+from ..files import add_files
+from ..models.packaged import MINILM, ORIGINS
+from .inputs import public_name
 from .records import Record
 
-MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+# The hub's names of weights that come in packages.
+_HUB_NAMES = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
+_HUB_NAMES |= {name: origin.hub for name, origin in ORIGINS.items()}
 
 
 SCALES = {
@@ -134,13 +138,6 @@ None of its own.
 """  # noqa: E501
 
 
-def _public_name(weights: str) -> str:
-    """The hub's name of given weights; of a folder only its own name."""
-    path = Path(weights)
-    local = path.is_absolute() or path.is_dir()
-    return MINILM_HUB if weights == "minilm" else path.name if local else weights
-
-
 def _pipeline(folder: Path) -> str:
     """What the head is for, in the hub's words, by the architecture in `config.json`."""
     (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
@@ -191,7 +188,7 @@ def model_card(folder: Path, record: Record, weights: Iterable[str]) -> str:
     results = evaluation_results(record, pipeline)
     data = ModelCardData(
         model_name=folder.name,
-        base_model=[_public_name(name) for name in weights] or None,
+        base_model=[_HUB_NAMES.get(name) or public_name(name) for name in weights] or None,
         datasets=sorted({result.dataset_type for result in results}) or None,
         eval_results=results or None,
         language="en",
@@ -215,5 +212,5 @@ def model_card(folder: Path, record: Record, weights: Iterable[str]) -> str:
 
 
 def write_model_card(folder: Path, record: Record, weights: Iterable[str]) -> None:
-    """Write `model_card` to the folder."""
-    write_atomically(folder / "README.md", model_card(folder, record, weights))
+    """Write `model_card` to the folder, one of the kit."""
+    add_files(folder, {"README.md": model_card(folder, record, weights).encode()})

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import content_key
 from ..paths import CODE, EARLIER, NOTEBOOKS, PAPER, RECIPES, ROOT
-from .cells import _script, evidence_cells, plan_key
+from .cells import evidence_cells, plan_key, script_command
 from .recipes import Recipe
 from .records import is_current
 
@@ -21,7 +21,7 @@ def _notebooks() -> list[Path]:
 
 def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]]]:
     """What turns records into the report: name -> (names that come first, command)."""
-    commands = {"claims": ([], _script("claims.py", recipe, "--plan", plan_key(recipe)))}
+    commands = {"claims": ([], script_command("claims.py", recipe, "--plan", plan_key(recipe)))}
     for notebook in _notebooks():
         # Relative to the root, where the graph runs: the executed notebook keeps the path.
         executed = os.path.relpath(recipe.folder / "notebooks" / notebook.name, ROOT)
@@ -31,7 +31,7 @@ def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]
             ["claims"],
             [*papermill, "-r", "recipe", recipe.argument, f"notebooks/{notebook.name}", executed],
         )
-    commands["report"] = (list(commands), _script("build_report.py", recipe))
+    commands["report"] = (list(commands), script_command("build_report.py", recipe))
     return commands
 
 
@@ -76,6 +76,14 @@ def modules_behind(programs: Iterable[Path]) -> list[Path]:
     return sorted(found)
 
 
+DOCUMENTS = ("report", "poster")
+
+
+def pdf_path(document: str, recipe: str) -> Path:
+    """Where the report or the poster of the recipe with this name is."""
+    return ROOT / document / f"{document}-{recipe}.pdf"
+
+
 def publication_key(recipe: Recipe) -> str:
     """Hash of all that decides tables, figures, report and poster; "" if a file is missing."""
     programs = [CODE / "claims.py", CODE / "build_report.py", *_notebooks()]
@@ -83,7 +91,8 @@ def publication_key(recipe: Recipe) -> str:
         *(cell.record for cell in evidence_cells(recipe)),
         *sorted(recipe.folder.glob("*/failed/*.json")),
         *sorted(recipe.folder.glob("csv/*.json")),
-        *sorted((ROOT / "report").glob("*.[ty][ym]*")),
+        *sorted((ROOT / "report").glob("*.typ")),
+        *sorted((ROOT / "report").glob("*.yml")),
         *sorted((ROOT / "poster").glob("*.typ")),
         recipe.file,
         RECIPES / "claims.yaml",
@@ -95,7 +104,8 @@ def publication_key(recipe: Recipe) -> str:
         return ""
     texts = [path.read_text(encoding="utf-8") for path in (*paths, *programs)]
     modules = {
-        path.relative_to(CODE).as_posix(): path.read_text() for path in modules_behind(programs)
+        path.relative_to(CODE).as_posix(): path.read_text(encoding="utf-8")
+        for path in modules_behind(programs)
     }
     return content_key([texts, modules])
 
@@ -107,5 +117,5 @@ def publication_record(recipe: Recipe) -> Path:
 
 def publication_is_current(recipe: Recipe) -> bool:
     """Whether report and poster were built from exactly the present files."""
-    built = (ROOT / "report" / f"report-{recipe.name}.pdf").exists()
+    built = all(pdf_path(document, recipe.name).exists() for document in DOCUMENTS)
     return built and is_current(publication_record(recipe), publication_key(recipe))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ..data.tasks import GLUE, get_task
-from ..errors import UserError
+from ..errors import UserError, first_problem
 from ..foreign import read_yaml
 from ..paths import RECIPES, RESULTS
 from ..settings import (
@@ -128,6 +128,11 @@ class Tuning(Strict):
     seed: Seed = 0
 
 
+def finetune_name(model: str, task: str, seed: int) -> str:
+    """The name of a model's fine-tuning on a task with a seed, in records and folders."""
+    return f"{model}-{task}-{seed}"
+
+
 class KeptModels(Strict):
     """Models whose weights, fine-tuned on a task, another stage reads."""
 
@@ -138,7 +143,7 @@ class KeptModels(Strict):
     @property
     def names(self) -> list[str]:
         """The names of the fine-tuning cells whose weights are needed."""
-        return [f"{model}-{self.task}-{self.seed}" for model in self.models]
+        return [finetune_name(model, self.task, self.seed) for model in self.models]
 
 
 class CrossEvaluation(Strict):
@@ -155,7 +160,7 @@ class CrossEvaluation(Strict):
     @property
     def names(self) -> list[str]:
         """The names of the fine-tuning cells whose weights are needed."""
-        return [f"{model}-{task}-{self.seed}" for model in self.models for task in self.tasks]
+        return [finetune_name(model, t, self.seed) for model in self.models for t in self.tasks]
 
 
 class Recipe(Strict):
@@ -362,14 +367,14 @@ class Recipe(Strict):
 
 def _explain(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return UserError(f"{where}: {key or 'recipe'}: {first['msg']}")
+        return UserError(f"{where}: {first_problem(error, 'recipe')}")
     models = [Recipe, *Strict.__subclasses__()]
     known = {name for model in models for name in model.model_fields}
     unknown = str(first["loc"][-1])  # it may be known in another place
     close = difflib.get_close_matches(unknown, sorted(known - {unknown}), n=1)
     hint = f"did you mean {close[0]!r}?" if close else "remove it"
+    key = ".".join(map(str, first["loc"]))
     return UserError(f"{where}: unknown key {key!r}; {hint}")
 
 

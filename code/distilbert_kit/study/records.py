@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..data.listed import DataUsed
-from ..errors import UserError
+from ..errors import UserError, first_problem
 from ..files import (
     content_key,
     file_sha256,
@@ -134,9 +134,8 @@ def read_record(path: Path) -> Record:
     except FileNotFoundError:
         raise UserError(f"{path}: no such record; run its stage first") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError(f"{path}: not a valid record ({where}: {first['msg']}); {advice}") from None
+        what = first_problem(error, "file")
+        raise UserError(f"{path}: not a valid record ({what}); {advice}") from None
     except ValueError as error:
         raise UserError(f"{path}: not a valid record ({error}); {advice}") from None
 
@@ -186,10 +185,11 @@ def _command() -> str:
     """The command line, with paths inside the project relative and others by name only."""
     words = []
     for word in (Path(sys.argv[0]).name, *sys.argv[1:]):
-        path = Path(word)
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        path = Path(value)
         if path.is_absolute():
-            word = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-        words.append(word)
+            value = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        words.append(f"{option}{equals}{value}")
     return shlex.join(["python", f"code/{words[0]}", *words[1:]])
 
 

@@ -44,10 +44,11 @@ def flops_per_token(
     tokens = int(lengths.sum())
     masked = math.ceil(dataset.mask_probability * tokens)
     rows = tokens if weights.ce and weights.ce_rows == "all" else masked
-    taught = teacher.config if teacher is not None else None
+    teacher_config = teacher.config if teacher is not None else None
     if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
         return head_training_flops(model.config, lengths, rows) / tokens
-    return training_flops(model.config, lengths, rows, taught, rows if weights.ce else 0) / tokens
+    teacher_rows = rows if weights.ce else 0
+    return training_flops(model.config, lengths, rows, teacher_config, teacher_rows) / tokens
 
 
 def train_cell(

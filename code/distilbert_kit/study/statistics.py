@@ -389,12 +389,12 @@ def _finite(name: str, values: ArrayLike) -> np.ndarray:
     return values
 
 
-def _aligned(*arrays: ArrayLike, least: int = 2) -> list[np.ndarray]:
+def _aligned(*arrays: ArrayLike) -> list[np.ndarray]:
     arrays = [np.asarray(values) for values in arrays]
     sizes = [len(values) for values in arrays]
-    if len(set(sizes)) > 1 or sizes[0] < least:
+    if len(set(sizes)) > 1 or sizes[0] < 2:
         raise UserError(
             f"cannot compare arrays of {', '.join(map(str, sizes))} examples: give the same"
-            f" examples in the same order, at least {least}"
+            " examples in the same order, at least 2"
         )
     return arrays

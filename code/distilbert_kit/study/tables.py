@@ -36,8 +36,7 @@ from .evidence.scores import (
     recorded_main_models,
     score_rows,
 )
-from .recipes import Recipe
-from .records import read_record
+from .recipes import Recipe, finetune_name
 from .tuning import tuning_rows
 
 
@@ -53,7 +52,7 @@ def paper() -> dict:
 
 def size_speed(recipe: Recipe) -> dict:
     """The paper's Table 3: size and time of its two models."""
-    record = read_record(benchmark_cell(recipe, "size_speed").record)
+    record = benchmark_cell(recipe, "size_speed").read_record()
     metrics, measured, rows = record.metrics, record.measured, speed.speed_rows(record)
     keys = ("weights", "head", "text", "pairs", "share_of_pairs", "passes", "mean_tokens")
     return {
@@ -76,7 +75,7 @@ def size_speed(recipe: Recipe) -> dict:
 
 def inference_speed(recipe: Recipe) -> dict:
     """DistilBERT here beside that of transformers, with the same weights."""
-    record = read_record(benchmark_cell(recipe, "inference_speed").record)
+    record = benchmark_cell(recipe, "inference_speed").read_record()
     return {
         "records": ["benchmark/inference_speed"],
         "scale": "paper size",
@@ -246,7 +245,7 @@ def ablation(recipe: Recipe) -> dict:
     return {
         "records": sorted(
             {
-                f"finetune/{name}-{task}-{seed}"
+                f"finetune/{finetune_name(name, task, seed)}"
                 for models, task in pairs
                 for seed in shared_seeds(recipe, models, task)
                 for name in models
@@ -271,7 +270,7 @@ def lost(recipe: Recipe) -> dict:
     return {
         "records": sorted(
             {
-                f"finetune/{name}-{row['task']}-{seed}"
+                f"finetune/{finetune_name(name, row['task'], seed)}"
                 for row in rows
                 for name in (row["model"], recipe.teacher)
                 for seed in row["seeds"]
@@ -313,8 +312,7 @@ def latency(recipe: Recipe) -> dict:
     return table | {
         "machine": record.measured.machine,
         "backends": latency_evidence.BACKENDS,
-        **{key: extra[key] for key in ("instructions", "rates", "starts")},
-        "texts": extra["texts"] if record.stage_version > 1 else [],  # nobody knows of which model
+        **{key: extra[key] for key in ("instructions", "rates", "starts", "texts")},
         "rows": latency_evidence.rows_at(record),
         "not_measured": latency_evidence.not_measured(record),
         "over_eager": latency_evidence.over_eager(record),

@@ -60,7 +60,7 @@ class TrainingResult:
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathers sharded state too
 
 
-def _save(
+def save_state(
     folder: Path,
     identity: dict,
     step: nn.Module,
@@ -116,7 +116,7 @@ def read_position(folder: Path) -> dict:
         raise UserError(f"{folder}: not a readable checkpoint ({error}); delete it") from None
 
 
-def _resume(
+def resume_state(
     folder: Path,
     identity: dict,
     step: nn.Module,

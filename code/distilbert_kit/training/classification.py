@@ -124,7 +124,10 @@ def label_order(
     when the number of labels or their names do not fit, and for a multi-label model.
     """
     if multi_label:
-        raise UserError(f"{where}: a multi-label model; {task.name} has one label an example")
+        raise UserError(
+            f"{where}: a multi-label model, but {task.name} has one label an example; give a "
+            "single-label checkpoint"
+        )
     if len(model_labels) != task.num_labels:
         raise UserError(
             f"{where}: its head has {len(model_labels)} labels, {task.name} has "

@@ -23,7 +23,7 @@ from ..data.batches import Batch
 from ..errors import NonFiniteLossError, UserError
 from ..machine import keeping_freed_memory
 from ..settings import TrainSettings
-from .checkpointing import TrainingResult, _resume, _save
+from .checkpointing import TrainingResult, resume_state, save_state
 from .inference import usable_precision
 from .objectives import Objective, Sums
 
@@ -157,7 +157,7 @@ def train(
         "updates": total,
     }
     if checkpoint_folder is not None:
-        _resume(checkpoint_folder, run, step, optimizer, scheduler, result)
+        resume_state(checkpoint_folder, run, step, optimizer, scheduler, result)
     bar = tqdm(
         total=total,
         initial=result.updates,
@@ -180,7 +180,7 @@ def train(
         bar.update()
         if checkpoint_folder is not None and result.updates % checkpoint_every == 0:
             result.seconds = time.perf_counter() - started
-            _save(checkpoint_folder, run, step, optimizer, scheduler, result, accelerator)
+            save_state(checkpoint_folder, run, step, optimizer, scheduler, result, accelerator)
     bar.close()
     result.seconds = time.perf_counter() - started
     model.eval()

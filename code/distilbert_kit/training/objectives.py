@@ -97,17 +97,17 @@ def triple_objective(
         # Without ce only masked rows are read: the head need not see the others.
         rows = slice(None) if "ce" in scales else (labels != IGNORE).nonzero().squeeze(1)
         with torch.no_grad():
-            taught = transformed = None
+            teacher_hidden = teacher_transformed = None
             if teacher is not None:
-                taught = teacher.encoder.hidden_states(**inputs).flatten(0, 1)[real]
+                teacher_hidden = teacher.encoder.hidden_states(**inputs).flatten(0, 1)[real]
             if "ce" in scales:
-                transformed = teacher.head(taught)
+                teacher_transformed = teacher.head(teacher_hidden)
         source = model if teacher is None else teacher
         total, sums = fused_triple_loss(
             model.head(hidden[rows]),
             model.decoder_weight,
             model.decoder_bias,
-            transformed,
+            teacher_transformed,
             source.decoder_weight,
             source.decoder_bias,
             labels[rows],
@@ -117,7 +117,7 @@ def triple_objective(
             ce_rows=weights.ce_rows,
         )
         if "cos" in scales:
-            cos = cosine_loss(hidden, taught)
+            cos = cosine_loss(hidden, teacher_hidden)
             total = total + scales["cos"] * cos
             sums = sums | {"cos": cos.detach()}
         return total, sums

@@ -199,10 +199,11 @@ def load_question_split(
 
 def _character_span(context: str, gold: dict[str, list]) -> tuple[int, int] | None:
     """Where the first gold answer is; None if it is not there."""
-    for text, start in zip(gold["text"], gold["answer_start"], strict=True):
-        found = text.strip() and context[start : start + len(text)] == text
-        return (start, start + len(text)) if found else None
-    return None
+    if not gold["text"]:
+        return None
+    text, start = gold["text"][0], gold["answer_start"][0]
+    found = text.strip() and context[start : start + len(text)] == text
+    return (start, start + len(text)) if found else None
 
 
 def _span_loss(output: ModelOutput, batch: Batch) -> Tensor:

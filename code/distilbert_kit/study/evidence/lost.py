@@ -12,6 +12,7 @@ from ...metrics import agreement, expected_calibration_error, four_way_split
 from .. import statistics
 from ..cells import cross_evaluation_cell
 from ..recipes import Recipe
+from .comparisons import shared_seeds
 from .scores import guessing, read_predictions, recorded_seeds, seed_predictions
 
 
@@ -96,8 +97,7 @@ def lost_rows(recipe: Recipe, model: str, teacher: str) -> list[dict]:
     """
     rows = []
     for task in map(get_task, recipe.tasks):
-        both = [set(recorded_seeds(recipe, name, task.name)) for name in (model, teacher)]
-        seeds = [] if task.is_regression else sorted(both[0] & both[1])
+        seeds = [] if task.is_regression else shared_seeds(recipe, (model, teacher), task.name)
         for split in task.eval_splits if seeds else ():
             ours, theirs = (
                 [_outcomes(recipe, name, task, split, seed) for seed in seeds]

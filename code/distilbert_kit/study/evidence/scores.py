@@ -14,7 +14,7 @@ from ...data.tasks import Task, get_task
 from ...errors import UserError
 from ...metrics import score_function
 from .. import statistics
-from ..cells import evidence_cells, finetune_cell
+from ..cells import benchmark_cell, benchmark_stages, evidence_cells, finetune_cell
 from ..recipes import Recipe
 from ..records import Record, read_record
 from .history import earlier_runs, machine_seconds
@@ -40,7 +40,10 @@ def csv_records(recipe: Recipe) -> dict[str, Record]:
 
 def benchmark_record(recipe: Recipe, stage: str) -> Record | None:
     """The record of a benchmark stage, None if it is not there or not part of the recipe."""
-    return present_records(recipe).get(f"benchmark/{stage}")
+    if stage not in benchmark_stages(recipe):
+        return None
+    cell = benchmark_cell(recipe, stage)
+    return cell.read_record() if cell.record.exists() else None
 
 
 def finetune_records(recipe: Recipe) -> dict[str, Record]:
@@ -147,6 +150,11 @@ def _score_interval(
     return statistics.score_interval({task.name: found})
 
 
+def seed_records(recipe: Recipe, model: str, task: str, seeds: Sequence[int]) -> list[Record]:
+    """The records of a model's fine-tunings on a task, one for each seed."""
+    return [finetune_cell(recipe, model, task, seed).read_record() for seed in seeds]
+
+
 def score_rows(recipe: Recipe) -> list[dict]:
     """One row per model, task, split and metric: the seeds' spread, and the mean's interval."""
     rows = []
@@ -154,7 +162,7 @@ def score_rows(recipe: Recipe) -> list[dict]:
         for model in recipe.models:
             if not (seeds := recorded_seeds(recipe, model, task.name)):
                 continue
-            records = [finetune_cell(recipe, model, task.name, s).read_record() for s in seeds]
+            records = seed_records(recipe, model, task.name, seeds)
             for split in task.eval_splits:
                 examples = len(seed_predictions(recipe, model, task.name, split, seeds[:1]))
                 for metric in task.metrics:
@@ -179,7 +187,7 @@ def score_rows(recipe: Recipe) -> list[dict]:
 def seed_scores(recipe: Recipe, model: str, task: Task) -> dict:
     """`statistics.summarise` of the primary metric on the first split, and its interval."""
     seeds, split = recorded_seeds(recipe, model, task.name), task.eval_splits[0]
-    records = [finetune_cell(recipe, model, task.name, s).read_record() for s in seeds]
+    records = seed_records(recipe, model, task.name, seeds)
     found = statistics.summarise([record.metrics[split][task.primary] for record in records])
     interval = _score_interval(recipe, model, task, split, seeds, task.primary)
     return found | {name: interval[name] for name in ("low", "high")}
@@ -197,7 +205,7 @@ def confusion_rows(recipe: Recipe) -> list[dict]:
     for task in map(get_task, recipe.tasks):
         for model in recipe.models if task.labels else ():
             seeds = recorded_seeds(recipe, model, task.name)
-            records = [finetune_cell(recipe, model, task.name, s).read_record() for s in seeds]
+            records = seed_records(recipe, model, task.name, seeds)
             for split in task.eval_splits if seeds else ():
                 counts = np.sum([r.metrics[split]["confusion_matrix"] for r in records], axis=0)
                 rows.append(
