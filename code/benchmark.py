@@ -26,7 +26,6 @@ from distilbert_kit.script import entry_point
 
 import torch
 
-from distilbert_kit.errors import UserError
 from distilbert_kit.study.cell import BENCHMARK_STAGES
 from distilbert_kit.study.cells import benchmark_cell, benchmark_stages
 from distilbert_kit.study.inputs import open_recipe
@@ -46,10 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     recipe = open_recipe(arguments.recipe)
-    stages = benchmark_stages(recipe)
-    if arguments.stage and arguments.stage not in stages:
-        raise UserError(f"recipe {recipe.name} has no {arguments.stage}: add that key to it")
-    for stage in [arguments.stage] if arguments.stage else stages:
+    for stage in [arguments.stage] if arguments.stage else benchmark_stages(recipe):
         cell = benchmark_cell(recipe, stage)
         measure = import_module(f"benchmarks.{stage}").measure
         torch.manual_seed(0)

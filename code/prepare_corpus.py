@@ -115,14 +115,12 @@ def main() -> None:
         prepare(arguments)
         return
     recipe = open_recipe(arguments.recipe)
-    if recipe.corpus is None:
-        raise UserError(f"recipe {recipe.name} has no corpus; add the key corpus to it")
-    cell = corpus_cell(recipe)
+    corpus, cell = recipe.require("corpus"), corpus_cell(recipe)
     arguments.output = cell.folder
-    arguments.source = [pinned_source(recipe, source) for source in recipe.corpus.source]
+    arguments.source = [pinned_source(recipe, source) for source in corpus.source]
     arguments.tokenizer = pinned_weights(recipe, recipe.tokenizer_of(recipe.teacher))
-    arguments.limit_tokens = recipe.corpus.limit_tokens
-    arguments.validation_fraction = recipe.corpus.validation_fraction
+    arguments.limit_tokens = corpus.limit_tokens
+    arguments.validation_fraction = corpus.validation_fraction
     with recording(cell.record, **cell.provenance) as draft:
         manifest, draft.data = prepare(arguments, cell.key)
         draft.metrics = {name: manifest[name] for name in ("splits", "dropped", "settings")}

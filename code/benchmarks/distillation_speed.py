@@ -29,7 +29,13 @@ from torch.optim.optimizer import (
 from tqdm.auto import tqdm
 from transformers import BertForMaskedLM, DistilBertForMaskedLM
 
-from distilbert_kit.data.batches import Batch, LengthBatchSampler, MLMDataset, create_dataloader
+from distilbert_kit.data.batches import (
+    Batch,
+    LengthBatchSampler,
+    MLMDataset,
+    create_dataloader,
+    evenly_by_length,
+)
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
@@ -287,9 +293,7 @@ def summarise_updates(taken: dict[str, list[dict[str, float]]]) -> dict:
 
 def sample_by_length(dataset: MLMDataset, count: int) -> MLMDataset:
     """`count` sequences of the data set, evenly by length."""
-    count = min(count, len(dataset))
-    by_length = np.argsort(dataset.lengths, kind="stable")
-    chosen = by_length[np.linspace(0, len(dataset) - 1, count).round().astype(int)]
+    chosen = evenly_by_length(dataset.lengths, count)
     sample = copy.copy(dataset)
     sample.sequences = [dataset[int(i)] for i in chosen]
     sample.lengths = dataset.lengths[chosen].astype(int)

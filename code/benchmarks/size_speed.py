@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 from transformers import AutoModel
 
+from distilbert_kit.data.batches import evenly_by_length
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.hub_layout import hub_config
 from distilbert_kit.models.model import DistilBERTModel
@@ -36,8 +37,7 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     settings = recipe.speed
     encoders = {f"{m}/{by}": build_encoder(m, by) for m in MODELS for by in MAKERS}
     dataset, draft.data, texts = stsb_pairs(1500)
-    by_length = np.argsort(dataset.lengths, kind="stable")
-    chosen = by_length[np.linspace(0, len(by_length) - 1, settings.pairs).round().astype(int)]
+    chosen = evenly_by_length(dataset.lengths, settings.pairs)
     lengths = dataset.lengths[chosen]
     draft.metrics = {
         "weights": "random",

@@ -1,7 +1,9 @@
 """Every test starts from the same random state, whichever ran before it."""
 
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -47,6 +49,20 @@ def results(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(CODE))
     return folder
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    """The folder of a small classifier's checkpoint."""
+    from hostile import save_classifier
+
+    return save_classifier(tmp_path_factory.mktemp("original") / "m")
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A good checkpoint, to be made a bad one."""
+    return Path(shutil.copytree(original, tmp_path / "m"))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 
+LONG = "in words that were written long ago in another country"
 SECONDS = 10
 MEMORY = 1 << 30  # bytes that a reader may ask for, beyond what the process has
 

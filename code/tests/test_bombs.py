@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import shutil
 import struct
 import tarfile
 import time
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hostile import SHAPE, bounded, change, save_classifier
+from hostile import SHAPE, bounded, change
 from safetensors.torch import load_file, save_file
 
 from distilbert_kit.corpus.text_sources import LONGEST_LINE, open_source
@@ -29,17 +28,6 @@ from distilbert_kit.models.packaged import Origin
 from distilbert_kit.serve.prediction import load_predictor
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return save_classifier(tmp_path_factory.mktemp("original") / "m")
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    """A good checkpoint, to be made a bad one."""
-    return Path(shutil.copytree(original, tmp_path / "m"))
 
 
 # --- weights that lie, and what they would take -------------------------------------------------

@@ -76,30 +76,34 @@ def expand(line: str, variables: dict[str, str]) -> list[str]:
     return subprocess.run(run, env=variables, capture_output=True, text=True).stdout.splitlines()
 
 
-def give(words: list[str], monkeypatch) -> None:
-    """Give a command up to where its work would begin."""
+def give(words: list[str], monkeypatch) -> list:
+    """Give a command up to where its work would begin; returns what it would then run."""
     program, *rest = words
     if program == "make":
         plan = subprocess.run(
             ["make", "--dry-run", *rest], cwd=ROOT, capture_output=True, text=True, check=True
         )
         given = {"RECIPE": "quick"} | dict(word.split("=") for word in rest if "=" in word)
-        for line in plan.stdout.replace("\\\n", " ").splitlines():
+        lines = plan.stdout.replace("\\\n", " ").splitlines()
+        for line in lines:
             if line.startswith(".venv/bin/python code/"):
                 give(expand(line, given), monkeypatch)
-    elif program == ".venv/bin/snakemake":
-        assert all((ROOT / word).exists() for word in rest if word.startswith("code/"))
+        return lines
+    if program == ".venv/bin/snakemake":
+        files = [ROOT / word for word in rest if word.startswith("code/")]
+        assert all(file.exists() for file in files)
         check_names(dict(word.split("=") for word in rest if word.startswith("recipe=")))
-    else:
-        (place,) = (n for n, word in enumerate(words) if re.fullmatch(r"code/[\w/]+\.py", word))
-        assert (ROOT / words[place]).is_file()
-        if "examples" not in words[place]:  # they have no options
-            check_names(parse(words[place], words[place + 1 :], monkeypatch))
+        return files
+    (place,) = (n for n, word in enumerate(words) if re.fullmatch(r"code/[\w/]+\.py", word))
+    assert (ROOT / words[place]).is_file()
+    if "examples" not in words[place]:  # they have no options
+        check_names(parse(words[place], words[place + 1 :], monkeypatch))
+    return [words[place]]
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS)
 def test_a_command_can_be_given(path, command, monkeypatch):
-    give(shlex.split(command), monkeypatch)
+    assert give(shlex.split(command), monkeypatch), "nothing would be run"
 
 
 def test_commands_are_found_everywhere():

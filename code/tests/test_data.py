@@ -19,6 +19,7 @@ from distilbert_kit.data.batches import (
     MLMDataset,
     create_classification_dataloader,
     create_mlm_dataloader,
+    evenly_by_length,
 )
 from distilbert_kit.data.listed import rows_sha256
 from distilbert_kit.data.tables import load_table
@@ -278,3 +279,13 @@ def test_empty_input_is_refused():
         create_classification_dataloader([], [], get_tokenizer())
     with pytest.raises(UserError, match="2 texts but 1 labels"):
         create_classification_dataloader(["a", "b"], [1], get_tokenizer())
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 60))
+def test_even_steps_go_from_the_shortest_to_the_longest(lengths, count):
+    chosen = evenly_by_length(np.array(lengths), count)
+    assert len(chosen) == len(set(chosen.tolist())) == min(count, len(lengths))
+    found = [lengths[index] for index in chosen]
+    assert found == sorted(found) and found[0] == min(lengths)
+    assert len(chosen) == 1 or found[-1] == max(lengths)
+    assert evenly_by_length(np.arange(10), 4).tolist() == [0, 3, 6, 9]

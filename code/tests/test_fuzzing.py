@@ -5,7 +5,9 @@
 
 import gzip
 import io
+import itertools
 import json
+import math
 import shutil
 import tarfile
 import zipfile
@@ -33,7 +35,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.models.packaged import Origin
-from distilbert_kit.paths import RECIPES, ROOT
+from distilbert_kit.paths import RECIPES, RESULTS, ROOT
 from distilbert_kit.serve.app import create_app
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.prediction import load_predictor
@@ -66,18 +68,25 @@ RECIPE = {name: yaml.safe_load(text) | {"name": "mine"} for name, text in TEXT_O
 
 
 def walk_recipe(path):
-    """As far as the experiment graph goes before anything is run."""
-    return [cell.key for cell in evidence_cells(load_recipe(path))]
+    """As far as the experiment graph goes before anything is run: the records of all cells."""
+    return {cell.record: cell.key for cell in evidence_cells(load_recipe(path))}
+
+
+def check_recipe(path):
+    """A recipe that is taken means one thing, and writes below the results only."""
+    records = told(walk_recipe, path)
+    assert records is None or records == walk_recipe(path)
+    assert all(record.resolve().is_relative_to(RESULTS.resolve()) for record in records or ())
 
 
 @given(st.sampled_from(NAMES).flatmap(lambda name: mutated(RECIPE[name])))
 def test_recipes(folder, content):
-    told(walk_recipe, put(folder / "mine.yaml", yaml.safe_dump(content)))
+    check_recipe(put(folder / "mine.yaml", yaml.safe_dump(content)))
 
 
 @given(st.sampled_from(NAMES).flatmap(lambda name: damaged(TEXT_OF[name])))
 def test_texts_of_recipes(folder, content):
-    told(walk_recipe, put(folder / "mine.yaml", content))
+    check_recipe(put(folder / "mine.yaml", content))
 
 
 YAML = st.text(st.sampled_from("ab:-[]{}&*!|>?,#'\"%@<= \n\t01.~"), max_size=60)
@@ -85,7 +94,9 @@ YAML = st.text(st.sampled_from("ab:-[]{}&*!|>?,#'\"%@<= \n\t01.~"), max_size=60)
 
 @given(YAML | st.text(max_size=60))
 def test_yaml(folder, content):
-    told(read_yaml, put(folder / "any.yaml", content.encode(errors="replace")))
+    found = told(read_yaml, put(folder / "any.yaml", content.encode(errors="replace")))
+    text = json.dumps(found)  # what is read is plain: results can hold it
+    assert json.dumps(json.loads(text)) == text
 
 
 LISTED = yaml.safe_load((ROOT / "data" / "sources.yaml").read_text())
@@ -106,8 +117,11 @@ RECORD = json.loads(next(p for p in RECORDS if p.parent.name == "finetune").read
 @given(st.one_of(mutated(RECORD).map(as_json), damaged(as_json(RECORD))))
 def test_records(folder, content):
     path = put(folder / "record.json", content)
-    told(read_record, path)
-    told(is_current, path, "key")
+    record = told(read_record, path)
+    assert not is_current(path, "key")
+    assert is_current(path, RECORD["key"]) == (
+        record is not None and (record.status, record.key) == ("ok", RECORD["key"])
+    )
 
 
 # --- texts --------------------------------------------------------------------------------------
@@ -125,7 +139,9 @@ def split_csv(path):
 @given(CSVS, st.sampled_from(["utf-8-sig", "cp1252", "utf-16", "base64", "no such"]))
 def test_csvs(folder, content, encoding):
     path = put(folder / "texts.csv", content)
-    told(split_csv, path)
+    parts = told(split_csv, path) or {}
+    texts = [set(part["text"].str.split().str.join(" ")) for part in parts.values()]
+    assert not any(a & b for a, b in itertools.combinations(texts, 2))  # no text in two splits
     told(load_labelled_texts, path, encoding=encoding)
     told(read_texts, path, None, "utf-8-sig")
     told(read_texts, path, ["text", "label"], encoding)
@@ -142,8 +158,8 @@ SQUAD["data"][0]["paragraphs"] = [{"context": "In 1823.", "qas": [ASKED, ASKED |
 def test_files_of_squad(folder, content):
     path = put(folder / "dev.json", content)
     rows = told(read_squad, path, drop_unanswerable=True)
-    if rows:  # the format of the columns
-        pa.Table.from_pylist(rows)
+    pa.Table.from_pylist(rows or [])  # the format of the columns
+    assert all(row["question"].strip() and row["answers"]["text"] for row in rows or ())
     told(read_questions, path, None, "utf-8-sig")
 
 
@@ -159,8 +175,9 @@ def test_lines(folder, content):
     path = put(folder / "lines.jsonl", content)
     told(read_questions, path, None, "utf-8-sig")
     told(read_texts, path, None, "utf-8-sig")
-    for errors in ("strict", "replace"):
-        told(read_source, f"lines:{path}", encoding_errors=errors)
+    texts = told(read_source, f"lines:{path}", encoding_errors="strict")
+    replaced = told(read_source, f"lines:{path}", encoding_errors="replace")
+    assert texts in (None, replaced)  # nothing to replace where nothing is wrong
 
 
 def parquet(texts):
@@ -171,7 +188,8 @@ def parquet(texts):
 
 @given(damaged(parquet(["one", None, "two"] * 20)))
 def test_parquet(folder, content):
-    told(read_source, f"parquet:{put(folder / 'texts.parquet', content)}")
+    texts = told(read_source, f"parquet:{put(folder / 'texts.parquet', content)}")
+    assert all(isinstance(text, str) for text in texts or ())
 
 
 KINDS = ("lines", "parquet", "data", "docs", "", "csv")
@@ -180,7 +198,8 @@ PLACES = TEXTS | st.sampled_from([*SPECIAL, "glue/cola/train", "../x/train", "sq
 
 @given(st.sampled_from(KINDS), PLACES)
 def test_names_of_sources(kind, place):
-    told(open_source, f"{kind}:{place}")
+    source = told(open_source, f"{kind}:{place}")
+    assert source is None or kind in KINDS[:4]
 
 
 ARTICLE = '<doc id="1" url="u" title="A">\nA\n\nA sentence that says something.\n\n</doc>\n'
@@ -198,8 +217,9 @@ def archive(files, mode):
 
 @given(damaged(archive({"r/text/AA/wiki_00": ARTICLE.encode() * 9, "r/README": b""}, "w")))
 def test_archives_of_articles(folder, content):
-    told(build_articles, put(folder / "wiki.tar.gz", gzip.compress(content, 1)), 1)
-    told(build_articles, put(folder / "wiki.tar.gz", content), 1)
+    for packed in (gzip.compress(content, 1), content):
+        splits = told(build_articles, put(folder / "wiki.tar.gz", packed), 1) or {}
+        assert all(row["title"] and row["text"] for rows in splits.values() for row in rows)
 
 
 ZIPPED = io.BytesIO()
@@ -238,7 +258,8 @@ def test_corpora(folder, corpus, data):
         content = data.draw(st.one_of(mutated(small).map(as_json), damaged(as_json(small))))
         put(folder / "corpus" / name, content)
         for split in ("train", "validation"):
-            told(open_shards, folder / "corpus", split)
+            shards = told(open_shards, folder / "corpus", split)
+            assert shards is None or len(shards) > 0
         put(folder / "corpus" / name, as_json(valid))
 
 
@@ -246,7 +267,11 @@ def test_corpora(folder, corpus, data):
 def test_texts_of_corpora(folder, texts):
     source = open_source(f"lines:{put(folder / 'any.txt', chr(10).join(texts))}")
     shutil.rmtree(folder / "made", ignore_errors=True)
-    told(prepare_corpus, folder / "made", [source], TOKENIZER, max_length=16)
+    state = told(prepare_corpus, folder / "made", [source], TOKENIZER, max_length=16)
+    split = state and state["splits"]["train"]
+    if split and split["sequences"]:  # what is told is what is there
+        shards = open_shards(folder / "made", "train")
+        assert (len(shards), sum(map(len, shards))) == (split["sequences"], split["tokens"])
 
 
 # --- checkpoints --------------------------------------------------------------------------------
@@ -276,7 +301,20 @@ def predict_with(folder, model, changes):
     for name, content in (model | changes).items():
         if content is not None:
             put(folder / "model" / name, content)
-    told(lambda: load_predictor(folder / "model")(["a fine film", "films"]))
+    rows = told(lambda: load_predictor(folder / "model")(["a fine film", "films"]))
+    assert rows is None or [row["text"] for row in rows] == ["a fine film", "films"]
+    return rows
+
+
+def finite(rows):
+    """Whether it is refused, or all that sound weights give are numbers."""
+    values = [row.get("probability", row.get("score")) for row in rows or ()]
+    return all(math.isfinite(value) for value in values)
+
+
+def labelled(rows):
+    """Whether it is refused, or every text has one of the labels, whatever the weights are."""
+    return all(row["label"] in ("LABEL_0", "LABEL_1") for row in rows or ())
 
 
 @pytest.mark.parametrize(
@@ -287,7 +325,7 @@ def predict_with(folder, model, changes):
 def test_json_of_checkpoints(folder, model, name, data):
     valid = json.loads(model[name])
     content = data.draw(st.one_of(mutated(valid).map(as_json), damaged(model[name])))
-    predict_with(folder, model, {name: content})
+    assert finite(predict_with(folder, model, {name: content}))
 
 
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings")
@@ -300,13 +338,13 @@ VALUES = st.integers(-1, 9) | st.sampled_from(
 @given(st.dictionaries(st.sampled_from([*SIZES, *OTHERS]), VALUES, max_size=3))
 def test_sizes_of_checkpoints(folder, model, changes):
     config = json.loads(model["config.json"]) | changes
-    predict_with(folder, model, {"config.json": as_json(config)})
+    assert finite(predict_with(folder, model, {"config.json": as_json(config)}))
 
 
 @given(st.data())
 def test_vocabularies(folder, model, data):
     content = data.draw(damaged(model["vocab.txt"]))
-    predict_with(folder, model, {"vocab.txt": content, "tokenizer.json": None})
+    assert finite(predict_with(folder, model, {"vocab.txt": content, "tokenizer.json": None}))
 
 
 @given(st.data())
@@ -322,7 +360,7 @@ def test_safetensors(folder, model, data):
     )
     length = data.draw(st.sampled_from([len(header), len(header) + 8, 0, 2**63, 10**8]))
     written = length.to_bytes(8, "little") + header + content[end:]
-    predict_with(folder, model, {"model.safetensors": written})
+    assert labelled(predict_with(folder, model, {"model.safetensors": written}))
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +377,8 @@ def pickled(folder, model):
 @given(data=st.data())
 def test_pickled_weights(folder, model, pickled, old, data):
     content = data.draw(damaged(pickled[old]))
-    predict_with(folder, model, {"pytorch_model.bin": content, "model.safetensors": None})
+    changes = {"pytorch_model.bin": content, "model.safetensors": None}
+    assert labelled(predict_with(folder, model, changes))
 
 
 INDEX = {"metadata": {"total_size": 9}, "weight_map": {"a": "model-1.safetensors", "b": "../b"}}
@@ -348,7 +387,8 @@ INDEX = {"metadata": {"total_size": 9}, "weight_map": {"a": "model-1.safetensors
 @given(st.one_of(mutated(INDEX).map(as_json), damaged(as_json(INDEX))))
 def test_indices_of_shards(folder, model, content):
     changes = {"model.safetensors": None, "model-1.safetensors": model["model.safetensors"]}
-    predict_with(folder, model, changes | {"model.safetensors.index.json": content})
+    changes |= {"model.safetensors.index.json": content}
+    assert labelled(predict_with(folder, model, changes))
 
 
 POSITION = {"identity": {"seed": 0}, "scheduler_epoch": 3, "result": {}, "param_groups": []}
@@ -358,7 +398,8 @@ POSITION = {"identity": {"seed": 0}, "scheduler_epoch": 3, "result": {}, "param_
 def test_positions_of_trainings(folder, position):
     metadata = {} if position is None else {"position": position.encode(errors="replace").decode()}
     save_file({"a": torch.zeros(1)}, folder / CHECKPOINT, metadata)
-    told(read_position, folder)
+    found = told(read_position, folder)
+    assert found is None or found.keys() >= POSITION.keys()
 
 
 # --- the page's API -----------------------------------------------------------------------------

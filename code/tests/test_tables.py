@@ -72,7 +72,8 @@ def test_scores_have_the_sign_and_the_interval_of_the_gap(one_seed):
     assert gaps["distilled"]["gap"]["estimate"] == pytest.approx(-0.1)  # below zero: behind
     assert gaps["undistilled"]["gap"]["estimate"] == pytest.approx(-0.3)
     assert gaps["distilled"]["gap"]["low"] < -0.1 < gaps["distilled"]["gap"]["high"]
-    assert found["over_control_without_wnli"] is None  # it is no task of this recipe
+    assert found["mean_over_control"].keys() == {"retention"}  # WNLI is no task of this recipe
+    assert found["mean_over_control"]["retention"]["estimate"] == pytest.approx(0.7 / 0.5)
     [control] = found["over_control"]
     assert (control["model"], control["reference"]) == ("distilled", "undistilled")
     assert control["gap"]["estimate"] == pytest.approx(0.2)
@@ -89,9 +90,9 @@ def test_scores_have_the_sign_and_the_interval_of_the_gap(one_seed):
 
 def test_a_recipe_that_times_nothing_says_which_key_is_missing(results, tmp_path):
     recipe = make_recipe(tmp_path, speed=None, quantize=None)
-    with pytest.raises(UserError, match="does not measure size_speed: add the key speed"):
+    with pytest.raises(UserError, match="has no speed: add that key"):
         tables.size_speed(recipe)
-    with pytest.raises(UserError, match="times nothing: add the key speed"):
+    with pytest.raises(UserError, match="has no speed: add that key"):
         cells.quantize_cell(recipe, "teacher", "sentiment", 0)
 
 
@@ -110,7 +111,8 @@ def test_distillation_is_told_without_wnli_too(results, tmp_path):
     assert {row["task"]: row["gap"]["estimate"] for row in found["over_control"]} == pytest.approx(
         {"sentiment": 0.2, "wnli": -0.7}
     )
-    ratio = found["over_control_without_wnli"]
+    ratio = found["mean_over_control"]["without_wnli"]
+    assert found["mean_over_control"]["retention"]["estimate"] < 1
     assert ratio["estimate"] == pytest.approx(0.7 / 0.5) and ratio["low"] < 1.4 < ratio["high"]
 
 

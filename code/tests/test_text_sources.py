@@ -5,7 +5,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_corpus import TEXTS, TOKENIZER, naive_sequences, run_script, texts_source
+from corpora import TEXTS, TOKENIZER, naive_sequences, run_script, texts_source
 from test_weights import full_disk
 
 from distilbert_kit.corpus.prepare import prepare_corpus

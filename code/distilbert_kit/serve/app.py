@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.json_schema import models_json_schema
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from ..errors import UserError, one_line
+from ..errors import UserError, first_problem, one_line
 from ..paths import CODE
 from .comparison import WAITING, BusyError, Comparison
 
@@ -191,10 +191,8 @@ def read_body(schema: type[Input]) -> Input:
     try:
         return schema.model_validate_json(flask.request.get_data())
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the body"
-    message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    if first["type"] == "string_too_long":
+        message, kind = first_problem(error, "the body"), error.errors()[0]["type"]
+    if kind == "string_too_long":
         raise RequestEntityTooLarge(message)
     raise UserError(message)
 

@@ -12,7 +12,6 @@ from ..data.tasks import get_task
 from ..errors import UserError
 from ..files import content_key
 from ..paths import CODE
-from ..settings import Strict
 from .cell import BENCHMARK_STAGES, Cell
 from .inputs import pinned_weights, public_name, public_source, source_input, weights_input
 from .recipes import Recipe, finetune_name
@@ -206,9 +205,8 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
 
 def timed_lengths(recipe: Recipe) -> dict:
     """Which lengths are timed after quantisation, and how often."""
-    if recipe.speed is None:
-        raise UserError(f"recipe {recipe.name} times nothing: add the key speed")
-    return recipe.speed.model_dump(mode="json", include={"lengths", "length_repeats"})
+    speed = recipe.require("speed")
+    return speed.model_dump(mode="json", include={"lengths", "length_repeats"})
 
 
 def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
@@ -250,14 +248,14 @@ def cross_evaluation_cell(recipe: Recipe, model: str) -> Cell:
     )
 
 
-def _benchmark_settings(recipe: Recipe, stage: str) -> Strict | None:
+def _benchmark_key(stage: str) -> str:
     """A benchmark has a key of its name in the recipe, or shares the key `speed`."""
-    return getattr(recipe, stage if stage in Recipe.model_fields else "speed")
+    return stage if stage in Recipe.model_fields else "speed"
 
 
 def benchmark_stages(recipe: Recipe) -> list[str]:
     """The benchmark's stages that the recipe asks for."""
-    return [stage for stage in BENCHMARK_STAGES if _benchmark_settings(recipe, stage)]
+    return [stage for stage in BENCHMARK_STAGES if getattr(recipe, _benchmark_key(stage))]
 
 
 def _corpus_speed_reads(recipe: Recipe) -> dict:
@@ -286,9 +284,7 @@ _BENCHMARK_READS = {
 
 def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
     """One of the benchmark's stages; UserError when the recipe has no key for it."""
-    if (asked := _benchmark_settings(recipe, stage)) is None:
-        key = stage if stage in Recipe.model_fields else "speed"
-        raise UserError(f"recipe {recipe.name} does not measure {stage}: add the key {key}")
+    asked = recipe.require(_benchmark_key(stage))
     reads = _BENCHMARK_READS[stage](recipe) if stage in _BENCHMARK_READS else {}
     settings = asked.model_dump(mode="json")
     return Cell(

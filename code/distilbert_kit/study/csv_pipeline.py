@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data.batches import ClassificationDataset
+from ..data.batches import ClassificationDataset, evenly_by_length
 from ..data.tasks import Task
 from ..metrics import agreement, score_function
 from ..models.initialisation import choose_layers, extract_student
@@ -109,10 +109,8 @@ def load_models(folder: Path) -> dict[str, nn.Module]:
 
 def latencies(models: dict[str, nn.Module], dataset: ClassificationDataset) -> dict[str, float]:
     """Median milliseconds for a text, one by one, over texts spread evenly by length."""
-    by_length = np.argsort(dataset.lengths, kind="stable")
-    places = np.linspace(0, len(dataset) - 1, min(TIMED_TEXTS, len(dataset))).round().astype(int)
     batches = []
-    for index in by_length[places]:
+    for index in evenly_by_length(dataset.lengths, TIMED_TEXTS):
         batch = dataset.collate([dataset[index]])
         batches.append({name: batch[name] for name in batch if name != "labels"})
     functions = {n: lambda batch, model=model: model(**batch) for n, model in models.items()}

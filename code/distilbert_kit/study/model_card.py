@@ -7,13 +7,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import add_files
-from ..models.packaged import MINILM, ORIGINS
+from ..models.packaged import MINILM, MINILM_HUB, ORIGINS
 from .inputs import public_name
 from .records import Record
 
 # The hub's names of weights that come in packages.
-_HUB_NAMES = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
-_HUB_NAMES |= {name: origin.hub for name, origin in ORIGINS.items()}
+_HUB_NAMES = {MINILM: MINILM_HUB} | {name: origin.hub for name, origin in ORIGINS.items()}
 
 
 SCALES = {

@@ -343,6 +343,12 @@ class Recipe(Strict):
         """What the mean score runs over: `macro`, the recipe's tasks of GLUE, or all of them."""
         return self.macro or [task for task in self.tasks if task in GLUE] or list(self.tasks)
 
+    def require(self, key: str) -> Any:
+        """A part that a recipe may leave out; UserError when this one does."""
+        if (found := getattr(self, key)) is None:
+            raise UserError(f"recipe {self.name} has no {key}: add that key to it")
+        return found
+
     @property
     def main_models(self) -> list[str]:
         """The models fine-tuned on all `macro_tasks`; the others are controls on some."""

@@ -19,9 +19,9 @@ from .evidence.comparisons import (
     ablation_rows,
     compare,
     macro_rows,
+    mean_over_control,
     order_rows,
     over_control,
-    over_control_without_wnli,
     shared_seeds,
 )
 from .evidence.distillation import budget_rows, corpus_runs, token_curve, validation_rows
@@ -143,7 +143,7 @@ def scores(recipe: Recipe) -> dict:
         "macro": macro_rows(recipe),
         "comparisons": [row for model in others for row in compare(recipe, model, recipe.teacher)],
         "over_control": over_control(recipe),
-        "over_control_without_wnli": over_control_without_wnli(recipe),
+        "mean_over_control": mean_over_control(recipe),
         "errors": errors,
         "confusion": [row for row in confusion_rows(recipe) if row["model"] in main],
         "errors_figure": bool(errors),

@@ -78,20 +78,6 @@ def over_control(recipe: Recipe) -> list[dict]:
     return compare(recipe, recipe.student, spec.student) if spec else []
 
 
-def over_control_without_wnli(recipe: Recipe) -> dict | None:
-    """The student's mean score over that of the model it was distilled from, WNLI left out.
-
-    `statistics.ratio_interval`; None if it was not distilled, or WNLI is not in the mean.
-    """
-    spec, tasks = recipe.models[recipe.student].distill, recipe.macro_tasks
-    if spec is None or "wnli" not in tasks or len(tasks) < 2:
-        return None
-    names = (spec.student, recipe.student)
-    if shared_tasks(recipe, names, tasks) != tasks:
-        return None
-    return retained(crossed_scores(recipe, names, tasks), exclude=["wnli"])
-
-
 def mean_gap(recipe: Recipe, model: str, reference: str) -> dict | None:
     """`statistics.gap_interval` of the mean scores over the `tasks` that both have.
 
@@ -119,6 +105,26 @@ def retained(scores: dict[str, statistics.Scores], **options) -> dict | None:
         return statistics.ratio_interval(scores, **options)
     except statistics.AtChanceError:
         return None
+
+
+def _mean_ratios(scores: dict[str, statistics.Scores]) -> dict[str, dict | None]:
+    """`retained` over all tasks, and without WNLI where it is one of several."""
+    found = {"retention": retained(scores)}
+    if "wnli" in scores and len(scores) > 1:
+        found["without_wnli"] = retained(scores, exclude=["wnli"])
+    return found
+
+
+def mean_over_control(recipe: Recipe) -> dict | None:
+    """The student's mean score over that of the model it was distilled from, as in `macro_rows`.
+
+    {"retention", "without_wnli"}; None if it was not distilled, or one of both lacks a task.
+    """
+    spec, tasks = recipe.models[recipe.student].distill, recipe.macro_tasks
+    names = (spec.student, recipe.student) if spec else ()
+    if not names or shared_tasks(recipe, names, tasks) != tasks:
+        return None
+    return _mean_ratios(crossed_scores(recipe, names, tasks))
 
 
 def guessing_score(recipe: Recipe, model: str, task: Task) -> float:
@@ -149,10 +155,8 @@ def macro_rows(recipe: Recipe) -> list[dict]:
             scores = crossed_scores(recipe, names, tasks)
             chance = {t: guessing_score(recipe, model, get_task(t)) for t in tasks}
             row["gap"] = statistics.gap_interval(scores)
-            row["retention"] = retained(scores)
+            row |= _mean_ratios(scores)
             row["above_guessing"] = retained(scores, chance=chance)
-            if "wnli" in tasks and len(tasks) > 1:
-                row["without_wnli"] = retained(scores, exclude=["wnli"])
         rows.append(row)
     return rows
 

@@ -1,0 +1,33 @@
+"""The page's server: headers on every answer, and only the loopback listens."""
+
+import socket
+import threading
+
+from distilbert_kit.serve.app import HEADERS, create_app
+from distilbert_kit.serve.comparison import Comparison
+from distilbert_kit.serve.server import create_server
+
+
+def test_every_answer_of_the_server_has_the_headers(original, tmp_path):
+    """Also what is refused before the app sees it; nothing but the loopback listens."""
+    served = create_server(create_app(Comparison({"m": original}, tmp_path)), "127.0.0.1", 0)
+    threading.Thread(target=served.run, daemon=True).start()
+    where = ("127.0.0.1", served.effective_port)
+    for request in (
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /static/..%2f..%2fdemo.py HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET //etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\x16\x03\x01\x02\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n" + b"a" * 9_999_999,
+    ):
+        with socket.create_connection(where, timeout=20) as sender:
+            sender.sendall(request)
+            sender.shutdown(socket.SHUT_WR)
+            answer = sender.makefile("rb").read().decode()
+        head = answer.partition("\r\n\r\n")[0].lower()
+        for name, value in HEADERS.items():
+            assert f"{name}: {value}".lower() in head, request[:40]
+        assert "entry_point" not in answer and "root:" not in answer
+    served.close()
+    others = {a[4][0] for a in socket.getaddrinfo(socket.gethostname(), None)} - {"127.0.0.1"}
+    assert served.effective_host == "127.0.0.1", others
