@@ -280,7 +280,7 @@ def test_ablation_by_hand(one_seed, tmp_path):
     shown["order"] = [{"gap": {"low": 0.1}}, {"gap": {"low": -0.1}}]
     said = answers.ablation(shown)
     assert (
-        "Of 1 change, 1 significantly lower the mean score (“3 layers, random, distilled”)" in said
+        "Of 1 change, 1 significantly lower the mean score (“from random weights”)" in said
     )
     assert "order shows in 1 of 2 steps" in said
     shown["rows"][0] |= {"low": 0.1, "high": 0.3}
