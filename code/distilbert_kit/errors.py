@@ -2,6 +2,10 @@
 
 import errno
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # pydantic takes time to import
+    from pydantic import ValidationError
 
 LONGEST = 2_000  # characters of a message
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # with halves of surrogate pairs
@@ -28,7 +32,7 @@ class NonFiniteLossError(Exception):
     """The loss became NaN or infinite; the message names the step."""
 
 
-def first_problem(error: Exception, whole: str, joint: str = ".") -> str:
+def first_problem(error: "ValidationError", whole: str, joint: str = ".") -> str:
     """The first problem of a pydantic ValidationError: where it is, and what is wrong there.
 
     The place is the way to it, joined by `joint`; `whole` names a problem that has no place.

@@ -60,8 +60,9 @@ def _remove_leftovers(path: Path) -> None:
 
     for other in path.parent.iterdir():
         found = _TEMPORARY.fullmatch(other.name)
-        ours = found and (found["name"], found["host"]) == (path.name, _host())
-        if ours and not psutil.pid_exists(int(found["process"])):
+        if not found or (found["name"], found["host"]) != (path.name, _host()):
+            continue
+        if not psutil.pid_exists(int(found["process"])):
             _remove(other)
 
 

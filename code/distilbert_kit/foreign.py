@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, Self
 
 from .errors import UserError
 
@@ -21,6 +21,8 @@ MOST_BYTES = 1 << 29
 MOST_JSON = 1 << 26
 MOST_YAML = 1 << 18
 MOST_NODES = 100_000  # of a YAML file, aliases counted as what they stand for
+
+Readable = IO[bytes] | io.BufferedIOBase  # gzip's and zipfile's files are the latter
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -76,9 +78,9 @@ def read_yaml(path: Path) -> Any:
 def _count_nodes(node: Any, known: dict[Any, int | None]) -> int:
     """The values below a node of YAML, those of an alias as often as it stands."""
     if node in known:
-        if known[node] is None:
+        if (count := known[node]) is None:
             raise ValueError("an alias within what it stands for")
-        return known[node]
+        return count
     known[node] = None
     inner = []
     if node.id == "mapping":
@@ -88,8 +90,8 @@ def _count_nodes(node: Any, known: dict[Any, int | None]) -> int:
         inner = [part for pair in node.value for part in pair]
     elif node.id == "sequence":
         inner = node.value
-    known[node] = 1 + sum(_count_nodes(part, known) for part in inner)
-    return known[node]
+    known[node] = count = 1 + sum(_count_nodes(part, known) for part in inner)
+    return count
 
 
 def _check_plain(content: Any) -> None:
@@ -110,7 +112,7 @@ def _check_plain(content: Any) -> None:
 
 
 @contextmanager
-def open_binary(path: Path) -> Iterator[BinaryIO]:
+def open_binary(path: Path) -> Iterator[Readable]:
     """A file for reading; what gzip compressed, told by its first bytes, comes out as it was.
 
     Raises UserError for a compressed file that is cut short or damaged.
@@ -132,7 +134,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         return read_whole(file, str(path), most)
 
 
-def read_whole(file: BinaryIO, where: str, most: int = MOST_BYTES) -> bytes:
+def read_whole(file: Readable, where: str, most: int = MOST_BYTES) -> bytes:
     """All that comes out of an open file; UserError, and nothing kept, above `most` bytes."""
     content = io.BytesIO()
     while block := file.read(1 << 20):

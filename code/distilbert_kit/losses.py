@@ -7,7 +7,7 @@ the inputs, softmax, logarithms and sums are in fp32 (fp64 for fp64 inputs).
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -181,12 +181,12 @@ def _terms_and_gradient(
     return ce, mlm, gradient
 
 
-def _add_product(total: Tensor, x: Tensor, y: Tensor, scale: float, product: Tensor) -> None:
+def _add_product(total: Tensor, x: Tensor, y: Tensor, scale: float, product: Tensor | None) -> None:
     """total [V, H] += scale * x.T @ y, through `product` [V, H] where the dtypes differ."""
     if total.dtype == x.dtype:
         total.addmm_(x.t(), y, alpha=scale)
         return
-    torch.mm(x.t(), y, out=product)
+    product = torch.mm(x.t(), y, out=product)
     # In blocks: adding another dtype makes a copy first, which should stay in the cache.
     block = ROWS_PER_BLOCK if total.device.type == "cpu" else len(total)
     for into, part in zip(total.split(block), product.split(block)):
@@ -245,13 +245,13 @@ def _walk(
             sums[1] += mlm
             if any(wanted):
                 out[first:last] = gradient
-            if wanted[2]:
+            if dbias is not None:
                 dbias.add_(gradient.sum(0), alpha=unit)
-        if wanted[0]:
+        if dx is not None:
             torch.mm(out, weight, out=dx[start : start + size])
-        if wanted[1]:
+        if dweight is not None:
             _add_product(dweight, out, rows, unit, product)
-    return sums, [_exact(dx) * unit if wanted[0] else None, dweight, dbias]
+    return sums, [None if dx is None else _exact(dx) * unit, dweight, dbias]
 
 
 def fused_triple_loss(
@@ -309,7 +309,9 @@ def fused_triple_loss(
 
         sums, gradients = _walk(
             projection(student_transformed, student_decoder_weight),
-            projection(teacher_transformed, teacher_decoder_weight) if ce_scale else None,
+            projection(cast(Tensor, teacher_transformed), teacher_decoder_weight)
+            if ce_scale
+            else None,
             (_exact(student_decoder_bias), _exact(teacher_decoder_bias)),
             labels[masked_rows] if mlm_scale else labels[:0],
             temperature,
@@ -317,10 +319,9 @@ def fused_triple_loss(
             chunk_size,
             wanted,
         )
-        if wanted[0]:
-            of_rows = gradients[0]
-            gradients[0] = of_rows.new_zeros(student_transformed.shape)
-            gradients[0][rows] = of_rows
+        if (of_rows := gradients[0]) is not None:
+            gradients[0] = whole = of_rows.new_zeros(student_transformed.shape)
+            whole[rows] = of_rows
         loss = ce_scale * sums[0] + mlm_scale * sums[1]
         terms = {
             name: total

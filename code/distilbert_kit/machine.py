@@ -42,7 +42,8 @@ def _cpuinfo() -> dict[str, str]:
     """The last processor in /proc/cpuinfo; empty where there is no such file."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    return dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def _flags() -> set[str]:
@@ -91,7 +92,9 @@ def machine() -> dict[str, Any]:
 def peak_memory_bytes() -> int:
     """Most memory that this process has held at once."""
     status = Path("/proc/self/status")
-    if status.exists():  # the kernel's count below starts from that of the parent process
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    said = status.read_text() if status.exists() else ""
+    if found := re.search(r"VmHWM:\s+(\d+)", said):
+        return 1024 * int(found[1])
+    # This count starts from that of the parent process.
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * (1 if sys.platform == "darwin" else 1024)

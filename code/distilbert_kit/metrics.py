@@ -10,6 +10,7 @@ import string
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -69,7 +70,8 @@ def _correlation(x: np.ndarray, y: np.ndarray, ranks: bool, axis: int = -1) -> n
     x, y = (rankdata(v, axis=axis) if ranks else v.astype(np.float64) for v in (x, y))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy's constant-input warnings
-        return np.nan_to_num(pearsonr(x, y, axis=axis).statistic, posinf=0.0, neginf=0.0)
+        found = pearsonr(x, y, axis=axis).statistic  # pyright: ignore[reportAttributeAccessIssue]
+        return np.nan_to_num(found, posinf=0.0, neginf=0.0)
 
 
 def score_function(name: str, num_labels: int = 2) -> Callable[..., np.ndarray | float]:
@@ -111,7 +113,10 @@ def compute_precision_recall_f1(
     if average == "binary":
         _check_classes(2, predictions, references)
     values = precision_recall_fscore_support(
-        references, predictions, average=average, zero_division=0
+        references,
+        predictions,
+        average=average,
+        zero_division=0,  # pyright: ignore[reportArgumentType]
     )
     return dict(zip(("precision", "recall", "f1"), map(float, values[:3])))
 
@@ -220,7 +225,7 @@ def _token_f1(prediction: list[str], gold: list[str]) -> float:
 
 
 def exact_match_and_f1(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+    predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]
 ) -> dict[str, float]:
     """SQuAD v1.1 scores (arXiv 1606.05250, sec. 6.1): {"exact_match", "f1"}, from 0 to 1.
 

@@ -14,8 +14,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import NonFiniteLossError, UserError, one_line
+
+if TYPE_CHECKING:  # pydantic takes time to import
+    from pydantic import ValidationError
 
 CODE = Path(__file__).resolve().parents[1]  # paths.py reads variables that a script may still set
 
@@ -58,7 +62,7 @@ _ADVICE = {
 )
 
 
-def _describe_settings_error(error: Exception) -> str:
+def _describe_settings_error(error: "ValidationError") -> str:
     """The first problem of a pydantic ValidationError: which setting, its value, what it may be.
 
     A setting that was given on the command line is called by its option.
@@ -79,11 +83,13 @@ def _stopped_by(number: int) -> str:
 
 def _end(error: BaseException) -> tuple[int, str] | None:
     """Exit status and message of what a user can understand; None for a defect of ours."""
-    pydantic = sys.modules.get("pydantic")  # loaded by whatever could raise its errors
     if isinstance(error, UserError):
         return 2, f"error: {error}"
-    if pydantic and isinstance(error, pydantic.ValidationError):
-        return 2, f"error: {_describe_settings_error(error)}"
+    if "pydantic" in sys.modules:  # loaded by whatever could raise its errors
+        from pydantic import ValidationError
+
+        if isinstance(error, ValidationError):
+            return 2, f"error: {_describe_settings_error(error)}"
     if isinstance(error, NonFiniteLossError):
         return 3, f"error: {error}"
     if isinstance(error, KeyboardInterrupt | _Stopped):

@@ -48,24 +48,29 @@ class TrainSettings(Strict):
     epochs: float = Field(gt=0, le=10_000)
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(gt=0)
-    batch_tokens: int | None = Field(None, gt=0, description="most padded tokens in a micro-batch")
-    accumulation: int = Field(1, gt=0, description="micro-batches in an update")
-    warmup_fraction: float = Field(0.0, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    batch_tokens: int | None = Field(
+        default=None, gt=0, description="most padded tokens in a micro-batch"
+    )
+    accumulation: int = Field(default=1, gt=0, description="micro-batches in an update")
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the device multiplies it in hardware, else fp32"
+        default="auto",
+        description="auto: bf16 where the device multiplies it in hardware, else fp32",
     )
 
 
 class TextSettings(Strict):
     """How texts become tokens; longer ones are cut to `max_length`."""
 
-    max_length: int = Field(512, ge=8, le=512)
+    max_length: int = Field(default=512, ge=8, le=512)
     # Left out of dumps while it is the default: the hashes of earlier records stay as they were.
-    truncation: Literal["head", "head_tail"] = Field("head", exclude_if=lambda cut: cut == "head")
+    truncation: Literal["head", "head_tail"] = Field(
+        default="head", exclude_if=lambda cut: cut == "head"
+    )
 
 
 class WindowSettings(TextSettings):
@@ -75,10 +80,10 @@ class WindowSettings(TextSettings):
     transformers, the stride is the overlap of two windows.
     """
 
-    max_length: int = Field(384, ge=8, le=512)
-    stride: int = Field(128, gt=0, description="tokens of the context")
-    question_length: int = Field(64, gt=0, description="tokens; longer questions are cut")
-    answer_length: int = Field(30, gt=0, description="most tokens in an answer")
+    max_length: int = Field(default=384, ge=8, le=512)
+    stride: int = Field(default=128, gt=0, description="tokens of the context")
+    question_length: int = Field(default=64, gt=0, description="tokens; longer questions are cut")
+    answer_length: int = Field(default=30, gt=0, description="most tokens in an answer")
 
     @model_validator(mode="after")
     def _no_gap(self) -> "WindowSettings":
@@ -102,7 +107,7 @@ class FinetuneSettings(TrainSettings, TextSettings):
     """Fine-tuning on a task; `train_split` takes the place of the task's official one."""
 
     # Not dumped when unset: the keys of earlier records stay as they were.
-    train_split: str | None = Field(None, exclude_if=lambda split: split is None)
+    train_split: str | None = Field(default=None, exclude_if=lambda split: split is None)
 
 
 class QuestionAnsweringSettings(WindowSettings, FinetuneSettings):
@@ -118,27 +123,27 @@ FINETUNE_SETTINGS = {
 class MaskedLMSettings(TrainSettings):
     """Masked-LM training and distillation."""
 
-    checkpoint_every: int = Field(200, gt=0, description="updates")
+    checkpoint_every: int = Field(default=200, gt=0, description="updates")
 
 
 class CorpusSettings(Strict):
     """Text for masked-LM training and distillation, and how it is masked."""
 
     source: list[str] = Field(min_length=1, description="as prepare_corpus.py --source")
-    limit_tokens: int | None = Field(None, gt=0)
-    validation_fraction: float = Field(0.01, gt=0, lt=1)
-    mask_probability: float = Field(0.15, gt=0, lt=1)
-    mask_smoothing: float = Field(0.7, ge=0, description="0: all tokens alike")
+    limit_tokens: int | None = Field(default=None, gt=0)
+    validation_fraction: float = Field(default=0.01, gt=0, lt=1)
+    mask_probability: float = Field(default=0.15, gt=0, lt=1)
+    mask_smoothing: float = Field(default=0.7, ge=0, description="0: all tokens alike")
     seed: Seed = 56
 
 
 class LossWeights(Strict):
     """The triple loss; the defaults are the paper's (transformers#2013)."""
 
-    ce: float = Field(5.0, ge=0)
-    mlm: float = Field(2.0, ge=0)
-    cos: float = Field(1.0, ge=0)
-    temperature: float = Field(2.0, gt=0)
+    ce: float = Field(default=5.0, ge=0)
+    mlm: float = Field(default=2.0, ge=0)
+    cos: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=2.0, gt=0)
     ce_rows: Literal["all", "masked"] = "all"
 
 
@@ -148,5 +153,5 @@ class SoftTargets(Strict):
     The defaults are those of the original code's second step on SQuAD.
     """
 
-    temperature: float = Field(2.0, gt=0)
-    soft_weight: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+    soft_weight: float = Field(default=0.5, ge=0, le=1)

@@ -178,8 +178,8 @@ class _Sequencer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
-        self.cls = tokenizer.cls_token_id.to_bytes(2, "little")
-        self.sep = tokenizer.sep_token_id.to_bytes(2, "little")
+        self.cls = np.array(tokenizer.cls_token_id, dtype="<u2").tobytes()
+        self.sep = np.array(tokenizer.sep_token_id, dtype="<u2").tobytes()
         self.unknown = tokenizer.unk_token_id
         self.max_length = max_length
         self.seen = sqlite3.connect("", isolation_level=None)

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -202,7 +202,7 @@ class Shard:
         return (self[index] for index in range(len(self)))
 
 
-class TokenShards:
+class TokenShards(Sequence[np.ndarray]):
     """The sequences of one split. `shards[i]` is a read-only uint16 view [length] on the disk.
 
     `lengths` [N] uint16 has the tokens of each sequence, CLS and SEP included; `total_tokens`

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain, groupby
 from pathlib import Path
+from typing import cast
 
 from ..data.listed import DataUsed, sources
 from ..errors import UserError, raise_if_disk_full
@@ -80,7 +81,8 @@ def open_source(spec: str, text_column: str = "text", encoding_errors: str = "st
         return _listed_source(rest, text_column)
     if kind == "hub" and rest:
         name, _, commit = rest.partition("@")
-        return _hub_source(*name.partition(":")[::2], commit, text_column)
+        dataset, _, config = name.partition(":")
+        return _hub_source(dataset, config, commit, text_column)
     if kind not in ("lines", "parquet") or not rest:
         raise UserError(
             f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or "
@@ -113,7 +115,7 @@ def _listed_source(name: str, column: str) -> Source:
     texts = table.select_columns([column])
     return Source(
         {"source": f"data:{name}", "column": column, "rows": used.rows, "sha256": used.sha256},
-        lambda: (text or "" for batch in texts.iter(256) for text in batch[column]),
+        lambda: (text or "" for batch in texts.iter(256) for text in cast(dict, batch)[column]),
         used,
     )
 

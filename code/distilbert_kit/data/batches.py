@@ -2,10 +2,12 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +19,9 @@ from .masking import mask_tokens, masking_probabilities
 Batch = dict[str, Tensor]
 
 
+TokenIds = Sequence[int] | np.ndarray
+
+
 MAX_LENGTH = 512
 
 
@@ -26,7 +31,19 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 HEAD_PIECES = 128  # what "head_tail" keeps from the beginning, arXiv 1905.05583, section 5.3.1
 
 
-class ClassificationDataset(Dataset):
+class TokenDataset(Dataset):
+    """Examples of known lengths, which `collate` makes a batch of."""
+
+    lengths: np.ndarray  # [N], in tokens
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def collate(self, items: list) -> Batch:
+        raise NotImplementedError
+
+
+class ClassificationDataset(TokenDataset):
     """Tokenised sentences or sentence pairs with labels.
 
     `texts` are strings or pairs of strings; texts longer than `max_length` word pieces are cut
@@ -49,47 +66,43 @@ class ClassificationDataset(Dataset):
             raise UserError("no texts: give at least one")
         if labels is not None and len(labels) != len(texts):
             raise UserError(f"{len(texts)} texts but {len(labels)} labels: give one for each")
-        self.pad_token_id = tokenizer.pad_token_id
-        paired = not isinstance(texts[0], str)
+        self.pad_token_id = cast(int, tokenizer.pad_token_id)
+        first = [text if isinstance(text, str) else text[0] for text in texts]
+        second = [text[1] for text in texts if not isinstance(text, str)] or None
         if truncation == "head_tail":
-            self._encode_head_tail(texts, paired, tokenizer, max_length)
+            if second:
+                raise UserError("truncation head_tail is for single texts; use head for pairs")
+            self._encode_head_tail(first, tokenizer, max_length)
         else:
-            columns = [list(column) for column in zip(*texts, strict=True)] if paired else [texts]
             encoded = tokenizer(
-                *map(list, columns), truncation=True, max_length=max_length, padding=False
+                first, second, truncation=True, max_length=max_length, padding=False
             )
             self.input_ids = encoded["input_ids"]
             self.token_type_ids = encoded.get("token_type_ids")
             # The fast tokenizer returns what it cut off as overflowing pieces.
-            self.truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+            self.truncated = sum(bool(encoded[row].overflowing) for row in range(len(texts)))
         self.lengths = np.fromiter(map(len, self.input_ids), dtype=np.int64)
         self.labels = labels
 
     def _encode_head_tail(
         self,
-        texts: Sequence[str],
-        paired: bool,
+        texts: list[str],
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
     ) -> None:
-        if paired:
-            raise UserError("truncation head_tail is for single texts; use head for pairs")
         head = 1 + HEAD_PIECES  # after [CLS]; [SEP] is the last of the tail
         tail = max_length - head
         if tail < 2:
             raise UserError(
                 f"truncation head_tail needs a max_length of at least {head + 2}, not {max_length}"
             )
-        encoded = tokenizer(list(texts), padding=False, verbose=False)["input_ids"]
+        encoded = tokenizer(texts, padding=False, verbose=False)["input_ids"]
         long = [len(ids) > max_length for ids in encoded]
         self.input_ids = [
             ids[:head] + ids[-tail:] if cut else ids for ids, cut in zip(encoded, long)
         ]
         self.token_type_ids = [[0] * len(ids) for ids in self.input_ids]
         self.truncated = sum(long)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
     def __getitem__(self, index: int) -> dict:
         item = {"input_ids": self.input_ids[index]}
@@ -130,7 +143,7 @@ class ClassificationDataset(Dataset):
         return batch
 
 
-class MLMDataset(Dataset):
+class MLMDataset(TokenDataset):
     """Token sequences for masked language modelling; every batch gets new masks.
 
     `sequences` is any indexable of token-id arrays with special tokens in place, for example
@@ -140,8 +153,8 @@ class MLMDataset(Dataset):
 
     def __init__(
         self,
-        sequences: Sequence[Sequence[int]],
-        lengths: Sequence[int],
+        sequences: Sequence[TokenIds],
+        lengths: ArrayLike,
         tokenizer: PreTrainedTokenizerBase,
         token_counts: Tensor | None = None,
         mask_probability: float = 0.15,
@@ -149,9 +162,10 @@ class MLMDataset(Dataset):
     ):
         self.sequences, self.lengths = sequences, np.asarray(lengths)
         self.mask_probability = mask_probability
-        self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
-        if self.mask_token_id is None:
+        if tokenizer.mask_token_id is None:
             raise UserError("the tokenizer has no mask_token: give one made for masked LMs")
+        self.mask_token_id = cast(int, tokenizer.mask_token_id)
+        self.pad_token_id = cast(int, tokenizer.pad_token_id)
         size = vocabulary_size(tokenizer)
         counts = torch.ones(size) if token_counts is None else token_counts
         if len(counts) != size:
@@ -161,10 +175,7 @@ class MLMDataset(Dataset):
             )
         self.token_weights = masking_probabilities(counts, smoothing, tokenizer.all_special_ids)
 
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, index: int) -> Sequence[int]:
+    def __getitem__(self, index: int) -> TokenIds:
         return self.sequences[index]
 
     def mask(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
@@ -179,16 +190,16 @@ class MLMDataset(Dataset):
         )
         return batch | {"input_ids": input_ids, "labels": labels}
 
-    def collate(self, items: list[Sequence[int]]) -> Batch:
+    def collate(self, items: list[TokenIds]) -> Batch:
         """Padded ids and attention mask [B, L], not masked yet: the loop draws seeded masks."""
         return pad_sequences(items, self.pad_token_id)
 
-    def masked_collate(self, items: list[Sequence[int]]) -> Batch:
+    def masked_collate(self, items: list[TokenIds]) -> Batch:
         """As `collate`, with masks from torch's global generator."""
         return self.mask(self.collate(items))
 
 
-def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> Batch:
+def pad_sequences(sequences: Sequence[TokenIds], pad_token_id: int) -> Batch:
     """Right-pad id sequences: input_ids and attention_mask, both int64 [B, L]."""
     longest = max(len(sequence) for sequence in sequences)
     ids = np.full((len(sequences), longest), pad_token_id, dtype=np.int64)
@@ -222,7 +233,7 @@ class LengthBatchSampler:
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: ArrayLike,
         batch_size: int,
         batch_tokens: int | None = None,
         shuffle: bool = True,
@@ -264,8 +275,10 @@ class LengthBatchSampler:
         return sum(1 for _ in self)
 
 
-def create_dataloader(dataset: Dataset, sampler: LengthBatchSampler, collate=None) -> DataLoader:
-    """Loader over a data set that has `lengths` and `collate`, in the sampler's batches."""
+def create_dataloader(
+    dataset: TokenDataset, sampler: Iterable[list[int]], collate=None
+) -> DataLoader:
+    """Loader over a data set in the sampler's batches."""
     return DataLoader(
         dataset, batch_sampler=sampler, collate_fn=collate or dataset.collate, num_workers=0
     )

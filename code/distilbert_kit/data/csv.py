@@ -2,8 +2,9 @@
 
 import csv
 import io
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,11 @@ def _check_quotes(table: pd.DataFrame, path: Path, separator: str) -> None:
     """
     many = len(table.columns) - 1
     for column in table.columns:
-        for row, field in table[column][table[column].str.contains("\n", na=False)].items():
+        for row, field in enumerate(table[column].fillna(""), 1):
             inner = field.split("\n")[1:-1]
             if many and len(inner) > 1 and all(line.count(separator) == many for line in inner):
                 raise UserError(
-                    f"{path}: data row {row + 1} holds {len(inner)} lines that look like rows: a "
+                    f"{path}: data row {row} holds {len(inner)} lines that look like rows: a "
                     'lone double quote begins it; write "" for a quote inside of a text'
                 )
 
@@ -91,7 +92,9 @@ def find_column(
     Raises UserError that lists the columns.
     """
     wanted = [given.lower()] if given is not None else usual
-    found = [given] if given in columns else [c for c in columns if c.strip().lower() in wanted]
+    found = [c for c in columns if c.strip().lower() in wanted]
+    if given is not None and given in columns:
+        found = [given]
     if len(found) == 1:
         return found[0]
     shown = ", ".join(map(repr, columns[:10])) + (", …" if len(columns) > 10 else "")
@@ -120,15 +123,17 @@ def load_labelled_texts(
     if label_column is None and len(others) == 1:
         label_column = others[0]
     label = find_column(others, label_column, LABEL_NAMES, "--label-column", where)
-    table = table[[text, label]].set_axis(["text", "label"], axis=1)
+    names = {"text": text, "label": label}
+    table = pd.DataFrame(
+        {name: table[column].str.strip().replace("", np.nan) for name, column in names.items()}
+    )
     table.index = pd.RangeIndex(1, len(table) + 1, name="row")
-    table = table.apply(lambda column: column.str.strip().replace("", np.nan))
-    missing = table.isna()
-    if missing.any(axis=None) and not drop_missing:
-        row = missing.any(axis=1).idxmax()
-        column = {"text": text, "label": label}[missing.loc[row].idxmax()]
+    missing = table.isna().to_numpy()
+    rows = np.flatnonzero(missing.any(axis=1))
+    if len(rows) and not drop_missing:
+        column = (text, label)[missing[rows[0]].argmax()]
         raise UserError(
-            f"{path}: data row {row} has no {column!r} ({missing.any(axis=1).sum():,} such rows); "
+            f"{path}: data row {rows[0] + 1} has no {column!r} ({len(rows):,} such rows); "
             "mend them or add --drop-missing"
         )
     table = table.dropna()
@@ -138,28 +143,32 @@ def load_labelled_texts(
     return table
 
 
-def _check_labels(labels: pd.Series, path: Path) -> None:
+def _check_labels(labels: Iterable[str], path: Path) -> None:
     """Refuse one class written in two ways, 1 and 1.0 or Spam and spam, and too many classes."""
     names: dict[str, str] = {}
-    distinct = pd.Series(labels.unique())
+    distinct = list(dict.fromkeys(labels))
     if len(distinct) > MOST_LABELS:
         raise UserError(
             f"{path}: {len(distinct):,} different labels, at most {MOST_LABELS:,} are read; "
             "name another --label-column"
         )
-    for label, number in zip(distinct, pd.to_numeric(distinct, errors="coerce"), strict=True):
-        meaning = label.casefold() if pd.isna(number) else repr(float(number))
+    for label, number in zip(distinct, _numbers(distinct).tolist(), strict=True):
+        meaning = label.casefold() if math.isnan(number) else repr(number)
         if (other := names.setdefault(meaning, label)) != label:
             raise UserError(
                 f"{path}: the labels {other!r} and {label!r} seem to be one class; write them alike"
             )
 
 
-def sorted_labels(labels: pd.Series) -> tuple[str, ...]:
+def _numbers(labels: list[str]) -> np.ndarray:
+    """The values of labels, NaN for those that are no numbers."""
+    return np.asarray(pd.to_numeric(pd.Series(labels), errors="coerce"), dtype=float)
+
+
+def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """The distinct labels in order: by value if all are numbers, or else by name."""
-    names = sorted(labels.unique())
-    values = pd.to_numeric(pd.Series(names), errors="coerce")
-    return tuple(names if values.isna().any() else sorted(names, key=float))
+    names = sorted(set(labels))
+    return tuple(names if np.isnan(_numbers(names)).any() else sorted(names, key=float))
 
 
 def split_texts(table: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
@@ -189,4 +198,4 @@ def split_texts(table: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
             held, rows = np.split(rows, [max(1, round(share * counts[label]))])
             side[held] = split
     side = key.map(dict(zip(key[distinct.index], side, strict=True)))
-    return {split: table[side == split] for split in ("train", *HELD_OUT)}
+    return {split: table.loc[side == split] for split in ("train", *HELD_OUT)}

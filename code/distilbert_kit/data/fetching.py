@@ -10,7 +10,7 @@ from ..files import replacing_file
 from ..paths import DATA, SOURCES
 from .listed import DataUsed, expected_split, sources
 from .questions import choose_questions
-from .tables import check_table, load_table
+from .tables import check_table, load_table, rows_of
 from .wikipedia import build_articles
 
 
@@ -63,7 +63,7 @@ def _tables(
             list(fetch(dataset, [listed["chosen_from"]]))
             whole, _ = load_table(dataset, listed["chosen_from"], source["columns"])
             keys = (SOURCES.parent / listed.get("chosen_by", "")).read_text().split()
-            yield split, datasets.Dataset.from_list(choose_questions(whole, keys))
+            yield split, datasets.Dataset.from_list(choose_questions(rows_of(whole), keys))
         else:
             yield split, _from_hub(dataset, source, split)
 

@@ -1,11 +1,12 @@
 """Data sets as tables: read, and checked against `data/sources.yaml`."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import ClassLabel, load_dataset
+from datasets import ClassLabel, config, load_dataset
 
 from ..errors import UserError
 from ..paths import DATA
@@ -41,7 +42,7 @@ def load_table(
         raise
     except OSError as error:
         # A damaged file is a ValueError or an error of datasets: this is the disk, or the cache.
-        where = error.filename or datasets.config.HF_DATASETS_CACHE
+        where = error.filename or config.HF_DATASETS_CACHE
         raise UserError(
             f"{where}: {error.strerror or error}; free it, or point HF_HOME, the cache of the "
             "library datasets, at a folder that can be written"
@@ -74,7 +75,7 @@ def check_table(
             f"{where}: no column {absent[0]!r} (it has {', '.join(table.column_names)}); {advice}"
         )
     _check_rows(len(table), expected, where, advice)
-    found = rows_sha256(_rows(table.select_columns(list(columns))))
+    found = rows_sha256(rows_of(table.select_columns(list(columns))))
     if expected["sha256"] not in (found, None):  # None: never computed, see data/sources.yaml
         raise UserError(
             f"{where}: content SHA-256 is {found[:12]}…, expected {expected['sha256'][:12]}…; "
@@ -83,9 +84,9 @@ def check_table(
     return found
 
 
-def _rows(table: datasets.Dataset) -> Iterator[dict]:
+def rows_of(table: datasets.Dataset) -> Iterator[dict]:
     """The rows of a table, in flat memory at any size."""
-    for batch in table.iter(1000):
+    for batch in cast(Iterator[dict], table.iter(1000)):
         for row in zip(*batch.values(), strict=True):
             yield dict(zip(batch, row, strict=True))
 

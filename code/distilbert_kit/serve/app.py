@@ -87,7 +87,7 @@ class LabelRow(_Row):
     """The label of a model with all probabilities; of a regression the score alone."""
 
     label: str | None = None
-    labels: list[str] | None = Field(None, description="of a multi-label model, maybe none")
+    labels: list[str] | None = Field(default=None, description="of a multi-label model, maybe none")
     probability: float | None = None
     probabilities: dict[str, float] | None = None
     score: float | None = None
@@ -216,7 +216,7 @@ def create_app(comparison: Comparison) -> flask.Flask:
     @app.get("/state")
     def state():
         models = [
-            LoadedModel(name=model.name, task=model.task, megabytes=dict(model.megabytes))
+            {"name": model.name, "task": model.task, "megabytes": dict(model.megabytes)}
             for model in comparison.models
         ]
         ready = {
@@ -224,7 +224,7 @@ def create_app(comparison: Comparison) -> flask.Flask:
             for task in tasks
         }
         now = {"doing": comparison.doing, "error": comparison.error, "limits": limits}
-        return State(**now, ready=ready, models=models).model_dump()
+        return State.model_validate(now | {"ready": ready, "models": models}).model_dump()
 
     @app.post("/answer")
     def answer():

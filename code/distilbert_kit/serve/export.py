@@ -11,6 +11,7 @@ import logging
 import math
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, Sequence
 from ..data.batches import MODEL_INPUTS
 from ..errors import UserError
 from ..files import check_unchanged, replacing_folder
-from ..models.checkpoints import disk_errors, has_weights, read_weights, weight_files
-from ..models.hub_layout import hub_config, read_config
+from ..models.checkpoints import Pretrained, disk_errors, has_weights, read_weights, weight_files
+from ..models.hub_layout import HubModel, hub_config, read_config
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 
 FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}  # the names that Optimum reads
@@ -34,19 +35,16 @@ QUANTISED = ("MatMul", "Gemm", "Gather")  # linear layers and embeddings
 
 
 # The outputs of a graph, by our model: logits [B, C], or of start and end of the answer [B, L].
-OUTPUTS = {
+OUTPUTS: dict[type[nn.Module], list[str]] = {
     DistilBERTForSequenceClassification: ["logits"],
     DistilBERTForQuestionAnswering: ["start_logits", "end_logits"],
 }
 
 
-Exportable = DistilBERTForSequenceClassification | DistilBERTForQuestionAnswering
-
-
 class _Logits(nn.Module):
     """A model as a graph sees it: tensors by position in, those of its outputs out."""
 
-    def __init__(self, model: Exportable, names: list[str]):
+    def __init__(self, model: HubModel, names: list[str]):
         super().__init__()
         self.model, self.names = model, names
 
@@ -55,7 +53,7 @@ class _Logits(nn.Module):
         return tuple(output[name] for name in OUTPUTS[type(self.model)])
 
 
-def export_onnx(model: Exportable, path: Path) -> None:
+def export_onnx(model: HubModel, path: Path) -> None:
     """Write a model as an fp32 graph that takes any batch size and length."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -82,6 +80,7 @@ def export_onnx(model: Exportable, path: Path) -> None:
             )
     finally:
         logger.setLevel(level)
+    program = cast(torch.onnx.ONNXProgram, program)  # as always with dynamo
     ClearMetadataAndDocStringPass()(program.model)  # stack traces with paths of this machine
     program.save(path)
 
@@ -109,7 +108,7 @@ def quantize_onnx(source: Path, target: Path) -> None:
     )
 
 
-def save_onnx(model: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_onnx(model: HubModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write both graphs, `config.json` and the tokenizer's files to `folder`, atomically."""
     with replacing_folder(Path(folder)) as temporary:
         hub_config(model).save_pretrained(temporary)
@@ -119,7 +118,7 @@ def save_onnx(model: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBas
         quantize_onnx(temporary / FILES["fp32"], temporary / FILES["int8"])
 
 
-class OnnxModel(nn.Module):
+class OnnxModel(HubModel):
     """A graph saved by `save_onnx`, called like the model it was; uses torch's number of threads.
 
     With "int8", activations share one scale per tensor, padding and neighbours included: logits
@@ -176,11 +175,13 @@ class OnnxModel(nn.Module):
                     f"{self.path}: its logits have the shape {tuple(tensors['logits'].shape)}, its "
                     f"config.json names {self.num_labels} labels; write both again"
                 )
-            return SequenceClassifierOutput(**tensors)
-        return QuestionAnsweringModelOutput(**tensors)
+            return SequenceClassifierOutput(logits=tensors["logits"])
+        return QuestionAnsweringModelOutput(
+            start_logits=tensors["start_logits"], end_logits=tensors["end_logits"]
+        )
 
 
-def load_fine_tuned(kind: type[Exportable], folder: Path) -> nn.Module:
+def load_fine_tuned(kind: type[Pretrained], folder: Path) -> HubModel:
     """The model of a folder: its int8 graph, unless weights are there too."""
     if not has_weights(folder) and (folder / FILES["int8"]).is_file():
         return OnnxModel(folder)

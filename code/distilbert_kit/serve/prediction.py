@@ -13,13 +13,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from scipy.special import expit, softmax
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset
 from ..errors import UserError, first_problem
 from ..foreign import read_json
 from ..models.checkpoints import get_tokenizer, resolve_checkpoint
+from ..models.hub_layout import HubModel
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..settings import WindowSettings
 from ..training.classification import predict_logits
@@ -33,7 +33,7 @@ Texts = list[str] | list[tuple[str, str]]
 class Classifier:
     """Labels of texts, or of pairs of texts; longer ones are cut to `max_length` tokens."""
 
-    model: nn.Module
+    model: HubModel
     tokenizer: PreTrainedTokenizerBase
     max_length: int
 
@@ -53,7 +53,7 @@ class Classifier:
         rows = []
         for text, values in zip(texts, shares.tolist(), strict=True):
             probabilities = dict(zip(self.model.labels, values, strict=True))
-            label = max(probabilities, key=probabilities.get)
+            label = max(probabilities, key=probabilities.__getitem__)
             best = {"label": label, "probability": probabilities[label]}
             if self.model.multi_label:
                 best["labels"] = [name for name, share in probabilities.items() if share > 0.5]
@@ -65,7 +65,7 @@ class Classifier:
 class Answerer:
     """Answers to questions, each cut from its context, which may be long."""
 
-    model: nn.Module
+    model: HubModel
     tokenizer: PreTrainedTokenizerBase
     settings: WindowSettings
 

@@ -64,11 +64,13 @@ def as_pairs(lines: Sequence[str], where: str) -> Texts:
                 f"{len(parts[0]) - 1}; give single texts without, or pairs with one tab each"
             )
     check_unicode(lines, where)
-    return [texts[0] for texts in parts] if len(parts[0]) == 1 else parts
+    if len(parts[0]) == 1:
+        return [text for (text,) in parts]
+    return [(first, second) for first, second in parts]
 
 
-def _is_table(path: Path | None) -> bool:
-    return path is not None and path.suffix.lower() in _TABLES
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in _TABLES
 
 
 def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) -> Texts:
@@ -78,7 +80,7 @@ def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) 
     one with a usual name is taken, as distill_csv.py does.
     """
     where = str(path or "standard input")
-    if columns or _is_table(path):
+    if path and (columns or _is_table(path)):
         table = read_csv(path, encoding)
         wanted = [(name, ()) for name in columns] if columns else [(None, TEXT_NAMES)]
         names = [
@@ -135,10 +137,10 @@ def read_questions(
     names = ("question", "context") if columns is None else tuple(columns)
     if len(names) != 2:
         raise UserError("--columns: name the question's column and the context's")
-    if _is_table(path):
+    if path and _is_table(path):
         table = read_csv(path, encoding)
         found = [find_column(list(table.columns), n, (), "--columns", where) for n in names]
-        rows = table[found].fillna("").set_axis(names, axis=1).to_dict("records")
+        rows = [dict(zip(names, row)) for row in table[found].fillna("").itertuples(index=False)]
     else:
         advice = "give JSON or CSV with question and context"
         rows = _parse_rows(read_source(path, encoding, advice), where)

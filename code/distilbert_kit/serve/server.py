@@ -5,10 +5,12 @@ that sends too much before it has read why. Here both are told.
 """
 
 import json
+import threading
 import time
+from typing import cast
 
 import flask
-import waitress
+import waitress.server
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask
@@ -26,8 +28,11 @@ class _TooSlowError(Error):
 
 
 class _OneLine(ErrorTask):
+    request: HTTPRequestParser
+    response_headers: list[tuple[str, str]]
+
     def execute(self) -> None:
-        error = self.request.error
+        error = cast(Error, self.request.error)  # what brought it here
         text = one_line(f"{error.reason}: {error.body}")
         body = json.dumps({"error": text}).encode() + b"\n"
         self.status = f"{error.code} {error.reason}"
@@ -58,6 +63,8 @@ class _Parser(HTTPRequestParser):
 
 class _Channel(HTTPChannel):
     parser_class, error_task_class = _Parser, _OneLine
+    requests_lock: threading.Lock
+    requests: list[HTTPRequestParser]
     began = 0.0
 
     def received(self, data: bytes) -> bool:
@@ -67,17 +74,17 @@ class _Channel(HTTPChannel):
 
     def readable(self) -> bool:  # asked at least once a second
         if self.request is not None and time.monotonic() - self.began > ARRIVAL:
-            self._stop_waiting()
+            self._stop_waiting(self.request)
         return super().readable()
 
-    def _stop_waiting(self) -> None:
+    def _stop_waiting(self, late: HTTPRequestParser) -> None:
         with self.requests_lock:
-            late, self.request = self.request, None
+            self.request = None
             late.error = late.error or _TooSlowError(f"not all of it came within {ARRIVAL:.0f} s")
             late.completed = True
             self.requests.append(late)
             if len(self.requests) == 1:
-                self.server.add_task(self)
+                self.server.add_task(self)  # pyright: ignore[reportArgumentType]
 
 
 def create_server(app: flask.Flask, host: str, port: int):
@@ -85,7 +92,7 @@ def create_server(app: flask.Flask, host: str, port: int):
     if not 0 <= port < 2**16:
         raise UserError(f"port {port}: give one from 0 (any free one) to 65535")
     try:
-        server = waitress.create_server(
+        server = waitress.server.create_server(
             app,
             host=host,
             port=port,
@@ -98,5 +105,5 @@ def create_server(app: flask.Flask, host: str, port: int):
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{host}:{port}: {reason}; choose another --host or --port") from None
-    server.channel_class = _Channel
+    server.channel_class = _Channel  # pyright: ignore[reportAttributeAccessIssue]
     return server

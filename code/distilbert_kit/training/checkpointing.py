@@ -3,11 +3,12 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -74,7 +75,8 @@ def save_state(
     The random state follows from the position. All processes gather sharded state; the main one
     writes.
     """
-    model_state, optimizer_state = get_state_dict(step, optimizer, options=_FULL)
+    states = get_state_dict(step, optimizer, options=_FULL)
+    model_state, optimizer_state = cast(tuple[dict[str, Tensor], dict[str, Any]], states)
     if not accelerator.is_main_process:
         return
     tensors = {f"model/{name}": value for name, value in model_state.items()}

@@ -6,10 +6,9 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..data.batches import ClassificationDataset, model_inputs
 from ..data.listed import DataUsed
@@ -18,7 +17,7 @@ from ..data.tasks import Task
 from ..errors import UserError
 from ..losses import classification_loss_sum, response_distillation
 from ..metrics import compute_confusion_matrix, compute_metrics
-from ..models.hub_layout import plain_label
+from ..models.hub_layout import HubModel, plain_label
 from ..settings import SoftTargets
 from .inference import run_in_buckets
 from .objectives import Objective, fine_tuning
@@ -54,12 +53,12 @@ def classification_objective(targets: SoftTargets | None = None) -> Objective:
 CLASSIFICATION = classification_objective()
 
 
-def predict_logits(model: nn.Module, dataset: ClassificationDataset, **arguments) -> np.ndarray:
+def predict_logits(model: HubModel, dataset: ClassificationDataset, **arguments) -> np.ndarray:
     """Logits [N, C] (float32) in the order of the data set; arguments of `run_in_buckets`."""
     logits = np.empty((len(dataset), model.num_labels), dtype=np.float32)
 
     def receive(indices: list[int], output: ModelOutput) -> None:
-        logits[indices] = output.logits.float().cpu().numpy()
+        logits[indices] = output["logits"].float().cpu().numpy()
 
     run_in_buckets(model, dataset, receive, **arguments)
     return logits
@@ -74,14 +73,13 @@ def score(logits: np.ndarray, references: np.ndarray, task: Task) -> dict:
     """The task's metrics, and the confusion matrix (rows: reference) of a classification."""
     predictions = predictions_from_logits(logits, task)
     metrics = compute_metrics(task.metrics, predictions, references, task.num_labels)
-    if not task.is_regression:
-        metrics["confusion_matrix"] = compute_confusion_matrix(
-            predictions, references, task.num_labels
-        )
-    return metrics
+    if task.is_regression:
+        return metrics
+    confusion = compute_confusion_matrix(predictions, references, task.num_labels)
+    return metrics | {"confusion_matrix": confusion}
 
 
-def evaluate_classification_metrics(model: nn.Module, loader: DataLoader) -> dict[str, float]:
+def evaluate_classification_metrics(model: HubModel, loader: DataLoader) -> dict[str, float]:
     """Accuracy, precision, recall and F1 of a classifier on a loader with labels.
 
     Batches go to the device where the model is: on a GPU after training there.

@@ -18,6 +18,8 @@ from ..data.batches import (
 from ..errors import UserError
 from ..losses import IGNORE, masked_lm_loss
 from ..machine import keeping_freed_memory
+from ..models.hub_layout import HubModel
+from ..models.model import DistilBERTForMaskedLM
 from ..settings import CorpusSettings, LossWeights, MaskedLMSettings
 from .checkpointing import TrainingResult
 from .inference import DTYPES, autocast, usable_precision
@@ -79,7 +81,7 @@ def open_corpus(
 
 
 def train_on_corpus(
-    model: nn.Module,
+    model: DistilBERTForMaskedLM,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Path,
     masking: CorpusSettings,
@@ -87,7 +89,7 @@ def train_on_corpus(
     weights: LossWeights,
     *,
     seed: int,
-    teacher: nn.Module | None = None,
+    teacher: DistilBERTForMaskedLM | None = None,
     checkpoints: Path | None = None,
     identity: str | None = None,
     description: str = "training",
@@ -127,7 +129,7 @@ def train_on_corpus(
     return result, losses
 
 
-def check_pair(teacher: nn.Module, student: nn.Module, weights: LossWeights) -> None:
+def check_pair(teacher: HubModel, student: HubModel, weights: LossWeights) -> None:
     """Refuse a pair of two families or vocabularies, or of two widths when L_cos is asked for."""
     ours, theirs = student.config, teacher.config
     if ours.family != theirs.family:

@@ -12,22 +12,22 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
-from torch import nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data.batches import LengthBatchSampler, create_dataloader
+from ..data.batches import LengthBatchSampler, TokenDataset, create_dataloader
 from ..data.listed import DataUsed
 from ..data.tasks import Task
 from ..errors import UserError
 from ..files import content_key, write_once
 from ..models.checkpoints import (
+    Pretrained,
     get_tokenizer,
     model_sha256,
     read_checked,
     resolve_checkpoint,
     with_hash,
 )
+from ..models.hub_layout import HubModel
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..models.vocabulary import check_same_vocabulary
 from ..settings import FinetuneSettings, SoftTargets, TextSettings, WindowSettings
@@ -55,7 +55,7 @@ class TaskKind:
     the metrics and a frame with a row for each example.
     """
 
-    model: type[nn.Module]
+    model: type[Pretrained]
     texts: type[TextSettings]
     load: Callable
     objective: Callable
@@ -88,20 +88,20 @@ KINDS = {
 }
 
 
-def with_new_head(checkpoint: str | Path, task: Task) -> nn.Module:
+def with_new_head(checkpoint: str | Path, task: Task) -> Pretrained:
     """A model for fine-tuning on a task; a head that the checkpoint lacks is drawn at random."""
     classes = {"num_labels": task.num_labels, "labels": task.labels}
     arguments = classes if task.kind == "classification" else {}
     return KINDS[task.kind].model.from_pretrained(checkpoint, **arguments)
 
 
-def fine_tuned(checkpoint: str | Path, task: Task) -> nn.Module:
+def fine_tuned(checkpoint: str | Path, task: Task) -> Pretrained:
     """A model that was fine-tuned on a task, its classes in the task's order.
 
     Raises UserError for a checkpoint without a trained head, with other labels, or multi-label.
     """
     model = KINDS[task.kind].model.from_pretrained(checkpoint, require_head=True)
-    if task.kind == "classification":
+    if isinstance(model, DistilBERTForSequenceClassification):
         order = label_order(model.labels, task, str(checkpoint), model.multi_label)
         for parameter in model.classifier.parameters():
             parameter.data = parameter.data[order]
@@ -111,12 +111,12 @@ def fine_tuned(checkpoint: str | Path, task: Task) -> nn.Module:
 def fine_tune(
     start: str | Path,
     task: Task,
-    dataset: Dataset,
+    dataset: TokenDataset,
     settings: FinetuneSettings,
     seed: int,
     targets: SoftTargets | None = None,
     description: str = "fine-tuning",
-) -> tuple[nn.Module, TrainingResult]:
+) -> tuple[Pretrained, TrainingResult]:
     """Fine-tune a checkpoint on the examples of a task; the seed decides head, order and dropout.
 
     With `targets` under a teacher, whose logits the data set holds.
@@ -141,7 +141,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: HubModel,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     settings: TextSettings,
@@ -164,7 +164,7 @@ def evaluate(
 def teacher_logits(
     checkpoint: str | Path,
     task: Task,
-    dataset: Dataset,
+    dataset: TokenDataset,
     tokenizer: PreTrainedTokenizerBase,
     precision: str,
 ) -> np.ndarray:
@@ -198,7 +198,7 @@ def teacher_logits(
     return logits
 
 
-def _tokens_sha256(dataset: Dataset) -> str:
+def _tokens_sha256(dataset: TokenDataset) -> str:
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         digest.update(np.asarray(dataset[index]["input_ids"], dtype=np.int32).tobytes())

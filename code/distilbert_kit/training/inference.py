@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..data.batches import (
     LengthBatchSampler,
+    TokenDataset,
     create_dataloader,
     model_inputs,
 )
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @keeping_freed_memory()
 def run_in_buckets(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: TokenDataset,
     receive: Callable[[list[int], ModelOutput], None],
     *,
     precision: str = "fp32",

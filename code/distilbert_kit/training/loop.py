@@ -8,8 +8,9 @@ but rounding, where a mean of micro-batch means would weigh tokens of short batc
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.batches import Batch
+from ..data.batches import Batch, LengthBatchSampler
 from ..errors import NonFiniteLossError, UserError
 from ..machine import keeping_freed_memory
 from ..settings import TrainSettings
@@ -74,7 +75,8 @@ def _windows(
     Batch i of an update goes to process i modulo the number of processes. A process for which the
     last update of an epoch leaves none computes the first one again, with share 0 instead of 1.
     """
-    sampler, world = loader.batch_sampler, accelerator.num_processes
+    sampler, world = cast(LengthBatchSampler, loader.batch_sampler), accelerator.num_processes
+    collate = cast(Callable[[list], Batch], loader.collate_fn)
     per_update = settings.accumulation * world
     update = 0
     for epoch in itertools.count():
@@ -87,10 +89,7 @@ def _windows(
                 end = min(first + per_update, len(plan))
                 mine = range(first + accelerator.process_index, end, world)
                 window = [
-                    (
-                        epoch * len(plan) + index,
-                        loader.collate_fn([loader.dataset[i] for i in plan[index]]),
-                    )
+                    (epoch * len(plan) + index, collate([loader.dataset[i] for i in plan[index]]))
                     for index in mine or [first]
                 ]
                 yield window, float(len(mine) > 0)
@@ -101,10 +100,10 @@ def updates_in_run(loader: DataLoader, settings: TrainSettings, processes: int) 
     """Number of updates in `settings.epochs` epochs; the last window of an epoch may be short."""
     per_update = settings.accumulation * processes
     full, part = divmod(settings.epochs, 1)
-    counts = []
+    sampler, counts = cast(LengthBatchSampler, loader.batch_sampler), []
     for epoch in range(math.ceil(settings.epochs)):
-        loader.batch_sampler.set_epoch(epoch)
-        counts.append(math.ceil(len(loader.batch_sampler) / per_update))
+        sampler.set_epoch(epoch)
+        counts.append(math.ceil(len(sampler) / per_update))
     return sum(counts[: int(full)]) + (math.ceil(part * counts[-1]) if part else 0)
 
 
@@ -212,7 +211,7 @@ def _update(
     }
     # One exchange for all counts; double precision counts tokens exactly.
     stacked = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in totals.values()])
-    stacked = accelerator.reduce(stacked.to(device))
+    stacked = cast(Tensor, accelerator.reduce(stacked.to(device)))
     counts = dict(zip(totals, stacked.tolist(), strict=True))
     result.examples += int(counts.pop("examples"))
     result.tokens += int(counts.pop("tokens"))
@@ -230,7 +229,7 @@ def _update(
             accelerator.backward(loss * share)
         for name, value in parts.items():
             sums[name] = sums[name] + share * value.float()
-    reduced = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
+    reduced = cast(Tensor, accelerator.reduce(torch.stack(list(sums.values())))).tolist()
     means = {name: v / max(counts[name], 1.0) for name, v in zip(sums, reduced, strict=True)}
     if not all(map(math.isfinite, means.values())):
         shown = ", ".join(f"{name} {value:g}" for name, value in means.items())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data.batches import Batch, MLMDataset, model_inputs
 from ..errors import UserError
 from ..losses import IGNORE, cosine_loss, fused_triple_loss
+from ..models.model import DistilBERTForMaskedLM
 from ..settings import LossWeights, SoftTargets
 
 Sums = dict[str, Tensor]
@@ -58,8 +59,8 @@ def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None = No
         sums = {"loss": hard(output, batch)}
         if targets:
             sums["soft"] = soft(output, batch, targets.temperature)
-        total = sum(weights[name] * value / denominators[name] for name, value in sums.items())
-        return total, {name: value.detach() for name, value in sums.items()}
+        terms = [weights[name] * value / denominators[name] for name, value in sums.items()]
+        return sum(terms[1:], terms[0]), {name: value.detach() for name, value in sums.items()}
 
     return Objective(counts, loss)
 
@@ -68,7 +69,7 @@ MASKED_LM = LossWeights(ce=0.0, mlm=1.0, cos=0.0)
 
 
 def triple_objective(
-    dataset: MLMDataset, weights: LossWeights, teacher: nn.Module | None = None
+    dataset: MLMDataset, weights: LossWeights, teacher: DistilBERTForMaskedLM | None = None
 ) -> Objective:
     """The triple loss of a masked-LM student under `teacher`, as sums with their counts.
 
@@ -100,8 +101,8 @@ def triple_objective(
             teacher_hidden = teacher_transformed = None
             if teacher is not None:
                 teacher_hidden = teacher.encoder.hidden_states(**inputs).flatten(0, 1)[real]
-            if "ce" in scales:
-                teacher_transformed = teacher.head(teacher_hidden)
+                if "ce" in scales:
+                    teacher_transformed = teacher.head(teacher_hidden)
         source = model if teacher is None else teacher
         total, sums = fused_triple_loss(
             model.head(hidden[rows]),
@@ -116,7 +117,7 @@ def triple_objective(
             scales.get("mlm", 0.0),
             ce_rows=weights.ce_rows,
         )
-        if "cos" in scales:
+        if teacher_hidden is not None and "cos" in scales:
             cos = cosine_loss(hidden, teacher_hidden)
             total = total + scales["cos"] * cos
             sums = sums | {"cos": cos.detach()}

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import datasets
 import numpy as np
@@ -11,11 +11,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers.utils.generic import ModelOutput
 
-from ..data.batches import Batch, LengthBatchSampler, pad_sequences
+from ..data.batches import Batch, LengthBatchSampler, TokenDataset, pad_sequences
 from ..data.listed import DataUsed
 from ..data.tables import load_table
 from ..data.tasks import Task
@@ -38,7 +37,7 @@ class Answer(NamedTuple):
     end: int
 
 
-class QuestionAnsweringDataset(Dataset):
+class QuestionAnsweringDataset(TokenDataset):
     """Windows of questions and their contexts, `[CLS] question [SEP] part of the context [SEP]`.
 
     The tokens around them are the tokenizer's: MPNet's are `<s> … </s> </s> … </s>`.
@@ -64,7 +63,7 @@ class QuestionAnsweringDataset(Dataset):
         where: str = "input",
     ):
         self.settings, self.contexts = settings, contexts
-        self.pad_token_id = tokenizer.pad_token_id
+        self.pad_token_id = cast(int, tokenizer.pad_token_id)
         self.before, self.between, self.after = special_tokens_of_pairs(tokenizer)
         self.special = len(self.before) + len(self.between) + len(self.after)
         settings.check_room(self.special)
@@ -84,7 +83,7 @@ class QuestionAnsweringDataset(Dataset):
                     raise UserError(f"{where}: row {number} has an empty {kind}; mend or drop it")
         self.has_answers = answers is not None
         targets: list = [(0, 0)] * len(questions)
-        if self.has_answers:
+        if answers is not None:
             targets = [span and self._token_span(n, *span) for n, span in enumerate(answers)]
         self.dropped = targets.count(None)
         windows = [w for n, target in enumerate(targets) if target for w in self._cut(n, *target)]
@@ -115,9 +114,6 @@ class QuestionAnsweringDataset(Dataset):
             stop = min(start + room, total)
             inside, shift = start <= first and last < stop, first_of_context - start
             yield number, start, stop, inside * (first + shift), inside * (last + shift)
-
-    def __len__(self) -> int:
-        return len(self.question)
 
     def __getitem__(self, index: int) -> dict:
         question = self.question_ids[self.question[index]]
@@ -169,7 +165,7 @@ def special_tokens_of_pairs(tokenizer: PreTrainedTokenizerBase) -> list[list[int
     return parts
 
 
-def _tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase, **arguments) -> dict:
+def _tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase, **arguments) -> BatchEncoding:
     return tokenizer(texts, add_special_tokens=False, verbose=False, **arguments)
 
 
@@ -211,7 +207,7 @@ def _span_loss(output: ModelOutput, batch: Batch) -> Tensor:
     padding = batch["attention_mask"] == 0
     start, end = (
         logits.float().masked_fill(padding, PADDING_LOGIT)
-        for logits in (output.start_logits, output.end_logits)
+        for logits in (output["start_logits"], output["end_logits"])
     )
     return span_loss(start, end, batch["start_positions"], batch["end_positions"])
 
@@ -238,7 +234,7 @@ def predict_spans(model: nn.Module, dataset: QuestionAnsweringDataset, **argumen
     logits = np.empty((dataset.offsets[-1], 2), dtype=np.float32)
 
     def receive(windows: list[int], output: ModelOutput) -> None:
-        pairs = torch.stack([output.start_logits, output.end_logits], dim=-1)
+        pairs = torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
         for window, pair in zip(windows, pairs.float().cpu().numpy(), strict=True):
             first, last = dataset.offsets[window : window + 2]
             logits[first:last] = pair[: last - first]
@@ -276,7 +272,8 @@ def _candidates(
         outside = columns >= sizes[windows][:, None]
         context = torch.from_numpy(logits[np.where(outside, 0, places)])
         context[torch.from_numpy(outside)] = float("-inf")
-        spans = best_spans(*context.unbind(-1), dataset.settings.answer_length, n_best)
+        start, end = context.unbind(-1)
+        spans = best_spans(start, end, dataset.settings.answer_length, n_best)
         scores, first, last = (values.numpy() for values in spans)
         shift = dataset.start[windows][:, None]
         question = np.broadcast_to(dataset.question[windows][:, None], scores.shape)
@@ -297,9 +294,10 @@ def extract_answers(
     scores, question, first, last = _candidates(dataset, logits, n_best)
     answers: list[dict[tuple[int, int], Answer]] = [{} for _ in dataset.question_ids]
     for row in np.argsort(-scores, kind="stable"):
-        kept, context = answers[question[row]], dataset.contexts[question[row]]
+        number = int(question[row])
+        kept, context = answers[number], dataset.contexts[number]
         if len(kept) < n_best:
-            spans = dataset.spans[dataset.context_of[question[row]]]
+            spans = dataset.spans[dataset.context_of[number]]
             start, end = int(spans[first[row], 0]), int(spans[last[row], 1])
             # The tokenizer drops accents: a combining mark belongs to the letter before it.
             while end < len(context) and unicodedata.category(context[end]).startswith("M"):
@@ -342,4 +340,4 @@ def score_answers(
     frame.insert(0, "row", np.arange(len(frame)))
     frame.insert(1, "id", table["id"][:])
     frame.insert(2, "prediction", predictions)
-    return {name: float(frame[name].mean()) for name in task.metrics}, frame
+    return {name: float(np.mean(frame[name])) for name in task.metrics}, frame
