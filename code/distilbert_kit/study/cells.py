@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import sys
 from pathlib import Path
+from typing import cast
 
 from ..data.tasks import get_task
 from ..errors import UserError
@@ -24,11 +25,9 @@ def script_command(name: str, recipe: Recipe, *arguments: str) -> list[str]:
 
 def _data_of(sources: list[str]) -> tuple[tuple[str, str], ...]:
     """(data set, split) of the sources that `data/sources.yaml` lists."""
-    return tuple(
-        tuple(source.removeprefix("data:").rsplit("/", 1))
-        for source in sources
-        if source.startswith("data:")
-    )
+    listed = (source.removeprefix("data:") for source in sources if source.startswith("data:"))
+    parts = (name.rpartition("/") for name in listed)
+    return tuple((dataset, split) for dataset, _, split in parts)
 
 
 def _inputs_of(recipe: Recipe, sources: list[str]) -> tuple[Input, ...]:
@@ -37,8 +36,9 @@ def _inputs_of(recipe: Recipe, sources: list[str]) -> tuple[Input, ...]:
 
 
 def _corpus_settings(recipe: Recipe, include: set[str] | None = None) -> dict:
-    settings = recipe.corpus.model_dump(mode="json", include=include)
-    return settings | {"source": [public_source(source) for source in recipe.corpus.source]}
+    corpus = recipe.require("corpus")
+    settings = corpus.model_dump(mode="json", include=include)
+    return settings | {"source": [public_source(source) for source in corpus.source]}
 
 
 def _tokenizer_inputs(recipe: Recipe) -> tuple[Input, ...]:
@@ -50,6 +50,7 @@ def _tokenizer_inputs(recipe: Recipe) -> tuple[Input, ...]:
 
 def corpus_cell(recipe: Recipe) -> Cell:
     """Preparation of the recipe's corpus."""
+    sources = recipe.require("corpus").source
     settings = _corpus_settings(recipe, {"source", "limit_tokens", "validation_fraction"})
     return Cell(
         recipe=recipe,
@@ -58,8 +59,8 @@ def corpus_cell(recipe: Recipe) -> Cell:
         identity={"corpus": recipe.name},
         settings=settings,
         command=script_command("prepare_corpus.py", recipe),
-        data=_data_of(recipe.corpus.source),
-        inputs=(*_inputs_of(recipe, recipe.corpus.source), *_tokenizer_inputs(recipe)),
+        data=_data_of(sources),
+        inputs=(*_inputs_of(recipe, sources), *_tokenizer_inputs(recipe)),
     )
 
 
@@ -91,7 +92,7 @@ def model_cell(recipe: Recipe, model: str) -> Cell | None:
     settings |= {"weights": {name: public_name(given) for name, given in weights.items()}}
     if stage != "extract":
         parents.append(corpus_cell(recipe))
-        training = recipe.pretrain if stage == "pretrain" else recipe.distill_for(model)
+        training = recipe.require(stage) if stage == "pretrain" else recipe.distill_for(model)
         settings |= {
             "corpus": _corpus_settings(recipe),
             "training": training.model_dump(mode="json"),
@@ -113,8 +114,9 @@ def checkpoint(recipe: Recipe, model: str) -> str | Path:
 
     UserError unless it was made, with the present settings, parents and data.
     """
-    cell = model_cell(recipe, model)
-    return cell.made if cell else pinned_weights(recipe, recipe.models[recipe.body(model)].weights)
+    if cell := model_cell(recipe, model):
+        return cell.made
+    return pinned_weights(recipe, cast(str, recipe.models[recipe.body(model)].weights))
 
 
 def with_given_teacher(
@@ -155,8 +157,8 @@ def _finetune_settings(recipe: Recipe, model: str, task_name: str) -> dict:
 def tuning_cells(recipe: Recipe, model: str) -> list[Cell]:
     """Trials of every learning rate on held-out training rows; none where nothing is tuned."""
     parent, weights = model_cell(recipe, model), recipe.models[model].weights
-    asked = recipe.tuning
-    trials = itertools.product(asked.tasks, asked.learning_rates) if asked else ()
+    if (asked := recipe.tuning) is None:
+        return []
     return [
         Cell(
             recipe=recipe,
@@ -172,7 +174,7 @@ def tuning_cells(recipe: Recipe, model: str) -> list[Cell]:
             data=((get_task(task).dataset, recipe.train_split(task)),),
             inputs=(weights_input(recipe, weights),) if weights else (),
         )
-        for task, rate in trials
+        for task, rate in itertools.product(asked.tasks, asked.learning_rates)
     ]
 
 
@@ -228,7 +230,7 @@ def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
 
 def cross_evaluation_cell(recipe: Recipe, model: str) -> Cell:
     """A model, fine-tuned on each of some tasks, on all of them that have the same labels."""
-    asked = recipe.cross_evaluation
+    asked = recipe.require("cross_evaluation")
     tested = list(dict.fromkeys((*asked.tasks, *asked.tested_on)))
     texts = {"max_length", "truncation", "precision"}
     return Cell(
@@ -259,7 +261,7 @@ def benchmark_stages(recipe: Recipe) -> list[str]:
 
 
 def _corpus_speed_reads(recipe: Recipe) -> dict:
-    source = recipe.corpus_speed.source
+    source = recipe.require("corpus_speed").source
     return {
         "settings": {"source": public_source(source)},
         "data": _data_of([source]),
@@ -320,8 +322,9 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
             for model in recipe.models_of(task)
         ),
         *(
-            quantize_cell(recipe, model, recipe.quantize.task, recipe.quantize.seed)
-            for model in (recipe.quantize.models if recipe.quantize else ())
+            quantize_cell(recipe, model, asked.task, asked.seed)
+            for asked in filter(None, [recipe.quantize])
+            for model in asked.models
         ),
         *(
             cross_evaluation_cell(recipe, model)

@@ -136,7 +136,7 @@ def supporting_range(claim: Claim) -> tuple[float, float]:
 
 def judge(claim: Claim, finding: Finding, minimum_seeds: int) -> tuple[Verdict, str]:
     """The verdict and its reason, by the rules at the top of this module."""
-    if finding.untested or finding.value is None:
+    if finding.untested or finding.low is None or finding.high is None:
         return "not tested", finding.untested
     low, high = supporting_range(claim)
     if finding.high < low or finding.low > high:
@@ -174,7 +174,7 @@ def find_size(claim: Claim, recipe: Recipe) -> Finding:
         interval="exact count",
         scale="paper size",
         detail=detail,
-        records=["benchmark/size_speed"],
+        records=("benchmark/size_speed",),
     )
 
 
@@ -195,7 +195,7 @@ def find_speed(claim: Claim, recipe: Recipe) -> Finding:
         interval=f"over {least['rounds']} passes" + (" and pairs" if least["over_pairs"] else ""),
         scale="paper size",
         detail=f"{who} implementation with {threads}; all: {every}",
-        records=["benchmark/size_speed"],
+        records=("benchmark/size_speed",),
     )
 
 
@@ -279,12 +279,12 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         seeds=found["seeds"],
         incomplete=lacking if len(own) < len(claim.tasks) else "",
         untested=("only " + lacking) if few else "",
-        records=[
+        records=tuple(
             f"finetune/{finetune_name(name, task, seed)}"
             for task in tasks
             for name in models
             for seed in shared_seeds(recipe, models, task)
-        ],
+        ),
     )
 
 

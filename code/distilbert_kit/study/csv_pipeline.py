@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset, evenly_by_length
 from ..data.tasks import Task
 from ..metrics import agreement, score_function
+from ..models.hub_layout import HubModel
 from ..models.initialisation import choose_layers, extract_student
 from ..models.model import (
     DistilBERTForMaskedLM,
@@ -96,7 +96,7 @@ def make_models(
             other.save_pretrained(output / "student-random", tokenizer)
 
 
-def load_models(folder: Path) -> dict[str, nn.Module]:
+def load_models(folder: Path) -> dict[str, HubModel]:
     """The models that are there, reloaded."""
     return {
         name: OnnxModel(folder / name)
@@ -107,7 +107,7 @@ def load_models(folder: Path) -> dict[str, nn.Module]:
     }
 
 
-def latencies(models: dict[str, nn.Module], dataset: ClassificationDataset) -> dict[str, float]:
+def latencies(models: dict[str, HubModel], dataset: ClassificationDataset) -> dict[str, float]:
     """Median milliseconds for a text, one by one, over texts spread evenly by length."""
     batches = []
     for index in evenly_by_length(dataset.lengths, TIMED_TEXTS):
@@ -121,7 +121,7 @@ def latencies(models: dict[str, nn.Module], dataset: ClassificationDataset) -> d
 
 
 def evaluate(
-    models: dict[str, nn.Module],
+    models: dict[str, HubModel],
     datasets: dict[str, ClassificationDataset],
     splits: dict[str, pd.DataFrame],
     task: Task,
@@ -169,7 +169,7 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
         )
         found[name] = {
             "label": MODELS[name],
-            "seeds": [float(one.mean()) for one in right],
+            "seeds": [float(np.mean(one)) for one in right],
             **interval,
             "over_student": gap_interval(crossed("student", name)) if name != "student" else None,
         }

@@ -1,22 +1,24 @@
 """A classifier in PyTorch, ONNX and int8, measured side by side."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..data.batches import Batch, ClassificationDataset
 from ..data.tasks import Task
 from ..metrics import agreement
+from ..models.hub_layout import HubModel
 from ..models.model import DistilBERTForSequenceClassification
 from ..serve.export import FILES, OnnxModel, size_on_disk
 from ..training.classification import predict_logits, score
 from .measure import alternate
 
 
-def random_batch(model: nn.Module, length: int) -> Batch:
+def random_batch(model: HubModel | PreTrainedModel, length: int) -> Batch:
     """One sequence of `length` random tokens: time does not depend on which."""
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
@@ -28,7 +30,7 @@ def random_batch(model: nn.Module, length: int) -> Batch:
 
 
 def latency_by_length(
-    models: dict[str, nn.Module], lengths: list[int], repeats: int
+    models: Mapping[str, HubModel | PreTrainedModel], lengths: list[int], repeats: int
 ) -> list[dict[str, float]]:
     """Median milliseconds of each model at batch size 1, called in turn; a row for each length.
 
@@ -50,7 +52,7 @@ def latency_by_length(
     return rows
 
 
-def load_variants(checkpoint: Path, folder: Path) -> dict[str, nn.Module]:
+def load_variants(checkpoint: Path, folder: Path) -> dict[str, HubModel]:
     """Everything reloaded from disk: PyTorch's fp32 from `checkpoint`, both graphs of `folder`."""
     torch_model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
     graphs = {f"onnx_{name}": OnnxModel(folder, name) for name in FILES}
@@ -64,7 +66,7 @@ def size_of_variants(checkpoint: Path, folder: Path) -> dict[str, dict[str, int]
 
 
 def score_variants(
-    variants: dict[str, nn.Module],
+    variants: dict[str, HubModel],
     dataset: ClassificationDataset,
     references: np.ndarray,
     task: Task,

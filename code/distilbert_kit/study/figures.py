@@ -7,9 +7,12 @@ byte by byte.
 import io
 import itertools
 import json
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+from matplotlib.typing import RcKeyType
 
 from ..errors import UserError
 from ..files import with_sha256, without_sha256, write_atomically
@@ -30,14 +33,14 @@ MARKS = "^vDpX*<>Ph"  # of models that are neither the teacher nor the student
 FULL = 6.7  # inches: text width of the report
 
 
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.prop_cycle": mpl.cycler(color=[STUDENT, TEACHER, PAPER]),
+    "axes.prop_cycle": cycler(color=[STUDENT, TEACHER, PAPER]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -65,7 +68,7 @@ def use_style() -> None:
     mpl.rcParams.update(STYLE)
 
 
-def model_looks(recipe: Recipe) -> dict[str, dict]:
+def model_looks(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """How matplotlib draws each model of a recipe: colour, marker and filling, in all figures.
 
     Teacher and student are filled. What else was there before distillation has the teacher's

@@ -7,6 +7,7 @@ Light (no torch): the experiment graph reads it.
 """
 
 from pathlib import Path
+from typing import cast
 
 from ..corpus.text_sources import docs_versions, source_files
 from ..errors import UserError
@@ -92,7 +93,7 @@ def _newest_commit(kind: str, name: str) -> str:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        return HfApi().repo_info(name, repo_type=kind).sha
+        return cast(str, HfApi().repo_info(name, repo_type=kind).sha)
     except Exception as error:
         try:
             return Path(snapshot_download(name, repo_type=kind, local_files_only=True)).name
@@ -139,5 +140,5 @@ def pinned_weights(recipe: Recipe, weights: str) -> str:
 
 def pinned_source(recipe: Recipe, source: str) -> str:
     """What `open_source` reads: of a data set on the hub, at the commit of the recipe."""
-    hub = source.startswith("hub:")
-    return _at_commit(source, source_input(recipe, source)) if hub else source
+    given = source_input(recipe, source) if source.startswith("hub:") else None
+    return _at_commit(source, given) if given else source

@@ -104,19 +104,19 @@ def matrix_product_rate(
 
 def int8_product_rate(size: int = 2048, repeats: int = 10) -> float:
     """The same of ONNX Runtime's product of int8 matrices into int32, in 10**9 operations/s."""
-    from onnx import TensorProto, helper
-    from onnxruntime import InferenceSession, SessionOptions
+    import onnxruntime
+    from onnx import TensorProto, ValueInfoProto, helper
 
-    def matrix(name: str, kind: int) -> object:
+    def matrix(name: str, kind: int) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, [size, size])
 
     node = helper.make_node("MatMulInteger", ["a", "b"], ["c"])
     inputs = [matrix("a", TensorProto.UINT8), matrix("b", TensorProto.INT8)]
     graph = helper.make_graph([node], "product", inputs, [matrix("c", TensorProto.INT32)])
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-    options = SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = InferenceSession(
+    session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     given = {"a": np.ones((size, size), np.uint8), "b": np.ones((size, size), np.int8)}

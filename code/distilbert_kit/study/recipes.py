@@ -54,7 +54,7 @@ class Pretrain(Strict):
     start: str | None = None
     shape: str | None = None
     # Not dumped by default: the keys of earlier records stay as they were.
-    train: Literal["all", "head"] = Field("all", exclude_if=lambda part: part == "all")
+    train: Literal["all", "head"] = Field(default="all", exclude_if=lambda part: part == "all")
 
     @model_validator(mode="after")
     def _one(self) -> "Pretrain":
@@ -124,7 +124,7 @@ class Tuning(Strict):
 
     learning_rates: list[float] = Field(min_length=2)
     tasks: list[str] = Field(min_length=1)
-    held_out: float = Field(0.1, gt=0, lt=1, description="fraction of the training rows")
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="fraction of the training rows")
     seed: Seed = 0
 
 
@@ -329,8 +329,10 @@ class Recipe(Strict):
 
     def distill_for(self, model: str) -> MaskedLMSettings:
         """Distillation settings of a model: the common ones with its own on top."""
-        own = self.models[model].distill.training
-        return MaskedLMSettings(**self.distill.model_dump() | own)
+        spec = self.models[model].distill
+        return MaskedLMSettings(
+            **self.require("distill").model_dump() | (spec.training if spec else {})
+        )
 
     def models_of(self, task: str) -> list[str]:
         """The models that are fine-tuned on a task."""

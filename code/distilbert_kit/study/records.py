@@ -158,7 +158,7 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def git_state() -> dict[str, str | bool | None]:
+def git_state() -> dict[str, Any]:
     """The commit, and whether code or data differ from it; None where git does not know them.
 
     A project unpacked inside of another repository is unknown to that.

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import MLMDataset
-from ..models.model import count_parameters
+from ..models.model import DistilBERTForMaskedLM, count_parameters
 from ..settings import LossWeights, MaskedLMSettings
 from ..training.distillation import open_corpus, train_on_corpus
 from ..training.fine_tuning import Evaluation
@@ -37,7 +36,10 @@ def record_evaluations(
 
 
 def flops_per_token(
-    model: nn.Module, dataset: MLMDataset, weights: LossWeights, teacher: nn.Module | None = None
+    model: DistilBERTForMaskedLM,
+    dataset: MLMDataset,
+    weights: LossWeights,
+    teacher: DistilBERTForMaskedLM | None = None,
 ) -> float:
     """Matrix-product FLOPs that the objective asks for, per real token: the mean of a data set."""
     lengths = dataset.lengths.astype(int)
@@ -53,17 +55,17 @@ def flops_per_token(
 
 def train_cell(
     cell: Cell,
-    model: nn.Module,
+    model: DistilBERTForMaskedLM,
     tokenizer: PreTrainedTokenizerBase,
     settings: MaskedLMSettings,
     weights: LossWeights,
-    teacher: nn.Module | None = None,
+    teacher: DistilBERTForMaskedLM | None = None,
 ) -> None:
     """Train a model of a recipe on the recipe's corpus; leave its weights and its record.
 
     `tokenizer` is the model's own, and the teacher's.
     """
-    masking, corpus = cell.recipe.corpus, corpus_cell(cell.recipe).made
+    masking, corpus = cell.recipe.require("corpus"), corpus_cell(cell.recipe).made
     with recording(cell.record, **cell.provenance) as draft:
         device = create_accelerator(settings.precision).device
         size = 1024 if device.type == "cpu" else 8192  # a fraction of a second

@@ -28,21 +28,21 @@ class DistillationSpeedSettings(Strict):
     """A distillation step at paper size beside the textbook's, and both on the recipe's corpus."""
 
     rounds: int = Field(ge=2)
-    updates: int = Field(1, gt=0, description="in a round")
-    batch_size: int = Field(16, gt=0)
-    length: int = Field(128, ge=8, le=512, description="tokens, all of them real")
+    updates: int = Field(default=1, gt=0, description="in a round")
+    batch_size: int = Field(default=16, gt=0)
+    length: int = Field(default=128, ge=8, le=512, description="tokens, all of them real")
     sequences: int = Field(gt=0, description="of the corpus, evenly by length")
-    batch_tokens: int = Field(1024, ge=512, description="most padded tokens in a bucket")
-    corpus_rounds: int = Field(2, ge=2)
+    batch_tokens: int = Field(default=1024, ge=512, description="most padded tokens in a bucket")
+    corpus_rounds: int = Field(default=2, ge=2)
 
 
 class CorpusSpeedSettings(Strict):
     """Corpus preparation: speed beside a slow tokenizer, memory at two sizes of the text."""
 
-    source: str = Field("docs", description="as prepare_corpus.py --source")
+    source: str = Field(default="docs", description="as prepare_corpus.py --source")
     compared_mb: float = Field(gt=0, description="text for both, 10**6 bytes")
     memory_mb: list[float] = Field(min_length=2, description="from small to large")
-    rounds: int = Field(2, ge=2)
+    rounds: int = Field(default=2, ge=2)
 
 
 class QuestionAnsweringSpeedSettings(Strict):
@@ -50,7 +50,7 @@ class QuestionAnsweringSpeedSettings(Strict):
 
     questions: int = Field(ge=2, le=10570, description="of the dev set, evenly over the file")
     rounds: int = Field(ge=2)
-    batch_size: int = Field(8, gt=0, description="of the usual loop")
+    batch_size: int = Field(default=8, gt=0, description="of the usual loop")
 
 
 Backend = Literal[
@@ -76,8 +76,12 @@ class LatencySettings(Strict):
     lengths: list[int] = Field([16, 64, 128, 512], min_length=1)
     batches: list[int] = Field([1, 32], min_length=1)
     seconds: float = Field(gt=0, description="of each model and backend, at each point")
-    least_rounds: int = Field(3, gt=0)
-    most_rounds: int = Field(200, gt=0)
-    longest_call: float = Field(3.0, gt=0, description="seconds; longer ones are not measured")
-    texts: int = Field(64, gt=0, le=1500, description="STS-B dev pairs, in file order")
-    text_length: int = Field(128, ge=8, le=512, description="tokens of the text timed end to end")
+    least_rounds: int = Field(default=3, gt=0)
+    most_rounds: int = Field(default=200, gt=0)
+    longest_call: float = Field(
+        default=3.0, gt=0, description="seconds; longer ones are not measured"
+    )
+    texts: int = Field(default=64, gt=0, le=1500, description="STS-B dev pairs, in file order")
+    text_length: int = Field(
+        default=128, ge=8, le=512, description="tokens of the text timed end to end"
+    )

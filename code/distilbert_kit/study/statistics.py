@@ -43,7 +43,7 @@ class AtChanceError(UserError):
     """There is nothing to retain: the teacher's score is no better than guessing."""
 
 
-ScoreFunction = Callable[..., ArrayLike]
+ScoreFunction = Callable[..., np.ndarray | float]
 
 
 LEVEL = 0.95
@@ -127,7 +127,7 @@ def score_interval(tasks: Mapping[str, Scores], level: float = LEVEL) -> dict:
     Returns {"estimate", "low", "high", "standard_error", "df"}.
     """
     found = list(tasks.values())
-    mean = np.mean([scores.mean[0] for scores in found])
+    mean = float(np.mean([scores.mean[0] for scores in found]))
     return _student(mean, *_spread(found, np.ones((len(found), 1)) / len(found)), level)
 
 
@@ -302,12 +302,12 @@ def _reaches(line: np.ndarray, spread: np.ndarray, target: float) -> tuple:
 
 def summarise(values: Sequence[float]) -> dict:
     """Scores of several seeds -> {"n", "mean", "median", "sd"}; sd (n - 1) is None for one."""
-    values = _finite("values", values)
+    found = _finite("values", values)
     return {
-        "n": len(values),
-        "mean": float(values.mean()),
-        "median": float(np.median(values)),
-        "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "n": len(found),
+        "mean": float(found.mean()),
+        "median": float(np.median(found)),
+        "sd": float(found.std(ddof=1)) if len(found) > 1 else None,
     }
 
 
@@ -390,11 +390,11 @@ def _finite(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _aligned(*arrays: ArrayLike) -> list[np.ndarray]:
-    arrays = [np.asarray(values) for values in arrays]
-    sizes = [len(values) for values in arrays]
+    aligned = [np.asarray(values) for values in arrays]
+    sizes = [len(values) for values in aligned]
     if len(set(sizes)) > 1 or sizes[0] < 2:
         raise UserError(
             f"cannot compare arrays of {', '.join(map(str, sizes))} examples: give the same"
             " examples in the same order, at least 2"
         )
-    return arrays
+    return aligned

@@ -328,5 +328,5 @@ def frame(rows: Sequence[dict], columns: Sequence[str], digits: int = 3) -> pd.D
     """
     if not rows:
         return pd.DataFrame({"": ["This recipe has no records of this."]}, index=[""])
-    found = pd.json_normalize(rows).reindex(columns=columns).dropna(axis="columns", how="all")
+    found = pd.json_normalize(list(rows)).reindex(columns=columns).dropna(axis="columns", how="all")
     return found.set_index(columns[0]).round(digits)

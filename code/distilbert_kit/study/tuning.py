@@ -21,7 +21,7 @@ def tuning_rows(recipe: Recipe) -> list[dict]:
             score = cell.read_record().metrics["held_out"]["score"]
             scores.setdefault(cell.identity["learning_rate"], {})[cell.identity["task"]] = score
         means = {rate: sum(found.values()) / len(found) for rate, found in scores.items()}
-        best = max(means, key=means.get)
+        best = max(means, key=means.__getitem__)
         rows += [
             {
                 "model": model,

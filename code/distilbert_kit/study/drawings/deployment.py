@@ -61,7 +61,7 @@ def pareto(recipe: Recipe, rows: list[dict]) -> Figure:
             if row[cost] is not None and row[score] is not None:
                 small = row["form"] == "onnx_int8"
                 name = pretty(row["label"]) + ", int8" * small
-                look = looks[row["model"]] | {"ms": 4 if small else 8}
+                look = dict(looks[row["model"]], ms=4 if small else 8)
                 axes.plot(unit * row[cost], 100 * row[score], ls="", label=name, **look)
         axes.set(xlabel=label, ylabel=f"{scores[score]}, %")
     names = {}

@@ -1,5 +1,7 @@
 """Figures of language understanding: scores, errors, and what distillation loses."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -133,7 +135,7 @@ def cross(recipe: Recipe, rows: list[dict]) -> Figure:
         for row in own:
             x, y = tested.index(row["tested_on"]), trained.index(row["trained_on"])
             weight = "bold" if row["tested_on"] == row["trained_on"] else "normal"
-            centred = {"ha": "center", "va": "center"}
+            centred: dict[str, Any] = {"ha": "center", "va": "center"}
             axes.text(x, y - 0.12, f"{100 * row['score']:.1f}", weight=weight, **centred)
             axes.text(
                 x, y + 0.27, f"{100 * row['guessing']:.1f}", color="#4A4A4A", size=8, **centred
@@ -148,7 +150,7 @@ def cross(recipe: Recipe, rows: list[dict]) -> Figure:
     return figure
 
 
-WAYS = {
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "both": ("both right", {"color": "#F0F0F0", "ec": "#9A9A9A"}),
     "only_teacher": ("only the teacher", {"color": TEACHER}),
     "only_student": ("only the model", {"color": STUDENT}),
@@ -195,11 +197,9 @@ def reliability(recipe: Recipe, rows: list[dict]) -> Figure:
         for side, model in (("teacher", recipe.teacher), ("model", row["model"])):
             bins = pd.DataFrame(row["calibration"][side]["bins"])
             share = bins["count"] / bins["count"].sum()
-            point = (bins["confidence"], bins["accuracy"])
-            axes.plot(*point, color=looks[model]["color"], lw=1, alpha=0.6)
-            axes.scatter(
-                *point, 4 + 120 * share, looks[model]["color"], looks[model]["marker"], alpha=0.8
-            )
+            x, y, look = bins["confidence"], bins["accuracy"], looks[model]
+            axes.plot(x, y, color=look["color"], lw=1, alpha=0.6)
+            axes.scatter(x, y, 4 + 120 * share, look["color"], marker=look["marker"], alpha=0.8)
         axes.set_title(task_label(row["task"], row["split"]))
         axes.set(xlabel="probability", ylabel="accuracy", ylim=(-0.04, 1.04))
         axes.label_outer()

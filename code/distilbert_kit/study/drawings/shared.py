@@ -18,9 +18,9 @@ from ..figures import FULL
 
 def task_label(task: str, split: str = "") -> str:
     """A task's title, with its split where it has several."""
-    task = get_task(task)
-    several = len(task.eval_splits) > 1 and split
-    return f"{task.title}, {split.removeprefix('validation_')}" if several else task.title
+    found = get_task(task)
+    several = len(found.eval_splits) > 1 and split
+    return f"{found.title}, {split.removeprefix('validation_')}" if several else found.title
 
 
 def pretty(label: str) -> str:

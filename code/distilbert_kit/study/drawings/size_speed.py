@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ..figures import FULL, PAPER, SHADES, STUDENT, TEACHER
 from ..recipes import Recipe
@@ -166,7 +167,7 @@ def latency(bins: list[dict], by_length: list[dict], pairs: str) -> Figure:
         axes.set(xscale="log", yscale="log")
         axes.set_xticks(ticks, labels=ticks)
         axes.minorticks_off()
-        axes.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -179,7 +179,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
     """
     rows = []
     for model, spec in recipe.models.items():
-        if (reference := counterpart(recipe, model)) is None:
+        if spec.distill is None or (reference := counterpart(recipe, model)) is None:
             continue
         if (shared := mean_gap(recipe, model, reference)) is None:
             continue

@@ -80,7 +80,7 @@ def pareto_rows(recipe: Recipe, record: Record | None) -> list[dict]:
     the study-size models of the same depth; None without a record of latency.
     """
     spec = recipe.models[recipe.student].distill
-    models = dict.fromkeys([recipe.teacher, recipe.student, *([spec.student] if spec else [])])
+    models = [recipe.teacher, recipe.student, *([spec.student] if spec else [])]
     means = {row["model"]: row["mean"] for row in macro_rows(recipe)}
     task = get_task(recipe.quantize.task) if recipe.quantize else None
     present = present_records(recipe)
@@ -89,7 +89,7 @@ def pareto_rows(recipe: Recipe, record: Record | None) -> list[dict]:
     }
     names = {"torch_fp32": "torch_ours", "onnx_int8": "onnx_int8"}
     rows = []
-    for model in models:
+    for model in dict.fromkeys(models):
         shape = STUDENTS["study"][model != recipe.teacher]
         for form, backend in names.items():
             one, fp32 = quantized.get((model, form)), form == "torch_fp32"

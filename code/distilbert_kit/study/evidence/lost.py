@@ -1,7 +1,7 @@
 """From the predictions and records of a recipe to what distillation loses, beyond the scores."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from .comparisons import shared_seeds
 from .scores import guessing, read_predictions, recorded_seeds, seed_predictions
 
 
-def _groups(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
+def _groups(frame: pd.DataFrame, by: str) -> Iterator[tuple[Hashable, pd.DataFrame]]:
     """The rows of each phenomenon, or of each quarter of the lengths in tokens, shortest first."""
     if by not in frame:
         return
@@ -73,7 +73,8 @@ def _calibration(outcomes: list[dict]) -> dict:
     """Mean calibration error over the seeds, and the bins of all their predictions together."""
     pairs = [(softmax(run["logits"], axis=1), run["reference"]) for run in outcomes]
     errors = [expected_calibration_error(*pair)["expected_calibration_error"] for pair in pairs]
-    together = expected_calibration_error(*map(np.concatenate, zip(*pairs)))
+    probabilities, references = map(np.concatenate, zip(*pairs))
+    together = expected_calibration_error(probabilities, references)
     return {
         "expected_calibration_error": float(np.mean(errors)),
         "bins": [row for row in together["bins"] if row["count"]],
@@ -130,14 +131,14 @@ def lost_rows(recipe: Recipe, model: str, teacher: str) -> list[dict]:
     return rows
 
 
-def _likeness(teacher: dict, model: dict) -> dict[str, float | None]:
+def _likeness(teacher: dict, model: dict) -> Mapping[str, float | None]:
     """`metrics.agreement`, or without logits the share of examples that both get right or wrong."""
     if "logits" in teacher:
         return agreement(teacher["logits"], model["logits"])
     return {"agreement": float((teacher["right"] == model["right"]).mean()), "kl": None}
 
 
-def _mean(runs: list[dict], over: float = 1) -> dict[str, float | None]:
+def _mean(runs: Sequence[Mapping], over: float = 1) -> dict[str, float | None]:
     """Means over runs, key by key, divided by `over`; None where a value is missing."""
     return {
         key: None if value is None else float(np.mean([run[key] for run in runs]) / over)

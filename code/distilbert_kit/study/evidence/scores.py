@@ -135,15 +135,14 @@ def task_score_function(metric: str, task: Task) -> Callable[..., np.ndarray | f
     return score_function(metric, task.num_labels)
 
 
+# These have no vectorised form: a thousand calls of scikit-learn take seconds.
+_WITHOUT_INTERVAL = ("precision", "recall")
+
+
 def _score_interval(
     recipe: Recipe, model: str, task: Task, split: str, seeds: list[int], metric: str
-) -> dict | None:
-    """Interval over seeds and examples; None for precision and recall.
-
-    These have no vectorised form: a thousand calls of scikit-learn take seconds.
-    """
-    if metric in ("precision", "recall"):
-        return None
+) -> dict:
+    """Interval over seeds and examples."""
     frame = seed_predictions(recipe, model, task.name, split, seeds, metric)
     runs = [(frame[seed], frame["reference"]) for seed in seeds]
     found = statistics.crossed_scores(runs, task_score_function(metric, task))
@@ -178,7 +177,9 @@ def score_rows(recipe: Recipe) -> list[dict]:
                             "examples": examples,
                             "values": values,
                             "over_seeds": statistics.summarise(values),
-                            "interval": _score_interval(recipe, model, task, split, seeds, metric),
+                            "interval": None
+                            if metric in _WITHOUT_INTERVAL
+                            else _score_interval(recipe, model, task, split, seeds, metric),
                         }
                     )
     return rows
