@@ -82,8 +82,7 @@ def test_windows_and_targets_equal_the_tokenizer_and_a_search(context, first, le
     dataset = QuestionAnsweringDataset(*rows)
     assert dataset.dropped == (not touched)
     assume(touched)
-    dataset.question = dataset.question[dataset.question == 0]
-    items = [dataset[i] for i in range(len(dataset))]
+    items = [dataset[i] for i in range((dataset.question == 0).sum())]
     assert [item["input_ids"] for item in items] == library["input_ids"]
     assert dataset.lengths.tolist()[: len(items)] == [len(item["input_ids"]) for item in items]
     for item, types in zip(items, library["token_type_ids"], strict=True):
