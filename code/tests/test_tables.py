@@ -279,9 +279,7 @@ def test_ablation_by_hand(one_seed, tmp_path):
     shown["rows"][0] |= {"low": -0.3, "high": -0.1}
     shown["order"] = [{"gap": {"low": 0.1}}, {"gap": {"low": -0.1}}]
     said = answers.ablation(shown)
-    assert (
-        "Of 1 change, 1 significantly lower the mean score (“from random weights”)" in said
-    )
+    assert "Of 1 change, 1 significantly lower the mean score (“from random weights”)" in said
     assert "order shows in 1 of 2 steps" in said
     shown["rows"][0] |= {"low": 0.1, "high": 0.3}
     assert "1 significantly raise it" in answers.ablation(shown)
