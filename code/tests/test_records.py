@@ -1,5 +1,6 @@
 """Records, recipes and the graph: what is written, what is current, what is refused."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -9,13 +10,15 @@ import sys
 import pytest
 import yaml
 
+from distilbert_kit.data.listed import expected_split
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key, write_atomically
 from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.study import cell as cell_module
 from distilbert_kit.study import cells as experiment
 from distilbert_kit.study import records
 from distilbert_kit.study.recipes import load_recipe
-from distilbert_kit.study.records import is_current, read_record, recording
+from distilbert_kit.study.records import Input, is_current, read_record, recording
 
 PROVENANCE = {
     "stage": "finetune",
@@ -235,7 +238,7 @@ def test_missing_recipe_lists_the_others():
         load_recipe("quik")
 
 
-def test_key_follows_settings_parents_and_data():
+def test_key_follows_settings_parents_and_data(monkeypatch):
     recipe, name = load_recipe("quick"), "undistilled"
     cell = experiment.finetune_cell(recipe, name, "sentiment", 0)
     assert cell.key == experiment.finetune_cell(recipe, name, "sentiment", 0).key
@@ -251,6 +254,21 @@ def test_key_follows_settings_parents_and_data():
     )
     changed = recipe.model_copy(update={"models": recipe.models | {name: moved}})
     assert experiment.finetune_cell(changed, name, "sentiment", 0).key != cell.key
+    changes = {
+        "stage": "tune",
+        "identity": {"model": "another"},
+        "settings": {},
+        "parents": (),
+        "data": cell.data[1:],
+        "inputs": (Input(name="weights:a", content="sha256:b"),),
+    }
+    for field, other in changes.items():
+        assert dataclasses.replace(cell, **{field: other}).key != cell.key, field
+    elsewhere = dataclasses.replace(cell, name="another", command=["true"], splits=())
+    assert elsewhere.key == cell.key  # where it is written and how it is run decide nothing
+    hashed = {"sha256": "0" * 64}  # as many rows with other words
+    monkeypatch.setattr(cell_module, "expected_split", lambda *s: expected_split(*s) | hashed)
+    assert dataclasses.replace(cell).key != cell.key
 
 
 def test_error_line_and_status_of_a_script():
