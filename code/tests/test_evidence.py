@@ -69,6 +69,8 @@ def test_the_curve_is_the_line_through_the_budgets_of_the_students_rate(results,
     assert found["slope"]["estimate"] == pytest.approx(slope)
     assert found["at_budget"]["estimate"] == pytest.approx(intercept + 10 * slope)  # 1e10 tokens
     assert found["target"] == 0.97  # the paper's
+    losses = distillation.loss_curves(recipe, distillation.budget_rows(recipe))
+    assert set(losses) == {"teacher", "distilled", "long", "short", "fast"}  # no ablation
     undistilled = make_recipe(tmp_path, models=models, student="undistilled")
     assert distillation.token_curve(undistilled) is None
 
