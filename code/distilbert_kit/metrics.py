@@ -69,7 +69,7 @@ def _correlation(x: np.ndarray, y: np.ndarray, ranks: bool, axis: int = -1) -> n
     x, y = (rankdata(v, axis=axis) if ranks else v.astype(np.float64) for v in (x, y))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy's constant-input warnings
-        return np.nan_to_num(pearsonr(x, y, axis=axis).statistic, posinf=0.0, neginf=0.0)
+        return np.nan_to_num(pearsonr(x, y, axis=axis).statistic)
 
 
 def score_function(name: str, num_labels: int = 2) -> Callable[..., np.ndarray | float]:
