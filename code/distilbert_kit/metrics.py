@@ -71,7 +71,7 @@ def _correlation(x: np.ndarray, y: np.ndarray, ranks: bool, axis: int = -1) -> n
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy's constant-input warnings
         found = pearsonr(x, y, axis=axis).statistic  # pyright: ignore[reportAttributeAccessIssue]
-        return np.nan_to_num(found, posinf=0.0, neginf=0.0)
+        return np.nan_to_num(found)
 
 
 def score_function(name: str, num_labels: int = 2) -> Callable[..., np.ndarray | float]:

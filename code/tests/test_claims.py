@@ -61,6 +61,7 @@ def test_too_few_seeds_and_untested():
         ([(2, 1, 3), (5, -2, 13), (9, 7, 11)], (5, -2, 13), "undecided"),  # never a mix of two
         ([(2, 1, 3), (5, 2, 13)], (2, 1, 3), "supported"),
         ([(-2, -3, -1), (0, -9, 9)], (-2, -3, -1), "not supported"),  # one refuted step is enough
+        ([(-2, -3, 0), (0, -9, 9)], (0, -9, 9), "undecided"),  # the edge refutes nothing
     ],
 )
 def test_an_order_shows_the_step_that_decides_it(monkeypatch, steps, shown, verdict):

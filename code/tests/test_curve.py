@@ -56,6 +56,26 @@ def test_curve_is_the_least_squares_fit_and_its_errors_are_those_of_a_simulation
         assert abs(intercept + end * slope - 0.97) == pytest.approx(t * error, rel=0.03)
 
 
+def test_ends_of_the_target_are_just_told_apart_from_it_with_few_seeds():
+    """With as many degrees of freedom as the line has where it reaches the target."""
+    rng, tokens = np.random.default_rng(5), [1e6, 3e6, 1e7, 1e8]
+    mean = [0.8, 0.61, 0.65, 0.68, 0.75]
+    tasks = {
+        name: scores_of(rng.normal(mean, 0.004, (seeds, 5)), example_variance=1e-6, examples=200)
+        for name, seeds in (("x", 3), ("y", 6))
+    }
+
+    def line_at(log10_tokens):
+        return curve_over_tokens(tokens, tasks, 0.97, budget=10**log10_tokens)["at_budget"]
+
+    reached = curve_over_tokens(tokens, tasks, 0.97, budget=1e9)["log10_tokens"]
+    t = stats.t.ppf(0.975, line_at(reached["estimate"])["df"])
+    assert reached["low"] < reached["estimate"] < reached["high"]
+    for end in (reached["low"], reached["high"]):
+        at = line_at(end)
+        assert abs(at["estimate"] - 0.97) == pytest.approx(t * at["standard_error"])
+
+
 def test_a_flat_or_doubtful_curve_promises_no_tokens():
     flat = {"x": scores_of([[0.8, 0.7, 0.7, 0.6]], example_variance=1e-4)}
     found = curve_over_tokens([1e6, 3e6, 1e7], flat, target=0.97, budget=1e10)

@@ -45,6 +45,36 @@ def test_ablation_compares_with_what_was_distilled_alike(results, tmp_path):
     assert order[0]["gap"]["estimate"] > 0.1  # 0.6 below 0.8
 
 
+def test_the_curve_is_the_line_through_the_budgets_of_the_students_rate(results, tmp_path):
+    """Another learning rate is another curve; what was never distilled has no budget."""
+    spec = RECIPE["models"]["distilled"]["distill"]
+    longer, faster = {"epochs": 2}, {"epochs": 1, "learning_rate": 0.1}
+    models = RECIPE["models"] | {
+        name: {"label": name, "distill": spec | {"training": training}}
+        for name, training in {"long": longer, "short": {"epochs": 0.25}, "fast": faster}.items()
+    }
+    recipe = make_recipe(tmp_path, models=models)
+    write_evidence(recipe)
+    found = distillation.token_curve(recipe)
+    assert found["models"] == ["short", "distilled", "long"] and found["tasks"] == ["sentiment"]
+    assert found["tokens"] == [2250, 4500, 18000]
+    means = {
+        row["model"]: row["over_seeds"]["mean"]
+        for row in scores.score_rows(recipe)
+        if row["primary"]
+    }
+    kept = [means[model] / means["teacher"] for model in found["models"]]
+    slope, intercept = np.polyfit(np.log10(found["tokens"]), kept, 1)
+    assert found["points"] == pytest.approx(kept)
+    assert found["slope"]["estimate"] == pytest.approx(slope)
+    assert found["at_budget"]["estimate"] == pytest.approx(intercept + 10 * slope)  # 1e10 tokens
+    assert found["target"] == 0.97  # the paper's
+    losses = distillation.loss_curves(recipe, distillation.budget_rows(recipe))
+    assert set(losses) == {"teacher", "distilled", "long", "short", "fast"}  # no ablation
+    undistilled = make_recipe(tmp_path, models=models, student="undistilled")
+    assert distillation.token_curve(undistilled) is None
+
+
 def test_missing_records_are_no_evidence(results, tmp_path):
     recipe = make_recipe(tmp_path)
     found = claims.judge_all(recipe, claims.load_ledger())

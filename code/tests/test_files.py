@@ -1,5 +1,6 @@
 """Files and folders appear whole, whoever else writes them; leftovers of killed runs go."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from distilbert_kit.files import (
     check_output_folder,
     check_output_record,
     check_unchanged,
+    content_key,
     known_sha256,
     locked,
     mark_files,
@@ -144,6 +146,12 @@ def test_hash_of_a_changed_file_is_new(tmp_path):
     first = known_sha256(path)
     path.write_text("another")
     assert known_sha256(path) != first
+
+
+def test_a_key_is_the_beginning_of_the_hash_of_sorted_json():
+    """The records in git have such keys: made in another way, all of them would be stale."""
+    whole = hashlib.sha256(b'{"a": 0.5, "b": [2, null]}').hexdigest()
+    assert content_key({"b": [2, None], "a": 0.5}) == whole[:16]
 
 
 def test_only_what_the_kit_made_is_replaced(tmp_path):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilbert_kit.losses import (
+    ROWS_PER_THREAD,
     fused_triple_loss,
     triple_loss_plain,
 )
@@ -99,10 +100,12 @@ def test_fused_gradient_by_finite_differences():
     torch.testing.assert_close((ends[0] - ends[1]) / (2 * step), analytic, rtol=1e-7, atol=0)
 
 
-def test_large_vocabulary_in_several_groups_of_rows():
-    """More rows in a chunk than one cache-sized group, masked rows ending inside a group."""
-    student, teacher, labels = heads(3000, masked=0.15)
-    case = (student, teacher, labels, 5 / 3000, 2 / 450)
+@pytest.mark.parametrize("ce_scale", [5 / 3000, 0.0])
+def test_large_vocabulary_in_several_groups_of_rows(ce_scale):
+    """More rows in a chunk than one cache-sized group, the masked rows ending inside a group."""
+    student, teacher, labels = heads(3000, masked=0.15, seed=1)
+    assert int((labels != -100).sum()) % ROWS_PER_THREAD
+    case = (student, teacher, labels, ce_scale, 2 / 450)
     assert_equal_losses(fused(*case, chunk_size=1024), plain(*case), student, 1e-5)
 
 

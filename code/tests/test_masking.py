@@ -52,9 +52,11 @@ def test_probabilities_follow_the_formula():
     assert torch.equal(masking_probabilities(counts, special_ids=[0]), weights)  # the original's
 
 
-def test_eighty_ten_ten():
+@pytest.mark.parametrize("proportions", [None, (0.5, 0.3, 0.2)])
+def test_drawn_positions_are_masked_replaced_and_kept_in_proportion(proportions):
     ids, attention_mask = make_batch([400] * 100)
-    masked, labels = mask(ids, attention_mask)
+    options = {"proportions": proportions} if proportions else {}
+    masked, labels = mask(ids, attention_mask, **options)
     drawn = labels != -100
     n = int(drawn.sum())
     assert torch.equal(labels[drawn], ids[drawn])
@@ -62,10 +64,11 @@ def test_eighty_ten_ten():
     became_mask = int((masked[drawn] == MASK).sum())
     changed = int(((masked != MASK) & (masked != ids) & drawn).sum())
     kept = n - became_mask - changed
-    assert within(became_mask, n, 0.8)
+    to_mask, to_random, to_same = proportions or (0.8, 0.1, 0.1)  # BERT's
+    assert within(became_mask, n, to_mask)
     # One replacement in V - 5 equals the token it replaces.
-    assert within(changed, n, 0.1 * (1 - 1 / (V - 5)))
-    assert within(kept, n, 0.1 + 0.1 / (V - 5))
+    assert within(changed, n, to_random * (1 - 1 / (V - 5)))
+    assert within(kept, n, to_same + to_random / (V - 5))
 
 
 def test_replacements_are_uniform_over_ordinary_tokens():

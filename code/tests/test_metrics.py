@@ -58,7 +58,7 @@ def test_binary_metrics_by_hand():
 
 def test_f1_belongs_to_class_one_not_to_class_zero():
     predictions, references = [0, 0, 0, 1], [0, 0, 1, 1]
-    assert compute_metrics(["f1"], predictions, references, 2)["f1"] == pytest.approx(2 / 3)
+    assert compute_metrics(["f1"], predictions, references)["f1"] == pytest.approx(2 / 3)
     flipped = compute_metrics(["f1"], [1, 1, 1, 0], [1, 1, 0, 0], 2)["f1"]
     assert flipped == pytest.approx(4 / 5)
 
@@ -116,7 +116,9 @@ def test_constant_predictions_are_a_number(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_labels"), [(n, 2) for n in METRICS] + [("f1", 3), ("matthews", 3)]
+    ("name", "num_labels"),
+    # over two classes the two correlations are the same
+    [(n, 2) for n in METRICS] + [("f1", 3), ("matthews", 3), ("pearson", 6), ("spearman", 6)],
 )
 @settings(deadline=None, max_examples=20)
 @given(data=st.data())
@@ -132,7 +134,7 @@ def test_bootstrap_form_equals_plain_form(name, num_labels, data):
     expected = [compute_metrics([name], a, b, num_labels)[name] for a, b in zip(p, r)]
     function = score_function(name, num_labels)
     assert [function(a, b) for a, b in zip(p, r)] == pytest.approx(expected)
-    if num_labels == 2 and name not in ("precision", "recall"):
+    if name in CORRELATIONS or (num_labels == 2 and name not in ("precision", "recall")):
         assert function(p, r, axis=-1).tolist() == pytest.approx(expected)
 
 

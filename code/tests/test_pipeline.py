@@ -102,7 +102,7 @@ def test_slurm_profile_is_read_and_plans_a_job_a_cell(recipe_file):
     command += ["--workflow-profile", CODE / "examples" / "slurm"]
     command += ["--config", f"recipe={recipe_file}", "publish=False"]
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-        command += ["--executor", "local", "--cores", "2"]
+        command += ["--executor", "local", "--cores", "16"]
     environment = os.environ | {"RESULTS_DIR": str(recipe_file.parent / "results")}
     plan = subprocess.run(
         [*command, "--directory", recipe_file.parent],
@@ -114,4 +114,5 @@ def test_slurm_profile_is_read_and_plans_a_job_a_cell(recipe_file):
     jobs = plan.stdout.split("rule cell:")[1:]
     cells = experiment.cells_to_run(load_recipe(recipe_file))
     assert len(jobs) == len(cells)
-    assert all("slurm_partition=cpu" in job and "runtime=120" in job for job in jobs)
+    asked = ("slurm_partition=cpu", "runtime=120", "threads: 8")
+    assert all(word in job for job in jobs for word in asked)

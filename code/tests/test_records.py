@@ -1,7 +1,11 @@
 """Records, recipes and the graph: what is written, what is current, what is refused."""
 
+import copy
+import dataclasses
 import errno
+import functools
 import json
+import operator
 import shutil
 import subprocess
 import sys
@@ -9,13 +13,15 @@ import sys
 import pytest
 import yaml
 
+from distilbert_kit.data.listed import expected_split
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key, write_atomically
 from distilbert_kit.paths import CODE, RECIPES
+from distilbert_kit.study import cell as cell_module
 from distilbert_kit.study import cells as experiment
-from distilbert_kit.study import records
+from distilbert_kit.study import recipes, records
 from distilbert_kit.study.recipes import load_recipe
-from distilbert_kit.study.records import is_current, read_record, recording
+from distilbert_kit.study.records import Input, is_current, read_record, recording
 
 PROVENANCE = {
     "stage": "finetune",
@@ -235,7 +241,7 @@ def test_missing_recipe_lists_the_others():
         load_recipe("quik")
 
 
-def test_key_follows_settings_parents_and_data():
+def test_key_follows_settings_parents_and_data(monkeypatch):
     recipe, name = load_recipe("quick"), "undistilled"
     cell = experiment.finetune_cell(recipe, name, "sentiment", 0)
     assert cell.key == experiment.finetune_cell(recipe, name, "sentiment", 0).key
@@ -251,6 +257,74 @@ def test_key_follows_settings_parents_and_data():
     )
     changed = recipe.model_copy(update={"models": recipe.models | {name: moved}})
     assert experiment.finetune_cell(changed, name, "sentiment", 0).key != cell.key
+    changes = {
+        "stage": "tune",
+        "identity": {"model": "another"},
+        "settings": {},
+        "parents": (),
+        "data": cell.data[1:],
+        "inputs": (Input(name="weights:a", content="sha256:b"),),
+    }
+    for field, other in changes.items():
+        assert dataclasses.replace(cell, **{field: other}).key != cell.key, field
+    elsewhere = dataclasses.replace(cell, name="another", command=["true"], splits=())
+    assert elsewhere.key == cell.key  # where it is written and how it is run decide nothing
+    hashed = {"sha256": "0" * 64}  # as many rows with other words
+    monkeypatch.setattr(cell_module, "expected_split", lambda *s: expected_split(*s) | hashed)
+    assert dataclasses.replace(cell).key != cell.key
+
+
+def numbers_in(content, *path):
+    """Where the numbers and truth values of a recipe are, and what they are."""
+    if isinstance(content, (dict, list)):
+        keys = content if isinstance(content, dict) else range(len(content))
+        for key in keys:
+            yield from numbers_in(content[key], *path, key)
+    elif isinstance(content, (bool, int, float)):
+        yield path, content
+
+
+def changed(content, path, value):
+    """The recipe of a content with another value, still a valid one, at a path."""
+    if isinstance(value, bool):
+        other = not value
+    else:
+        other = value + 1 if isinstance(value, int) else value / 2 or 0.5
+    content = copy.deepcopy(content)
+    functools.reduce(operator.getitem, path[:-1], content)[path[-1]] = other
+    return recipes.Recipe.model_validate(content)
+
+
+def test_every_number_of_a_recipe_is_in_the_key_of_its_stage():
+    """And what comes before that stage, or beside it, need not run again."""
+    content = load_recipe("quick").model_dump(mode="json", exclude={"demo"})
+    before = {c.key for c in experiment.evidence_cells(recipes.Recipe.model_validate(content))}
+    for path, value in numbers_in(content):
+        cells = experiment.evidence_cells(changed(content, path, value))
+        stale = {cell.stage for cell in cells if cell.key not in before}
+        first = {"speed": "benchmark", "seeds": "finetune"}.get(path[0], path[0])
+        if path[0] == "models":
+            first = path[2]
+        elif path[0] == "corpus" and path[1] not in ("limit_tokens", "validation_fraction"):
+            first = "pretrain"  # the text stays, its masks change
+        assert first in stale, path
+        alone = {"finetune", "benchmark"} & {first}
+        assert stale == alone or not alone, path
+        assert first != "distill" or stale == {"distill", "finetune"}, path
+
+
+def test_benchmarks_follow_the_training_that_they_time():
+    recipe = load_recipe("study")
+    longer = recipe.finetune.model_copy(update={"epochs": 9.0})
+    masked = recipe.corpus.model_copy(update={"mask_probability": 0.5})
+    other = recipe.model_copy(update={"finetune": longer, "corpus": masked})
+    stale = {
+        stage
+        for stage in experiment.benchmark_stages(recipe)
+        if experiment.benchmark_cell(recipe, stage).key
+        != experiment.benchmark_cell(other, stage).key
+    }
+    assert stale == {"training_speed", "distillation_speed"}
 
 
 def test_error_line_and_status_of_a_script():

@@ -338,6 +338,7 @@ def test_corpus_of_listed_data_is_checked_and_recorded(write, listed_text, monke
     run(monkeypatch, prepare_corpus, recipe)
     (used,) = read_record(corpus_cell(load_recipe(recipe)).record).data
     assert (used.name, used.rows, used.sha256) == ("text/train", 3, rows_sha256(rows))
+    assert corpus_cell(load_recipe(recipe)).data == (("text", "train"),)
     pd.DataFrame([*rows[:2], rows[2] | {"text": "another text of the same rows"}]).to_parquet(path)
     error = refused(monkeypatch, capsys, prepare_corpus, recipe)
     assert "content SHA-256 is" in error

@@ -202,14 +202,16 @@ def test_coverage_is_near_its_level(seeds, spread):
 # --- times ---------------------------------------------------------------------------------------
 
 
-def test_interval_is_that_of_the_exact_bootstrap_distribution():
+@pytest.mark.parametrize("level", [0.4, 0.8])
+def test_interval_is_that_of_the_exact_bootstrap_distribution(level):
     """Four examples have 4^4 resamples: enumerate them all."""
     predictions, references = np.array([1, 1, 0, 0]), np.array([1, 1, 1, 0])
     right = predictions == references
     every = [right[list(index)].mean() for index in itertools.product(range(4), repeat=4)]
-    found = bootstrap_interval(ACCURACY, predictions, references, resamples=20_000, level=0.8)
+    found = bootstrap_interval(ACCURACY, predictions, references, resamples=20_000, level=level)
     assert found["estimate"] == 0.75
-    assert [found["low"], found["high"]] == np.quantile(every, [0.1, 0.9]).tolist()
+    ends = np.quantile(every, [(1 - level) / 2, (1 + level) / 2])
+    assert [found["low"], found["high"]] == ends.tolist()
 
 
 def test_wilson_by_hand():

@@ -10,7 +10,7 @@ from invented import RECIPE, make_recipe
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.study import answers, cells, figures, tables
+from distilbert_kit.study import answers, cells, claims, figures, tables
 from distilbert_kit.study.evidence import comparisons, distillation, scores, speed
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.classification import score
@@ -226,6 +226,11 @@ def test_size_and_speed_by_hand(results, tmp_path):
     assert first["less_time"] == 0.5 and second["outside_layers"] == 0.5
     assert [row["share"] for row in speed.rate_rows([first])] == [0.2, 0.2]  # 100 of 500 GFLOP/s
     assert found["least_favourable"] == second | {"bounds": [1.4, 1.6]}
+    [claim] = [c for c in claims.load_ledger().claims if c.kind == "speed"]
+    judged = claims.find(claim, recipe)
+    assert (judged.value, judged.low, judged.high) == (1.5, 1.4, 1.6)
+    assert judged.detail == "our implementation with 2 threads; all: 2.00, 1.50"
+    assert judged.interval == "over 2 passes"  # a record without the interval over pairs
     first["over_pairs"] = {"low": 1.3, "high": 1.9}  # the wider bounds count
     assert speed.least_favourable(found["rows"])["bounds"] == [1.3, 2.2]
     said = answers.size_speed(tables.size_speed(recipe), tables.paper())
@@ -279,9 +284,7 @@ def test_ablation_by_hand(one_seed, tmp_path):
     shown["rows"][0] |= {"low": -0.3, "high": -0.1}
     shown["order"] = [{"gap": {"low": 0.1}}, {"gap": {"low": -0.1}}]
     said = answers.ablation(shown)
-    assert (
-        "Of 1 change, 1 significantly lower the mean score (“from random weights”)" in said
-    )
+    assert "Of 1 change, 1 significantly lower the mean score (“from random weights”)" in said
     assert "order shows in 1 of 2 steps" in said
     shown["rows"][0] |= {"low": 0.1, "high": 0.3}
     assert "1 significantly raise it" in answers.ablation(shown)

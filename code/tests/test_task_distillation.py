@@ -293,7 +293,9 @@ def test_commands_from_teacher_to_student(write_recipe, monkeypatch, tmp_path):
     kept = cache.stat().st_mtime_ns
     run(monkeypatch, *taught, 4)
     assert [p.stat().st_mtime_ns for p in teacher.folder.glob("logits-*")] == [kept]
-    record = read_record(finetune_cell(recipe, "taught", "sentiment", 4).record)
+    cell = finetune_cell(recipe, "taught", "sentiment", 4)
+    record = read_record(cell.record)
+    assert {used.name for used in record.data} == {"/".join(split) for split in cell.data}
     assert {"loss", "soft"} <= set(record.metrics["history"][-1])
     # recorded but without its folder, the teacher comes back with its student, and only then
     run(monkeypatch, *plain, 3)

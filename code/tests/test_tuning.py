@@ -12,7 +12,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import recipes
-from distilbert_kit.study.cells import cells_to_run, finetune_cell, tuning_cells
+from distilbert_kit.study.cells import cells_to_run, finetune_cell, model_cell, tuning_cells
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.tuning import tuned_settings, tuning_rows
 
@@ -66,7 +66,7 @@ def test_the_rate_with_the_best_held_out_score_is_taken(write):
     recipe = write()
     cells = tuning_cells(recipe, "teacher")
     assert [cell.identity["learning_rate"] for cell in cells] == RATES
-    assert all(split == "train" for cell in cells for _, split in cell.data)
+    assert {cell.data for cell in cells} == {(("embedded/sentiment", "train"),)}
     with pytest.raises(UserError, match=r"missing or not current; run python code/tune\.py"):
         tuned_settings(recipe, "teacher", "sentiment")
     for cell, score in zip(cells, (0.8, 0.7)):
@@ -89,12 +89,15 @@ def test_another_grid_makes_fine_tuning_stale(write):
 
 
 def test_trials_come_before_fine_tuning(write):
-    cells = cells_to_run(write())
+    recipe = write()
+    cells = cells_to_run(recipe)
     fine_tuning = [cell for cell in cells.values() if cell.stage == "finetune"]
     assert fine_tuning
     for cell in fine_tuning:
         trials = [parent for parent in cell.parents if parent.stage == "tune"]
         assert len(trials) == len(RATES) and all(trial.key in cells for trial in trials)
+        made = model_cell(recipe, cell.identity["model"]).key  # a trial of other weights is stale
+        assert [[parent.key for parent in trial.parents] for trial in trials] == 2 * [[made]]
 
 
 def test_a_models_own_settings_and_seeds_by_task(write):

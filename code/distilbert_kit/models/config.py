@@ -9,8 +9,15 @@ from ..errors import UserError
 FAMILIES = {"bert": "Bert", "distilbert": "Bert", "mpnet": "MPNet"}
 
 
-# Names of transformers.activations.ACT2FN.
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
+# transformers' names, and torch's module and options for each.
+ACTIVATIONS = {
+    "gelu": ("GELU", {}),
+    "gelu_new": ("GELU", {"approximate": "tanh"}),
+    "gelu_pytorch_tanh": ("GELU", {"approximate": "tanh"}),
+    "relu": ("ReLU", {}),
+    "silu": ("SiLU", {}),
+    "swish": ("SiLU", {}),
+}
 
 
 # The least and the most of each size: far beyond any model of these families.

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import LayerNorm
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
@@ -21,7 +20,13 @@ from transformers.modeling_outputs import (
 from ..errors import UserError
 from ..losses import compute_classification_loss, compute_mlm_loss, span_loss
 from .checkpoints import Pretrained
-from .config import ModelConfig
+from .config import ACTIVATIONS, ModelConfig
+
+
+def _activation(name: str) -> nn.Module:
+    # Of torch: importing transformers' own takes seconds.
+    module, options = ACTIVATIONS[name]
+    return getattr(nn, module)(**options)
 
 
 class Dropout(nn.Dropout):
@@ -150,7 +155,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.inner = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.activation]
+        self.activation = _activation(config.activation)
         self.outer = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -274,7 +279,7 @@ class DistilBERTForMaskedLM(_WithHead):
         size = config.hidden_size
         self.transform = nn.Linear(size, size)
         # MPNet's head has its own activation.
-        self.activation = ACT2FN["gelu" if config.model_type == "mpnet" else config.activation]
+        self.activation = _activation("gelu" if config.model_type == "mpnet" else config.activation)
         self.transform_norm = LayerNorm(size, eps=config.layer_norm_eps)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
         _initialise(self.transform, config.initializer_range)

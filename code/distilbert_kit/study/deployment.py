@@ -1,12 +1,14 @@
 """A classifier in PyTorch, ONNX and int8, measured side by side."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from ..data.batches import Batch, ClassificationDataset
 from ..data.tasks import Task
@@ -16,6 +18,9 @@ from ..models.model import DistilBERTForSequenceClassification
 from ..serve.export import FILES, OnnxModel, size_on_disk
 from ..training.classification import predict_logits, score
 from .measure import alternate
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedModel
 
 
 def random_batch(model: HubModel | PreTrainedModel, length: int) -> Batch:

@@ -9,11 +9,6 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import UserError
@@ -58,7 +53,8 @@ class TrainingResult:
         }
 
 
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathers sharded state too
+# torch's module of state dicts is imported where it is used: it takes seconds.
+_FULL = {"full_state_dict": True, "cpu_offload": True}  # gathers sharded state too
 
 
 def save_state(
@@ -75,7 +71,9 @@ def save_state(
     The random state follows from the position. All processes gather sharded state; the main one
     writes.
     """
-    states = get_state_dict(step, optimizer, options=_FULL)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    states = get_state_dict(step, optimizer, options=StateDictOptions(**_FULL))
     model_state, optimizer_state = cast(tuple[dict[str, Tensor], dict[str, Any]], states)
     if not accelerator.is_main_process:
         return
@@ -129,6 +127,8 @@ def resume_state(
     """Load the checkpoint in `folder`, if there is one, into everything given."""
     if not (folder / CHECKPOINT).exists():
         return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
     position = read_position(folder)
     if different := _differences(position["identity"], identity):
         raise UserError(
@@ -149,7 +149,7 @@ def resume_state(
         optimizer,
         model_state_dict=model_state,
         optim_state_dict=optimizer_state,
-        options=_FULL,
+        options=StateDictOptions(**_FULL),
     )
     vars(result).update(position["result"])
     scheduler.last_epoch = position["scheduler_epoch"]

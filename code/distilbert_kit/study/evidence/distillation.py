@@ -93,7 +93,7 @@ def token_curve(recipe: Recipe) -> dict | None:
     rate = (
         recipe.models[recipe.student].distill and recipe.distill_for(recipe.student).learning_rate
     )
-    rows = [row for row in budget_rows(recipe) if row["tokens"] and row["learning_rate"] == rate]
+    rows = [row for row in budget_rows(recipe) if row["learning_rate"] == rate]
     rows = sorted((row for row in rows if row["scores"]), key=lambda row: row["tokens"])
     models = [recipe.teacher, *(row["model"] for row in rows)]
     tasks = shared_tasks(recipe, models, recipe.macro_tasks)
