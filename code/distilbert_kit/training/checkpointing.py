@@ -54,7 +54,7 @@ class TrainingResult:
 
 
 # torch's module of state dicts is imported where it is used: it takes seconds.
-_FULL = {"full_state_dict": True, "cpu_offload": True}  # gathers sharded state too
+_FULL: dict[str, Any] = {"full_state_dict": True, "cpu_offload": True}  # gathers sharded state too
 
 
 def save_state(
