@@ -129,8 +129,7 @@ def make_up_data(recipe, folder: Path) -> None:
     """A few rows for every split that the recipe reads, and the list that says so."""
     import datasets
 
-    from distilbert_kit.data import grammar
-    from distilbert_kit.data import listed as sources
+    from distilbert_kit.data import grammar, listed as sources
     from distilbert_kit.data.tasks import TASKS, is_embedded
     from distilbert_kit.study.cells import evidence_cells
 

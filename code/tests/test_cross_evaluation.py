@@ -15,8 +15,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import RECIPES
-from distilbert_kit.study import cell as cell_module
-from distilbert_kit.study import recipes
+from distilbert_kit.study import cell as cell_module, recipes
 from distilbert_kit.study.cells import cross_evaluation_cell, evidence_cells, finetune_cell
 from distilbert_kit.study.evidence.lost import cross_rows
 from distilbert_kit.study.recipes import load_recipe

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 import distill_csv

@@ -7,12 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from transformers import BertTokenizer
 
-from distilbert_kit.data import listed as sources
-from distilbert_kit.data import tables as data
+from distilbert_kit.data import listed as sources, tables as data
 from distilbert_kit.data.batches import (
     ClassificationDataset,
     LengthBatchSampler,

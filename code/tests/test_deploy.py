@@ -36,8 +36,7 @@ from distilbert_kit.serve.export import (
 )
 from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.settings import WindowSettings
-from distilbert_kit.study import cells as experiment
-from distilbert_kit.study import recipes
+from distilbert_kit.study import cells as experiment, recipes
 from distilbert_kit.study.cells import quantize_cell
 from distilbert_kit.study.deployment import (
     latency_by_length,

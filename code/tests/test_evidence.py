@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from invented import RECIPE, make_recipe, write_evidence
 
-from distilbert_kit.study import cells as experiment
-from distilbert_kit.study import claims
+from distilbert_kit.study import cells as experiment, claims
 from distilbert_kit.study.evidence import comparisons, distillation, lost, scores
 from distilbert_kit.study.records import recording
 

@@ -18,8 +18,7 @@ import pytest
 import torch
 import yaml
 from hostile import SPECIAL, TEXTS, damaged, mutated, told
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.torch import load_file, save_file
 
 from distilbert_kit.corpus.prepare import prepare_corpus

@@ -133,7 +133,7 @@ def test_the_kit_alone_is_enough(tmp_path):
 def test_public_names_are_those_of_their_modules():
     for name in distilbert_kit.__all__:
         assert getattr(distilbert_kit, name).__module__.startswith("distilbert_kit."), name
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="nothing"):
         distilbert_kit.nothing  # noqa: B018
 
 

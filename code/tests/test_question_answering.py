@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from benchmarks.question_answering_speed import textbook_answers
 from distilbert_kit.data.batches import LengthBatchSampler, create_dataloader

@@ -17,9 +17,7 @@ from distilbert_kit.data.listed import expected_split
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key, write_atomically
 from distilbert_kit.paths import CODE, RECIPES
-from distilbert_kit.study import cell as cell_module
-from distilbert_kit.study import cells as experiment
-from distilbert_kit.study import recipes, records
+from distilbert_kit.study import cell as cell_module, cells as experiment, recipes, records
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import Input, is_current, read_record, recording
 

@@ -31,3 +31,21 @@ def test_every_answer_of_the_server_has_the_headers(original, tmp_path):
     served.close()
     others = {a[4][0] for a in socket.getaddrinfo(socket.gethostname(), None)} - {"127.0.0.1"}
     assert served.effective_host == "127.0.0.1", others
+
+
+def test_a_name_with_two_addresses_is_served_at_the_first(original, tmp_path, monkeypatch):
+    found = socket.getaddrinfo
+
+    def both(host, *given, **named):
+        if host != "two.test":
+            return found(host, *given, **named)
+        return found("127.0.0.1", *given, **named) + found("127.0.0.2", *given, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    served = create_server(create_app(Comparison({"m": original}, tmp_path)), "two.test", 0)
+    threading.Thread(target=served.run, daemon=True).start()
+    with socket.create_connection(("127.0.0.1", served.effective_port), timeout=20) as sender:
+        sender.sendall(b"nonsense\r\n\r\n")
+        answer = sender.makefile("rb").read().decode()
+    assert '{"error": ' in answer
+    served.close()

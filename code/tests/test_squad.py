@@ -21,8 +21,7 @@ from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import DATA, RECIPES
 from distilbert_kit.settings import WindowSettings
-from distilbert_kit.study import cell as cell_module
-from distilbert_kit.study import recipes
+from distilbert_kit.study import cell as cell_module, recipes
 from distilbert_kit.study.cells import finetune_cell
 from distilbert_kit.study.evidence import comparisons, lost, scores
 from distilbert_kit.study.recipes import load_recipe

@@ -19,8 +19,7 @@ from distilbert_kit.data.listed import rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES, ROOT
-from distilbert_kit.study import cell as cell_module
-from distilbert_kit.study import inputs, publication, recipes
+from distilbert_kit.study import cell as cell_module, inputs, publication, recipes
 from distilbert_kit.study.cells import (
     checkpoint,
     corpus_cell,

@@ -5,6 +5,7 @@ that sends too much before it has read why. Here both are told.
 """
 
 import json
+import socket
 import threading
 import time
 from typing import cast
@@ -92,9 +93,11 @@ def create_server(app: flask.Flask, host: str, port: int):
     if not 0 <= port < 2**16:
         raise UserError(f"port {port}: give one from 0 (any free one) to 65535")
     try:
+        # For a name with two addresses waitress makes a server that passes our channel on to none.
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
         server = waitress.server.create_server(
             app,
-            host=host,
+            host=address,
             port=port,
             threads=WAITING + 8,  # all that may wait, and some to refuse the others at once
             max_request_body_size=app.config["MAX_CONTENT_LENGTH"],

@@ -13,8 +13,7 @@ from ..foreign import read_yaml
 from ..paths import PAPER
 from .cells import benchmark_cell, model_cell
 from .claims import load_ledger
-from .evidence import latency as latency_evidence
-from .evidence import speed
+from .evidence import latency as latency_evidence, speed
 from .evidence.comparisons import (
     ablation_rows,
     compare,
