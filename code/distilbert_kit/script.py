@@ -33,8 +33,11 @@ def refuse_options(
             raise UserError(f"--{name.replace('_', '-')}: {reason}")
 
 
-class _Stopped(BaseException):
+class Stopped(BaseException):
     """A signal asks this process to end: what is half-written goes, as after Ctrl-C."""
+
+    def __str__(self) -> str:  # in the record of the failed run
+        return signal.Signals(self.args[0]).name
 
 
 _ADVICE = {
@@ -92,8 +95,8 @@ def _end(error: BaseException) -> tuple[int, str] | None:
             return 2, f"error: {_describe_settings_error(error)}"
     if isinstance(error, NonFiniteLossError):
         return 3, f"error: {error}"
-    if isinstance(error, KeyboardInterrupt | _Stopped):
-        number = error.args[0] if isinstance(error, _Stopped) else signal.SIGINT
+    if isinstance(error, KeyboardInterrupt | Stopped):
+        number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
         return 128 + number, _stopped_by(number)
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE, ""  # as `yes | head -1` ends: without a word
@@ -104,7 +107,7 @@ def _end(error: BaseException) -> tuple[int, str] | None:
 
 
 def _stop(number: int, _frame: object) -> None:
-    raise _Stopped(number)
+    raise Stopped(number)
 
 
 def _leave(number: int, _frame: object) -> None:
