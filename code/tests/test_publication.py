@@ -99,9 +99,9 @@ def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
     write_csv_record(recipe)
     commands = publication.publication_commands(recipe)
     commands.pop("report")  # would write the PDFs of the project
-    subprocess.run(commands.pop("claims")[1], check=True, capture_output=True)
+    subprocess.run(commands.pop("claims")[1], check=True, capture_output=True, cwd=ROOT)
     running = [
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         for _, command in commands.values()
     ]
     for process in running:
