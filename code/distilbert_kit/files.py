@@ -256,8 +256,8 @@ def locked(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: another process is writing it; wait for that one, or name another place"
         ) from None
-    except NotImplementedError:
-        pass  # a network folder without locks: what is written there still appears whole
+    except NotImplementedError:  # filelock's word for a network folder without locks
+        pass  # what is written there still appears whole
     try:
         yield
     finally:

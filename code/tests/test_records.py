@@ -325,6 +325,17 @@ def test_benchmarks_follow_the_training_that_they_time():
     assert stale == {"training_speed", "distillation_speed"}
 
 
+def test_the_speed_of_a_corpus_is_that_of_its_text(tmp_path):
+    keys = set()
+    for text in ("one\n", "two\n"):
+        (tmp_path / "text.txt").write_text(text)
+        content = load_recipe("study").model_dump(mode="json")
+        content["corpus_speed"]["source"] = f"lines:{tmp_path / 'text.txt'}"
+        recipe = recipes.Recipe.model_validate(content)
+        keys.add(experiment.benchmark_cell(recipe, "corpus_speed").key)
+    assert len(keys) == 2
+
+
 def test_error_line_and_status_of_a_script():
     result = subprocess.run(
         [sys.executable, CODE / "finetune.py", "--recipe", "quik", "--model", "m", "--task", "t"],

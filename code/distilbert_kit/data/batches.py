@@ -1,6 +1,7 @@
 """From texts to batches: tokenisation, length buckets, loaders."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
@@ -31,7 +32,7 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 HEAD_PIECES = 128  # what "head_tail" keeps from the beginning, arXiv 1905.05583, section 5.3.1
 
 
-class TokenDataset(Dataset):
+class TokenDataset(Dataset, ABC):
     """Examples of known lengths, which `collate` makes a batch of."""
 
     lengths: np.ndarray  # [N], in tokens
@@ -39,8 +40,9 @@ class TokenDataset(Dataset):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @abstractmethod
     def collate(self, items: list) -> Batch:
-        raise NotImplementedError
+        """A padded batch of items of the data set."""
 
 
 class ClassificationDataset(TokenDataset):

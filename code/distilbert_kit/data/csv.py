@@ -92,9 +92,8 @@ def find_column(
     Raises UserError that lists the columns.
     """
     wanted = [given.lower()] if given is not None else usual
-    found = [c for c in columns if c.strip().lower() in wanted]
-    if given is not None and given in columns:
-        found = [given]
+    exact = [c for c in columns if c == given]
+    found = exact or [c for c in columns if c.strip().lower() in wanted]
     if len(found) == 1:
         return found[0]
     shown = ", ".join(map(repr, columns[:10])) + (", …" if len(columns) > 10 else "")

@@ -301,6 +301,7 @@ def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
 
 def evidence_cells(recipe: Recipe) -> list[Cell]:
     """Every cell whose record the report reads."""
+    asked = recipe.quantize
     return [
         *([corpus_cell(recipe)] if recipe.corpus else []),
         *(
@@ -323,8 +324,7 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
         ),
         *(
             quantize_cell(recipe, model, asked.task, asked.seed)
-            for asked in filter(None, [recipe.quantize])
-            for model in asked.models
+            for model in (asked.models if asked else ())
         ),
         *(
             cross_evaluation_cell(recipe, model)
