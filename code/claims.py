@@ -16,9 +16,10 @@ from distilbert_kit.data.tasks import TASKS
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key
 from distilbert_kit.study.cells import plan_key
-from distilbert_kit.study.claims import evidence_by_column, first_settings, judge_all, load_ledger
+from distilbert_kit.study.claims import first_settings, judge_all
 from distilbert_kit.study.evidence.scores import present_records
 from distilbert_kit.study.figures import save_table
+from distilbert_kit.study.ledger import evidence_by_column, load_ledger
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import recording
 
@@ -34,7 +35,8 @@ def main() -> None:
     recipe, ledger = load_recipe(arguments.recipe), load_ledger()
     if arguments.plan not in (None, plan_key(recipe)):
         raise UserError(f"recipe {recipe.name}: changed while its cells ran; run make again")
-    settings = {"fixed": str(ledger.fixed), "minimum_seeds": ledger.minimum_seeds}
+    settings = ledger.model_dump(include={"minimum_seeds", "minimum_tokens"})
+    settings |= {"fixed": str(ledger.fixed)}
     keys = {name: record.key for name, record in present_records(recipe).items()}
     with recording(
         recipe.folder / "claims" / "verdicts.json",

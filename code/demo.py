@@ -23,6 +23,7 @@ from distilbert_kit.script import entry_point
 from distilbert_kit.errors import UserError
 from distilbert_kit.serve.app import create_app
 from distilbert_kit.serve.comparison import Comparison
+from distilbert_kit.serve.export import FILES
 from distilbert_kit.serve.server import create_server
 from distilbert_kit.study.cells import demo_cells
 from distilbert_kit.study.recipes import load_recipe
@@ -45,13 +46,17 @@ def kept_models(name: str) -> dict[str, Path]:
 
 
 def check(address: str, comparison: Comparison) -> None:
-    """Ask the server one question, once its models are there, and print what the first said."""
+    """Ask the server one question, once its models are there, and print what the first said.
+
+    In fp32, or in int8 where they have only that.
+    """
     task = comparison.models[0].task
-    while not comparison.is_ready(task):
-        if comparison.error:
-            raise UserError(comparison.error)
+    while not (ready := [name for name in FILES if comparison.is_ready(task, name)]):
+        if comparison.error or not comparison.doing:
+            raise UserError(comparison.error or "the models have no form in common; show fewer")
         time.sleep(0.1)
     path, fields = CHECKS[task]
+    fields = fields | {"precision": ready[0]}
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{address}/{path}", json.dumps(fields).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as response:

@@ -15,6 +15,8 @@ import argparse
 
 from distilbert_kit.script import entry_point
 
+import torch
+
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
 from distilbert_kit.models.initialisation import choose_layers, extract_student
@@ -48,6 +50,7 @@ def main() -> None:
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to distil")
     read = DistilBERTForMaskedLM.from_pretrained
+    torch.manual_seed(recipe.require("corpus").seed)  # a student's head, where its start has none
     source = arguments.teacher or checkpoint(recipe, spec.teacher)
     # A teacher without a trained head would teach noise.
     teacher, tokenizer = read(source, require_head=True), get_tokenizer(source)

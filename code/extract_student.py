@@ -44,15 +44,21 @@ def parse_arguments() -> argparse.Namespace:
         own = ("layers", "count", "no_vocabulary_transform", "seed", "out")
         reason = "needs --teacher; the recipe itself defines its models"
         refuse_options(parser, arguments, own, reason)
+    else:
+        refuse_options(parser, arguments, ("model",), "is a recipe's; --teacher makes another")
     return arguments
 
 
 def _describe(student: DistilBERTForMaskedLM, spec: Extract) -> dict:
-    copied = "nothing" if spec.random else "word and position embeddings, LayerNorms, decoder bias"
-    if spec.vocabulary_transform and not spec.random:
-        copied += ", vocabulary transform"
+    parts = ["word and position embeddings with their norm", "the blocks of these layers"]
+    parts.append("decoder bias")
+    if student.config.model_type == "mpnet":
+        parts.append("relative-position bias")
+    if spec.vocabulary_transform:
+        parts.append("vocabulary transform")
+    copied = "nothing" if spec.random else ", ".join(parts)
     print(f"student of {count_parameters(student):,} parameters from teacher layers {spec.layers}")
-    print(f"copied: {copied}; left out: token types, pooler")
+    print(f"copied: {copied}")
     return {"parameters": count_parameters(student), "copied": copied}
 
 

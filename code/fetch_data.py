@@ -13,7 +13,7 @@ own JSON files and CSVs are read by import_questions.py.
 import argparse
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import entry_point, refuse_options
 
 from distilbert_kit.data.fetching import fetch
 from distilbert_kit.data.listed import sources
@@ -38,6 +38,7 @@ def main() -> None:
     if arguments.copy and not arguments.dataset:
         raise UserError("--from needs --dataset: name the one that it is a copy of")
     if arguments.weights:
+        refuse_options(parser, arguments, ("dataset",), "is for data; --weights fetches none")
         print(f"{arguments.weights}: {fetch_weights(arguments.weights)}, SHA-256 as listed")
         return
     if arguments.dataset:

@@ -15,8 +15,6 @@ from pathlib import Path
 
 from distilbert_kit.script import entry_point
 
-from pydantic import ValidationError
-
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
@@ -65,11 +63,7 @@ def find_teacher(
         return cell, spec, taught_by and taught_by.made
     if spec:
         raise UserError(f"{arguments.model} has a teacher in the recipe: leave out --teacher")
-    try:
-        targets = SoftTargets(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--{first['loc'][0].replace('_', '-')}: {first['msg']}") from None
+    targets = SoftTargets(**given)
     teacher = resolve_checkpoint(arguments.teacher)
     taught = {"task_distill": targets.model_dump(mode="json")}
     renamed = with_given_teacher(

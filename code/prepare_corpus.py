@@ -4,12 +4,12 @@
     # embedded: docstrings of the installed libraries, no download (about a minute)
     python code/prepare_corpus.py --source docs --limit-tokens 500000 --output data/corpus/docs
     # study: Wikipedia text in parquet (79 MB of text, under a minute)
-    python code/prepare_corpus.py --source parquet:data/wikipedia/train.parquet \
+    python code/prepare_corpus.py --source parquet:data/wikipedia/train.parquet \\
         --output data/corpus/wikipedia
     # your own text, a document a line, as the original's dump.txt
     python code/prepare_corpus.py --source lines:dump.txt --output data/corpus/dump
     # paper: Wikipedia streamed from the hub, and your copy of the books (hours)
-    python code/prepare_corpus.py --source hub:wikimedia/wikipedia:20231101.en \
+    python code/prepare_corpus.py --source hub:wikimedia/wikipedia:20231101.en \\
         "parquet:books/*.parquet" --output data/corpus/paper
 
 A run that was killed continues when the same command is given again.
@@ -45,8 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         default=["docs"],
         metavar="SOURCE",
         help="docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE-OR-PATTERN, "
-        "hub:DATASET[:CONFIG]; several are read "
-        "in turn (default: docs)",
+        "hub:DATASET[:CONFIG][@COMMIT]; several are read in turn (default: docs)",
     )
     add("--recipe", help="take sources, limits and folder from a recipe, and write the record")
     add("--output", type=Path, help="folder for the shards")

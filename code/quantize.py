@@ -11,7 +11,7 @@ bytes, parameters, scores, agreement with fp32, and latency at batch size 1, all
 import argparse
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import entry_point, refuse_options
 
 import numpy as np
 
@@ -45,10 +45,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="a fine-tuned folder, instead of a recipe's model")
     parser.add_argument("--output", type=Path, help="output folder with --checkpoint")
     arguments = parser.parse_args()
-    if arguments.checkpoint and not arguments.output:
-        raise UserError("--checkpoint needs --output: name the folder of the quantised model")
-    if not (arguments.checkpoint or arguments.model):
-        raise UserError("give --model, a model of the recipe, or --checkpoint and --output")
+    if arguments.checkpoint:
+        if not arguments.output:
+            raise UserError("--checkpoint needs --output: name the folder of the quantised model")
+        reason = "chooses a model of the recipe; --checkpoint is one already"
+        refuse_options(parser, arguments, ("model", "seed"), reason)
+    else:
+        reason = "is for --checkpoint; a recipe's model has its own folder"
+        refuse_options(parser, arguments, ("output",), reason)
+        if not arguments.model:
+            raise UserError("give --model, a model of the recipe, or --checkpoint and --output")
     return arguments
 
 

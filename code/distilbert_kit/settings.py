@@ -18,7 +18,10 @@ from .errors import UserError
 
 def _check_file_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise ValueError(f"{name!r} names a folder: use letters, digits, '_', '-' and '.' only")
+        raise ValueError(
+            f"{name!r} becomes the name of a folder: use at most 64 letters, digits, '_', '-' and "
+            "'.', a letter or digit first"
+        )
     return name
 
 
@@ -87,6 +90,8 @@ class WindowSettings(TextSettings):
 
     @model_validator(mode="after")
     def _no_gap(self) -> "WindowSettings":
+        if self.truncation != "head":
+            raise ValueError(f"truncation {self.truncation} is for texts: windows cut nothing off")
         try:
             self.check_room(3)  # BERT's [CLS] and two [SEP]; others are looked at with the texts
         except UserError as error:

@@ -6,16 +6,20 @@ import yaml
 from invented import RECIPE, make_recipe, write_evidence
 
 from benchmarks import shared
+from distilbert_kit.errors import UserError
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import claims
 from distilbert_kit.study.evidence import scores
+from distilbert_kit.study.ledger import Claim, evidence_by_column, load_ledger
 from distilbert_kit.study.records import recording
+
+LEDGER = load_ledger()
 
 
 def claim(**changes):
     fixed = {"id": "c", "title": "t", "quote": "q", "where": "w", "metric": "m"}
     fixed |= {"kind": "gap", "unit": "points", "expected": 10.0, "tolerance": 1.0}
-    return claims.Claim(**fixed | {"direction": "at least"} | changes)
+    return Claim(**fixed | {"direction": "at least"} | changes)
 
 
 @pytest.mark.parametrize(
@@ -39,20 +43,39 @@ def claim(**changes):
 )
 def test_verdict_follows_the_whole_interval(direction, low, high, verdict):
     finding = claims.Finding(value=(low + high) / 2, low=low, high=high)
-    assert claims.judge(claim(direction=direction), finding, 3)[0] == verdict
+    assert claims.judge(claim(direction=direction), finding, LEDGER)[0] == verdict
 
 
 def test_too_few_seeds_and_untested():
     inside = {"value": 10.0, "low": 9.9, "high": 10.1}
-    assert claims.judge(claim(), claims.Finding(**inside, seeds=3), 3)[0] == "supported"
-    assert claims.judge(claim(), claims.Finding(**inside, seeds=2), 3)[0] == "undecided"
-    outside = claims.Finding(value=1.0, low=0.5, high=1.5, seeds=1)
-    assert claims.judge(claim(), outside, 3)[0] == "not supported"
+    assert claims.judge(claim(), claims.Finding(**inside, seeds=3), LEDGER)[0] == "supported"
+    assert claims.judge(claim(), claims.Finding(**inside, seeds=2), LEDGER)[0] == "undecided"
+    outside = {"value": 1.0, "low": 0.5, "high": 1.5}
+    assert claims.judge(claim(), claims.Finding(**outside, seeds=3), LEDGER)[0] == "not supported"
+    few = claims.judge(claim(), claims.Finding(**outside, seeds=1, incomplete="on 2 tasks"), LEDGER)
+    why = "outside the supporting range, but with fewer than 3 seeds and on 2 tasks"
+    assert few == ("undecided", why)
     # A value that is only an indication never decides.
     untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
-    assert claims.judge(claim(), untested, 3) == ("not tested", "reduced scale")
-    assert claims.judge(claim(), claims.Finding(untested="no record"), 3)[0] == "not tested"
-    assert claims.judge(claim(), claims.Finding(), 3)[0] == "not tested"
+    assert claims.judge(claim(), untested, LEDGER) == ("not tested", "reduced scale")
+    assert claims.judge(claim(), claims.Finding(untested="no record"), LEDGER)[0] == "not tested"
+    assert claims.judge(claim(), claims.Finding(), LEDGER)[0] == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("low", "tokens", "verdict"),
+    [
+        (0.5, 10**6, "undecided"),  # a student that read little refutes nothing
+        (0.5, 10**9, "not supported"),
+        (0.5, None, "not supported"),  # released weights
+        (9.5, 10**6, "supported"),  # with little text is more than was claimed
+    ],
+)
+def test_a_score_too_low_needs_a_student_that_read_enough(low, tokens, verdict):
+    finding = claims.Finding(value=low, low=low, high=low + 1, seeds=3, tokens=tokens)
+    found, reason = claims.judge(claim(), finding, LEDGER)
+    assert found == verdict
+    assert ("1.0 million tokens" in reason) == (verdict == "undecided")
 
 
 @pytest.mark.parametrize(
@@ -67,26 +90,26 @@ def test_too_few_seeds_and_untested():
 def test_an_order_shows_the_step_that_decides_it(monkeypatch, steps, shown, verdict):
     ends = ("estimate", "low", "high")
     gaps = [dict(zip(ends, (n / 100 for n in step))) | {"seeds": {"cola": 3}} for step in steps]
-    monkeypatch.setattr(claims, "order_rows", lambda recipe, models: [{"gap": g} for g in gaps])
+    monkeypatch.setattr(claims, "order_rows", lambda *arguments: [{"gap": gap} for gap in gaps])
     found = claims.measure(claim(kind="order"), None, [], [])
     values = [found["factor"] * found[end] for end in ends]
     assert values == pytest.approx(shown)
     finding = claims.Finding(**dict(zip(("value", "low", "high"), values)), seeds=3)
-    assert claims.judge(claim(kind="order", expected=0, tolerance=0), finding, 3)[0] == verdict
+    assert claims.judge(claim(kind="order", expected=0, tolerance=0), finding, LEDGER)[0] == verdict
 
 
 def test_ledger_is_checked(tmp_path, monkeypatch):
-    assert len({c.id for c in claims.load_ledger().claims}) == len(claims.load_ledger().claims)
+    assert len({c.id for c in load_ledger().claims}) == len(load_ledger().claims)
     content = yaml.safe_load((RECIPES / "claims.yaml").read_text())
     content["claims"][0]["tolerence"] = 1
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(claims, "RECIPES", tmp_path)
-    with pytest.raises(claims.UserError, match=r"claims\.0\.tolerence"):
-        claims.load_ledger()
+    monkeypatch.setattr("distilbert_kit.study.ledger.RECIPES", tmp_path)
+    with pytest.raises(UserError, match=r"claims\.0\.tolerence"):
+        load_ledger()
 
 
 def test_size_and_speed_claims(tiny):
-    found = {row["id"]: row for row in claims.judge_all(tiny, claims.load_ledger())}
+    found = {row["id"]: row for row in claims.judge_all(tiny, load_ledger())}
     assert found["smaller"]["value"] == pytest.approx(1 - 66_362_880 / 109_482_240)
     assert found["parameters_distilbert"]["value"] == pytest.approx(66.362880)
     assert found["parameters_bert"]["value"] == pytest.approx(109.482240)
@@ -119,7 +142,7 @@ def test_size_and_speed_claims(tiny):
 
 
 def test_reduced_results_are_indications_only(tiny):
-    found = {row["id"]: row for row in claims.judge_all(tiny, claims.load_ledger())}
+    found = {row["id"]: row for row in claims.judge_all(tiny, load_ledger())}
     for name in ("glue", "sst2"):
         assert found[name]["verdict"] == "not tested"
         assert found[name]["scale"] == "embedded scale"
@@ -135,7 +158,7 @@ def test_paper_scale_with_a_distilled_student_is_judged(results, tmp_path):
         tmp_path, scale="paper", models=models, student="student", tasks=["sst2", "rte"]
     )
     write_evidence(recipe)
-    ledger = claims.load_ledger()
+    ledger = load_ledger()
     sst2 = next(c for c in ledger.claims if c.id == "sst2")
     finding = claims.find(sst2, recipe)
     assert not finding.untested and finding.scale == "paper scale" and finding.seeds == 2
@@ -157,35 +180,35 @@ def test_paper_scale_with_a_distilled_student_is_judged(results, tmp_path):
 def test_a_difference_that_is_not_shown_is_said_to_be_none():
     helps = claim(expected=0.0, tolerance=0.0, direction="at most")
     found = claims.Finding(value=-1.0, low=-3.0, high=1.0)
-    assert claims.judge(helps, found, 3)[0] == "undecided"
-    assert "no difference is shown" in claims.judge(helps, found, 3)[1]
+    assert claims.judge(helps, found, LEDGER)[0] == "undecided"
+    assert "no difference is shown" in claims.judge(helps, found, LEDGER)[1]
     ratio = {"kind": "retention", "expected": 1.0, "tolerance": 0.0}
     around_one = claims.Finding(value=1.0, low=0.9, high=1.1)
-    assert "no difference is shown" in claims.judge(claim(**ratio), around_one, 3)[1]
+    assert "no difference is shown" in claims.judge(claim(**ratio), around_one, LEDGER)[1]
     for other in (
         claim(expected=0.0, tolerance=0.0, direction="about"),
         claim(expected=0.0, tolerance=0.5, direction="at most"),
         claim(expected=1.0, tolerance=0.0, direction="at most"),
     ):
-        verdict, reason = claims.judge(other, claims.Finding(value=0.7, low=-3, high=3), 3)
+        verdict, reason = claims.judge(other, claims.Finding(value=0.7, low=-3, high=3), LEDGER)
         assert verdict == "undecided" and "crosses the edge" in reason
     inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="on 2 of 9 tasks")
-    assert claims.judge(helps, inside, 3) == (
+    assert claims.judge(helps, inside, LEDGER) == (
         "undecided",
         "inside the supporting range, but on 2 of 9 tasks",
     )
 
 
 def test_little_difference_is_judged_on_both_sides():
-    mlm = next(c for c in claims.load_ledger().claims if c.id == "loss_mlm")
+    mlm = next(c for c in load_ledger().claims if c.id == "loss_mlm")
     for value, verdict in ((-0.3, "supported"), (-5.0, "not supported"), (5.0, "not supported")):
         found = claims.Finding(value=value, low=value - 0.2, high=value + 0.2, seeds=3)
-        assert claims.judge(mlm, found, 3)[0] == verdict
+        assert claims.judge(mlm, found, LEDGER)[0] == verdict
 
 
 def test_other_recipes_speak_beside_ones_own(results, tmp_path):
     """A reduced verdict from the other recipe's record; own evidence comes first in its column."""
-    ledger = claims.load_ledger()
+    ledger = load_ledger()
     study = make_recipe(tmp_path, name="other", scale="reduced", tasks=["sst2"])
     write_evidence(study)
     rows = claims.judge_all(study, ledger)
@@ -197,7 +220,7 @@ def test_other_recipes_speak_beside_ones_own(results, tmp_path):
     own = make_recipe(tmp_path)
     write_evidence(own)
     mine = claims.judge_all(own, ledger)
-    cells = {row["id"]: row for row in claims.evidence_by_column(own, ledger, mine)}
+    cells = {row["id"]: row for row in evidence_by_column(own, ledger, mine)}
     [sst2] = [row for row in rows if row["id"] == "sst2"]
     assert cells["sst2"]["reduced"]["recipe"] == "study"
     assert cells["sst2"]["reduced"]["verdict"] == sst2["column_verdict"] != "not tested"
@@ -210,5 +233,5 @@ def test_other_recipes_speak_beside_ones_own(results, tmp_path):
 def test_a_student_that_is_only_cut_is_no_distilled_student(results, tmp_path):
     recipe = make_recipe(tmp_path, student="undistilled")
     write_evidence(recipe)
-    glue = next(c for c in claims.load_ledger().claims if c.id == "glue")
+    glue = next(c for c in load_ledger().claims if c.id == "glue")
     assert "not distilled" in claims.find(glue, recipe).untested

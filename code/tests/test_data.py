@@ -5,9 +5,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from pydantic import ValidationError
 from transformers import BertTokenizer
 
 from distilbert_kit.data import listed as sources, tables as data
@@ -25,7 +27,7 @@ from distilbert_kit.data.tasks import TASKS, get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.vocabulary import vocabulary_size
-from distilbert_kit.settings import FinetuneSettings
+from distilbert_kit.settings import FinetuneSettings, QuestionAnsweringSettings
 from distilbert_kit.training.classification import load_task_split
 
 ROWS = [{"sentence": f"sentence number {i} is fine", "label": i % 2} for i in range(20)]
@@ -76,6 +78,25 @@ def test_truncated_file(sst2):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="not a readable parquet file"):
         load()
+
+
+def test_a_damaged_footer_is_blamed_on_the_file(sst2):
+    """Arrow calls some of its complaints OSError, as the disk's are."""
+    path = sst2(ROWS)
+    content, kinds = path.read_bytes(), set()
+    for place in range(len(content) - 400, len(content) - 12, 7):
+        spoilt = bytearray(content)
+        spoilt[place] ^= 0xFF
+        path.write_bytes(spoilt)
+        try:
+            pq.read_metadata(path)
+        except Exception as error:
+            kinds.add(type(error))
+        try:
+            load()
+        except UserError as error:
+            assert "HF_HOME" not in str(error)
+    assert OSError in kinds
 
 
 def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_file(sst2, monkeypatch):
@@ -165,6 +186,14 @@ def test_head_tail_of_short_texts_is_head():
     assert head.input_ids == both.input_ids and head.token_type_ids == both.token_type_ids
 
 
+def test_a_selection_says_what_was_cut_of_it_and_mpnet_has_no_token_types():
+    tokenizer = get_tokenizer("mpnet-base")
+    texts = ["word " * count for count in (5, 600, 700)]
+    dataset = ClassificationDataset(texts, None, tokenizer, 256, "head_tail")
+    assert dataset.truncated == 2 and dataset.token_type_ids is None
+    assert dataset.select([0, 2]).counts == {"truncated": 1}
+
+
 def test_head_tail_refuses_pairs_and_too_little_room():
     with pytest.raises(UserError, match="single texts"):
         ClassificationDataset([("a", "b")], None, get_tokenizer(), 512, "head_tail")
@@ -175,6 +204,8 @@ def test_head_tail_refuses_pairs_and_too_little_room():
 def test_truncation_of_a_recipe_reaches_the_data_and_the_default_no_hash(sst2):
     shared = {"epochs": 1, "learning_rate": 1e-4, "batch_size": 8}
     assert "truncation" not in FinetuneSettings(**shared).model_dump(mode="json")
+    with pytest.raises(ValidationError, match="windows cut nothing off"):
+        QuestionAnsweringSettings(**shared, truncation="head_tail")
     settings = FinetuneSettings(**shared, truncation="head_tail", max_length=256)
     assert settings.model_dump()["truncation"] == "head_tail"
     rows = [*ROWS[:-1], {"sentence": " ".join(map(str, range(400))), "label": 0}]

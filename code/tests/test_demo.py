@@ -151,7 +151,7 @@ def test_what_is_not_there_yet_or_at_all_is_told(folders):
     found = loading.post("/classify", json=TEXT)
     assert found.status_code == 400 and "no model for text-classification" in found.json["error"]
     found = client_of(folders / "squad").post("/answer", json=QUESTION | {"precision": "int8"})
-    assert found.status_code == 503 and "int8" in found.json["error"]
+    assert found.status_code == 400 and "an int8 form" in found.json["error"]
     found = loading.post("/answer", data=QUESTION)
     assert found.status_code == 415 and "application/json" in found.json["error"]
     assert loading.get("/elsewhere").status_code == 404

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from invented import RECIPE, make_recipe, write_evidence
 
-from distilbert_kit.study import cells as experiment, claims
+from distilbert_kit.study import cells as experiment, claims, statistics
 from distilbert_kit.study.evidence import comparisons, distillation, lost, scores
+from distilbert_kit.study.ledger import load_ledger
 from distilbert_kit.study.records import recording
 
 
@@ -37,11 +38,13 @@ def test_ablation_compares_with_what_was_distilled_alike(results, tmp_path):
     assert rows["without_ce"]["low"] < 0 < rows["without_ce"]["high"]  # the same skill
     budgets = {row["model"]: row["tokens"] for row in distillation.budget_rows(recipe)}
     assert budgets == {"undistilled": 0, "distilled": 4500, "distilled_short": 2250, "alone": 18000}
-    claim_ce = next(c for c in claims.load_ledger().claims if c.id == "loss_ce")
+    claim_ce = next(c for c in load_ledger().claims if c.id == "loss_ce")
     assert "no ce against short" in claims.find(claim_ce, recipe).detail
     order = comparisons.order_rows(recipe, ["random_initialisation", "without_ce", "without_mlm"])
     assert [(r["lower"], r["upper"]) for r in order] == [("random_initialisation", "without_ce")]
     assert order[0]["gap"]["estimate"] > 0.1  # 0.6 below 0.8
+    adjusted = statistics.holm([row["p"] for row in rows.values()])
+    assert [row["p_holm"] for row in rows.values()] == adjusted
 
 
 def test_the_curve_is_the_line_through_the_budgets_of_the_students_rate(results, tmp_path):
@@ -76,7 +79,7 @@ def test_the_curve_is_the_line_through_the_budgets_of_the_students_rate(results,
 
 def test_missing_records_are_no_evidence(results, tmp_path):
     recipe = make_recipe(tmp_path)
-    found = claims.judge_all(recipe, claims.load_ledger())
+    found = claims.judge_all(recipe, load_ledger())
     assert {row["verdict"] for row in found} == {"not tested"}
     assert scores.provenance(recipe)["missing"]
     assert scores.score_rows(recipe) == []

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,6 +257,15 @@ def test_start_of_other_labels_gets_a_new_head_and_says_so(tmp_path, capsys):
 
 class TestTokenizers:
     """The tokenizer of a model is its own."""
+
+    def test_one_of_a_folder_called_as_a_known_model(self, tmp_path, monkeypatch):
+        model = BertForSequenceClassification(BertConfig(**BERT | SENTIMENT))
+        put(model, tmp_path / "bert-base-uncased")
+        monkeypatch.chdir(tmp_path)
+        for name in ("bert-base-uncased", Path("bert-base-uncased")):
+            assert len(get_tokenizer(name)) == len(WORDS)
+        monkeypatch.chdir("/")
+        assert len(get_tokenizer("bert-base-uncased")) == 30522
 
     @pytest.mark.parametrize("kind", ["distilbert", "bert"])
     def test_one_that_gives_no_token_types(self, tmp_path, kind):

@@ -1,5 +1,6 @@
 """Predictions by the command line against transformers' models, from every source of texts."""
 
+import gzip
 import io
 import json
 
@@ -109,6 +110,9 @@ def test_all_sources_give_the_same(folders, run, tmp_path):
     table = tmp_path / "texts.csv"
     table.write_text("n;Body\n" + "\n".join(f'{i};"{text}"' for i, text in enumerate(TEXTS)))
     assert run(*model, "--file", table, "--columns", "body") == expected
+    packed = tmp_path / "packed.csv.gz"  # a table too, whose header is no text
+    packed.write_bytes(gzip.compress(table.read_bytes().replace(b"n;Body", b"n;Text")))
+    assert run(*model, "--file", packed) == expected
 
 
 def test_pairs_by_tab_or_by_two_columns(folders, run, tmp_path):

@@ -13,6 +13,7 @@ from distilbert_kit.paths import EARLIER, PAPER, RECIPES, ROOT
 from distilbert_kit.study import claims, figures
 from distilbert_kit.study.drawings import distillation, size_speed
 from distilbert_kit.study.evidence import history
+from distilbert_kit.study.ledger import load_ledger
 from distilbert_kit.study.recipes import load_recipe
 
 STUDY = ROOT / "results" / "study"
@@ -132,13 +133,13 @@ def test_the_figure_of_page_one_says_sizes_times_and_scores(tmp_path, monkeypatc
     sizes = [{"model": "bert", "parameters": 80e6}, {"model": "distilbert", "parameters": 60e6}]
     slow = {"seconds": {"bert": 10.0, "distilbert": 6.0}}
     macro = [
-        {"model": "distilled", "mean": 0.5, "retention": {"low": 0.7, "high": 1.1}},
-        {"model": "teacher", "mean": 0.625},
+        {"model": "distilled", "retention": {"estimate": 0.8, "low": 0.7, "high": 1.1}},
+        {"model": "teacher"},
     ]
     paper = yaml.safe_load(PAPER.read_text())
     drawn = size_speed.answer(load_recipe("quick"), sizes, slow, macro, paper)
     found = texts(drawn, tmp_path, monkeypatch)
-    for said in ("80.0", "60.0 (−25.0 %)", "60 %", "62.5", "50.0 (80 %)", "77.0 (97 %)", "61 %"):
+    for said in ("80.0", "60.0 (−25.0 %)", "60 %", "80.0 %", "96.9 %", "61 %"):
         assert said in found, said
 
 
@@ -190,7 +191,7 @@ def test_superseded_runs_are_not_those_that_count():
 
 def test_first_settings_are_those_of_their_commit():
     recipe = load_recipe("study")
-    first = claims.first_settings(recipe, claims.load_ledger())
+    first = claims.first_settings(recipe, load_ledger())
     if shutil.which("git") is None:
         pytest.skip("no git here")
     path = f"{first['commit']}:results/study/claims/verdicts.json"
@@ -201,7 +202,7 @@ def test_first_settings_are_those_of_their_commit():
     for row in first["claims"]:  # the estimates; intervals follow another rule today
         assert row["value"] == pytest.approx(recorded[row["id"]]["value"], abs=1e-4)
         assert row["low"] < row["value"] < row["high"]
-    assert claims.first_settings(load_recipe("quick"), claims.load_ledger()) is None
+    assert claims.first_settings(load_recipe("quick"), load_ledger()) is None
 
 
 def test_page_one_names_recipes_that_exist():

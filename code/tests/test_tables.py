@@ -12,6 +12,7 @@ from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.study import answers, cells, claims, figures, tables
 from distilbert_kit.study.evidence import comparisons, distillation, scores, speed
+from distilbert_kit.study.ledger import load_ledger
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.classification import score
 
@@ -226,7 +227,7 @@ def test_size_and_speed_by_hand(results, tmp_path):
     assert first["less_time"] == 0.5 and second["outside_layers"] == 0.5
     assert [row["share"] for row in speed.rate_rows([first])] == [0.2, 0.2]  # 100 of 500 GFLOP/s
     assert found["least_favourable"] == second | {"bounds": [1.4, 1.6]}
-    [claim] = [c for c in claims.load_ledger().claims if c.kind == "speed"]
+    [claim] = [c for c in load_ledger().claims if c.kind == "speed"]
     judged = claims.find(claim, recipe)
     assert (judged.value, judged.low, judged.high) == (1.5, 1.4, 1.6)
     assert judged.detail == "our implementation with 2 threads; all: 2.00, 1.50"

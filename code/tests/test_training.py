@@ -2,12 +2,18 @@
 
 import math
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from distilbert_kit.data.batches import create_classification_dataloader, create_mlm_dataloader
+from distilbert_kit.data.batches import (
+    LengthBatchSampler,
+    create_classification_dataloader,
+    create_dataloader,
+    create_mlm_dataloader,
+)
 from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.errors import NonFiniteLossError, UserError
 from distilbert_kit.machine import keeping_freed_memory
@@ -17,13 +23,20 @@ from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
 )
-from distilbert_kit.settings import TrainSettings
+from distilbert_kit.settings import LossWeights, TrainSettings
 from distilbert_kit.training.classification import (
     CLASSIFICATION,
     evaluate_classification_metrics,
+    predict_logits,
 )
 from distilbert_kit.training.distillation import compute_mlm_loader_loss
-from distilbert_kit.training.loop import create_optimizer, learning_rate_factor, train
+from distilbert_kit.training.loop import (
+    create_optimizer,
+    learning_rate_factor,
+    train,
+    updates_in_run,
+)
+from distilbert_kit.training.objectives import triple_objective
 
 
 def classifier(dropout: float = 0.0) -> DistilBERTForSequenceClassification:
@@ -86,6 +99,40 @@ def test_fractional_epochs_and_token_counts():
     assert result.updates == 5 + 3
     one, _ = run(classifier(), data, epochs=1)
     assert one.tokens == int(data.dataset.lengths.sum())
+
+
+def test_parts_of_an_epoch_are_exact_and_an_empty_one_ends():
+    for epochs, expected in ((0.28, 7), (0.07, 2), (1.4, 35)):  # of 25 batches
+        found = updates_in_run(loader(rows=50, batch_size=2), settings(epochs=epochs), 1)
+        assert found == expected
+    data = loader(rows=8)
+    nothing = data.dataset.select([])
+    empty = create_dataloader(nothing, LengthBatchSampler(nothing.lengths, 8))
+    assert run(classifier(), empty)[0].updates == 0
+
+
+def test_the_loop_masks_once():
+    """A loader for users masks its batches itself; the objective does in training."""
+    texts = [row["sentence"] for row in build_sentiment("train")[:8]]
+    data = create_mlm_dataloader(texts, get_tokenizer(), batch_size=8)
+    seen = []
+
+    def prepare(batch, generator):
+        seen.append(batch)
+        return data.dataset.mask(batch, generator)
+
+    objective = replace(triple_objective(data.dataset, LossWeights(ce=0, cos=0)), prepare=prepare)
+    train(DistilBERTForMaskedLM(create_model_config("tiny")), data, objective, settings(), seed=0)
+    mask = data.dataset.mask_token_id
+    assert seen and all("labels" not in batch for batch in seen)
+    assert not any((batch["input_ids"] == mask).any() for batch in seen)
+
+
+def test_logits_that_are_not_finite_are_no_prediction():
+    model, data = classifier(), loader(rows=8)
+    model.classifier.bias.data[0] = math.nan
+    with pytest.raises(UserError, match="not finite in precision fp32"):
+        predict_logits(model, data.dataset)
 
 
 def test_schedule_equals_transformers():

@@ -1,5 +1,6 @@
 """Checkpoints in and out, cut students, and damaged files."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def test_layer_strategies_of_other_depths():
     assert choose_layers("even", 6, 3) == [0, 2, 4]
     drawn = choose_layers("random", 12, 5, seed=3)
     assert drawn == sorted(set(drawn)) == choose_layers("random", 12, 5, seed=3)
-    for wrong in (("released", 6, 3), ("even", 6, 7), ("middle", 6, 3)):
+    assert choose_layers("0,2,4", 6) == choose_layers("0,2,4", 6, 3) == [0, 2, 4]
+    for wrong in (("released", 6, 3), ("even", 6, 7), ("middle", 6, 3), ("0,2,4", 6, 2)):
         with pytest.raises(UserError):
             choose_layers(*wrong)
 
@@ -85,6 +87,14 @@ def test_whole_depth_student_computes_as_the_teacher():
     torch.testing.assert_close(student(ids).logits, teacher(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_student_is_what_its_config_can_say():
+    """DistilBERT's config.json has no epsilon of its norms: it is 1e-12 after every reading."""
+    teacher = tiny_teacher()
+    teacher.config = dataclasses.replace(teacher.config, layer_norm_eps=1e-5)
+    student = extract_student(teacher, [0, 1])
+    assert student.encoder.embeddings.norm.eps == student.config.layer_norm_eps == 1e-12
+
+
 def test_missing_layer_is_named():
     with pytest.raises(UserError, match="layer 6 does not exist: choose from 0 to 5"):
         extract_student(tiny_teacher(), [0, 6])
@@ -103,6 +113,19 @@ def test_round_trip_keeps_every_bit(tmp_path):
         get_tokenizer(tmp_path / "m")("a test")["input_ids"]
         == get_tokenizer()("a test")["input_ids"]
     )
+
+
+def test_labels_tell_how_many_classes_there_are(tmp_path):
+    read = kit.DistilBERTForSequenceClassification.from_pretrained
+    three = ("a", "b", "c")
+    model = kit.DistilBERTForSequenceClassification(create_model_config("tiny"), labels=three)
+    assert model.num_labels == len(model.classifier.weight) == 3
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    assert read(tmp_path / "m", labels=("x", "y", "z", "w")).num_labels == 4
+    found = read(tmp_path / "m", multi_label=True)
+    assert found.labels == three and found.multi_label
+    with pytest.raises(UserError, match="2 classes but 3 labels"):
+        read(tmp_path / "m", num_labels=2, labels=three)
 
 
 def test_old_layer_norm_names_are_read(tmp_path):

@@ -48,8 +48,8 @@ class TokenDataset(Dataset, ABC):
 class ClassificationDataset(TokenDataset):
     """Tokenised sentences or sentence pairs with labels.
 
-    `texts` are strings or pairs of strings; texts longer than `max_length` word pieces are cut
-    and counted in `truncated`. `truncation`: "head" keeps the beginning, "head_tail" the first
+    `texts` are strings or pairs of strings; texts longer than `max_length` word pieces are cut,
+    `cut` says which. `truncation`: "head" keeps the beginning, "head_tail" the first
     128 word pieces and the last of the rest (arXiv 1905.05583, section 5.3.1; single texts only).
     Token types are kept for the models that read them, if the tokenizer gives any.
     """
@@ -64,8 +64,8 @@ class ClassificationDataset(TokenDataset):
         max_length: int = MAX_LENGTH,
         truncation: str = "head",
     ):
-        if not len(texts):
-            raise UserError("no texts: give at least one")
+        if isinstance(texts, str) or not len(texts):
+            raise UserError("no list of texts: give one or more, in a list")
         if labels is not None and len(labels) != len(texts):
             raise UserError(f"{len(texts)} texts but {len(labels)} labels: give one for each")
         self.pad_token_id = cast(int, tokenizer.pad_token_id)
@@ -82,7 +82,7 @@ class ClassificationDataset(TokenDataset):
             self.input_ids = encoded["input_ids"]
             self.token_type_ids = encoded.get("token_type_ids")
             # The fast tokenizer returns what it cut off as overflowing pieces.
-            self.truncated = sum(bool(encoded[row].overflowing) for row in range(len(texts)))
+            self.cut = [bool(encoded[row].overflowing) for row in range(len(texts))]
         self.lengths = np.fromiter(map(len, self.input_ids), dtype=np.int64)
         self.labels = labels
 
@@ -99,12 +99,12 @@ class ClassificationDataset(TokenDataset):
                 f"truncation head_tail needs a max_length of at least {head + 2}, not {max_length}"
             )
         encoded = tokenizer(texts, padding=False, verbose=False)["input_ids"]
-        long = [len(ids) > max_length for ids in encoded]
+        self.cut = [len(ids) > max_length for ids in encoded]
         self.input_ids = [
-            ids[:head] + ids[-tail:] if cut else ids for ids, cut in zip(encoded, long)
+            ids[:head] + ids[-tail:] if cut else ids for ids, cut in zip(encoded, self.cut)
         ]
-        self.token_type_ids = [[0] * len(ids) for ids in self.input_ids]
-        self.truncated = sum(long)
+        typed = "token_type_ids" in tokenizer.model_input_names
+        self.token_type_ids = [[0] * len(ids) for ids in self.input_ids] if typed else None
 
     def __getitem__(self, index: int) -> dict:
         item = {"input_ids": self.input_ids[index]}
@@ -119,11 +119,16 @@ class ClassificationDataset(TokenDataset):
     def select(self, indices: Sequence[int]) -> "ClassificationDataset":
         """The examples at the indices, in their order."""
         chosen = copy.copy(self)
-        for name in ("input_ids", "token_type_ids", "labels", "teacher_logits"):
+        for name in ("input_ids", "token_type_ids", "labels", "teacher_logits", "cut"):
             if (values := getattr(self, name)) is not None:
                 setattr(chosen, name, [values[index] for index in indices])
         chosen.lengths = self.lengths[list(indices)]
         return chosen
+
+    @property
+    def truncated(self) -> int:
+        """How many of the texts were cut."""
+        return sum(self.cut)
 
     @property
     def counts(self) -> dict[str, int]:

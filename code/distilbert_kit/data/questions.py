@@ -56,7 +56,7 @@ def read_questions(
     Raises UserError for a file that is not so, equal ids, and the first question without an answer
     in its context (SQuAD v2's unanswerable ones), unless `drop_unanswerable`.
     """
-    kind = path.suffix.lower()
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
     if kind not in (".json", ".csv", ".tsv"):
         raise UserError(f"{path}: neither .json nor .csv; give a file of SQuAD's or a CSV")
     if kind == ".json" and columns:

@@ -40,14 +40,13 @@ def load_table(
         table = load_dataset("parquet", data_files=str(path), split="train")
     except UserError:
         raise
-    except OSError as error:
-        # A damaged file is a ValueError or an error of datasets: this is the disk, or the cache.
-        where = error.filename or config.HF_DATASETS_CACHE
-        raise UserError(
-            f"{where}: {error.strerror or error}; free it, or point HF_HOME, the cache of the "
-            "library datasets, at a folder that can be written"
-        ) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # arrow's own have no number
+            where = error.filename or config.HF_DATASETS_CACHE
+            raise UserError(
+                f"{where}: {error.strerror}; free it, or point HF_HOME, the cache of the "
+                "library datasets, at a folder that can be written"
+            ) from None
         raise UserError(
             f"{path}: not a readable parquet file ({type(error).__name__}); fetch it again"
         ) from None

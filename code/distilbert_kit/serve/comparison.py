@@ -169,6 +169,8 @@ class Comparison:
         if not self.of(task):
             raise UserError(f"no model for {task} is loaded; start demo.py with one")
         if not self.is_ready(task, precision):
+            if not (self.doing or self.error):
+                raise UserError(f"not every model has an {precision} form; ask for another")
             raise BusyError(
                 503, self.error or f"the {precision} models are not ready yet; wait a little"
             )

@@ -70,7 +70,7 @@ def as_pairs(lines: Sequence[str], where: str) -> Texts:
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in _TABLES
+    return Path(path.name.lower().removesuffix(".gz")).suffix in _TABLES
 
 
 def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) -> Texts:

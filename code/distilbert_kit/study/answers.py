@@ -94,8 +94,9 @@ def ablation(table: dict) -> str:
     """Which changes of the distillation lower the mean score, and whether the order is shown."""
     if not table["rows"]:
         return "This recipe takes no part of the distillation away."
-    worse = [row["label"] for row in table["rows"] if row["high"] < 0]
-    better = [row["label"] for row in table["rows"] if row["low"] > 0]
+    shown = [row for row in table["rows"] if row["p_holm"] < 0.05]
+    worse = [row["label"] for row in shown if row["change"] < 0]
+    better = [row["label"] for row in shown if row["change"] > 0]
     said = []
     if worse:
         said.append(f"{len(worse)} significantly lower the mean score ({listed(worse)})")

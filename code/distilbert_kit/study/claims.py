@@ -6,8 +6,9 @@ that would support it: expected - tolerance and more ("at least"), expected + to
 
     supported      the whole 95 % interval of the measured value is inside (an exact count is its
                    own interval), with at least `minimum_seeds` seeds and all of the claim's tasks
-    undecided      the interval crosses the edge, or it is inside with too few seeds or tasks
-    not supported  the whole interval is outside
+    not supported  the whole interval is outside, with as many seeds and tasks; a score also needs a
+                   student distilled on at least `minimum_tokens`: with few it refutes nothing
+    undecided      the interval crosses the edge, or seeds, tasks or tokens are too few
     not tested     a model, task or record is missing, or fewer than half of the claim's tasks
 
 Evidence is of one of three kinds, `column_of`: *reproduction*, by the authors' own weights;
@@ -22,78 +23,27 @@ give is not in them.
 """
 
 import math
-from typing import Any, Literal
-
-from pydantic import Field, ValidationError
 
 from ..data.tasks import GLUE, get_task
-from ..errors import UserError, first_problem
 from ..foreign import read_yaml
-from ..paths import PAPER, RECIPES
+from ..paths import PAPER
 from ..settings import Strict
 from . import statistics
 from .evidence.comparisons import counterpart, crossed_scores, order_rows, shared_seeds
+from .evidence.distillation import corpus_runs
 from .evidence.history import earlier_runs
 from .evidence.scores import benchmark_record
 from .evidence.speed import least_favourable, speed_rows
+from .ledger import Claim, Column, Ledger, Verdict
 from .recipes import Recipe, finetune_name
-from .records import read_record
-
-Verdict = Literal["supported", "undecided", "not supported", "not tested"]
-
-
-Column = Literal["reproduction", "replication", "reduced"]
-
-
-class Claim(Strict):
-    """One claim and what would support it; fields as in the head of `recipes/claims.yaml`."""
-
-    id: str
-    title: str
-    quote: str
-    where: str
-    metric: str
-    kind: Literal[
-        "smaller", "parameters", "speed", "retention", "gap", "order", "above_printed", "none"
-    ]
-    unit: Literal["percent", "times", "millions", "points", "ratio", "megabytes", "hours"]
-    expected: float
-    tolerance: float = Field(ge=0)
-    direction: Literal["about", "at least", "at most"]
-    model: str = "student"
-    reference: str = "teacher"
-    order: tuple[str, ...] = ()
-    printed: str = ""
-    tasks: tuple[str, ...] = ()
-    stand_in: tuple[str, ...] = ()
-    reason: str = ""
-    changed: str = ""
-
-
-class Deviation(Strict):
-    """What is done otherwise than in the paper, and which way it should push results."""
-
-    recipes: list[str]
-    paper: str
-    here: str
-    expected: str
-
-
-class Ledger(Strict):
-    """All of `recipes/claims.yaml`."""
-
-    paper: dict[str, Any]
-    fixed: Any
-    minimum_seeds: int
-    columns: dict[Column, list[str]]
-    claims: list[Claim]
-    deviations: list[Deviation]
 
 
 class Finding(Strict):
     """What the records say about a claim: a value with its interval, or why there is none.
 
-    `untested`: why there is nothing to judge. `incomplete`: what is missing for full support.
+    `untested`: why there is nothing to judge. `incomplete`: which tasks are there, if not all.
+    `tasks`: those that are recorded. `tokens`: those that the student was distilled on; None for
+    one that came distilled.
     """
 
     value: float | None = None
@@ -103,18 +53,11 @@ class Finding(Strict):
     scale: str = ""
     detail: str = ""
     seeds: int | None = None
+    tasks: tuple[str, ...] = ()
+    tokens: int | None = None
     incomplete: str = ""
     untested: str = ""
     records: tuple[str, ...] = ()
-
-
-def load_ledger() -> Ledger:
-    """Read and check `recipes/claims.yaml`."""
-    try:
-        return Ledger.model_validate(read_yaml(RECIPES / "claims.yaml"))
-    except ValidationError as error:
-        what = first_problem(error, "claims")
-        raise UserError(f"claims.yaml: {what}; mend this key") from None
 
 
 def column_of(recipe: Recipe) -> Column:
@@ -134,24 +77,29 @@ def supporting_range(claim: Claim) -> tuple[float, float]:
     )
 
 
-def judge(claim: Claim, finding: Finding, minimum_seeds: int) -> tuple[Verdict, str]:
+def judge(claim: Claim, finding: Finding, ledger: Ledger) -> tuple[Verdict, str]:
     """The verdict and its reason, by the rules at the top of this module."""
     if finding.untested or finding.low is None or finding.high is None:
         return "not tested", finding.untested
     low, high = supporting_range(claim)
-    if finding.high < low or finding.low > high:
-        return "not supported", "the whole interval is outside the supporting range"
-    if finding.low < low or finding.high > high:
+    outside = finding.high < low or finding.low > high
+    if not outside and (finding.low < low or finding.high > high):
         # The edge of "it helps" is no difference at all: neither help nor harm is shown.
         nothing = 1 if claim.kind == "retention" else 0
         if claim.direction != "about" and claim.expected == nothing and claim.tolerance == 0:
             return "undecided", "no difference is shown: the interval holds help and harm alike"
         return "undecided", "the interval crosses the edge of the supporting range"
-    if finding.seeds is not None and finding.seeds < minimum_seeds:
-        return "undecided", f"inside the supporting range, but fewer than {minimum_seeds} seeds"
+    where = f"{'outside' if outside else 'inside'} the supporting range"
+    few = []
+    if finding.seeds is not None and finding.seeds < ledger.minimum_seeds:
+        few.append(f"with fewer than {ledger.minimum_seeds} seeds")
     if finding.incomplete:
-        return "undecided", f"inside the supporting range, but {finding.incomplete}"
-    return "supported", "the whole interval is inside the supporting range"
+        few.append(finding.incomplete)
+    if outside and finding.tokens is not None and finding.tokens < ledger.minimum_tokens:
+        few.append(f"with a student distilled on {finding.tokens / 1e6:,.1f} million tokens")
+    if few:
+        return "undecided", f"{where}, but {' and '.join(few)}"
+    return "not supported" if outside else "supported", f"the whole interval is {where}"
 
 
 def find_size(claim: Claim, recipe: Recipe) -> Finding:
@@ -217,7 +165,7 @@ def models_of(claim: Claim, recipe: Recipe) -> list[str]:
 def measure(claim: Claim, recipe: Recipe, models: list[str], tasks: list[str]) -> dict:
     """Value, interval and least number of seeds of a language claim on tasks that are there."""
     if claim.kind == "order":
-        gaps = [row["gap"] for row in order_rows(recipe, models)]
+        gaps = [row["gap"] for row in order_rows(recipe, models, tasks)]
         # All steps must be shown: one that is refuted decides, else the one that is shown least.
         least = min(gaps, key=lambda gap: (gap["high"] >= 0, gap["low"]))
         found = {end: least[end] for end in ("estimate", "low", "high")}
@@ -267,6 +215,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         labels = " < ".join(recipe.models[name].label for name in models)
     lacking = f"on {len(own)} of the claim's {len(claim.tasks)} tasks"
     # An indication takes what is there; what decides needs half of the tasks.
+    read = corpus_runs(recipe).get(recipe.body(recipe.student))
     few = not own or (column_of(recipe) != "reduced" and 2 * len(own) < len(claim.tasks))
     over = "over seeds and examples" if found["seeds"] > 1 else "over examples, one seed"
     return Finding(
@@ -277,6 +226,8 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         scale=scale,
         detail=f"{labels}; {', '.join(get_task(task).title for task in tasks)}",
         seeds=found["seeds"],
+        tasks=tuple(tasks),
+        tokens=read.metrics["train_tokens"] if read else None,
         incomplete=lacking if len(own) < len(claim.tasks) else "",
         untested=("only " + lacking) if few else "",
         records=tuple(
@@ -308,7 +259,7 @@ def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
     rows = []
     for claim in ledger.claims:
         finding = find(claim, recipe)
-        found_verdict, found_reason = judge(claim, finding, ledger.minimum_seeds)
+        found_verdict, found_reason = judge(claim, finding, ledger)
         column = column_of(recipe)
         if finding.scale == "paper size" and column == "reduced":
             column = "replication"
@@ -317,7 +268,7 @@ def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
             verdict, reason = "not tested", f"{finding.scale} is an indication only"
             reason += f", {finding.incomplete}" * bool(finding.incomplete)
         kept_back = {"reason", "model", "reference", "stand_in", "order", "printed"}
-        fixed = claim.model_dump(exclude=kept_back)
+        fixed = claim.model_dump(exclude=kept_back | {"tasks"})
         found = finding.model_dump(exclude={"untested"})
         rows.append(
             {
@@ -331,56 +282,6 @@ def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
             }
         )
     return rows
-
-
-def verdict_rows(recipe: Recipe, name: str) -> list[dict]:
-    """The recorded rows of `judge_all` of the recipe called `name`, beside `recipe`'s results.
-
-    Empty without a record, and for one written before rows had a column.
-    """
-    path = recipe.folder.parent / name / "claims" / "verdicts.json"
-    rows = read_record(path).metrics["claims"] if path.exists() else []
-    return [row for row in rows if "column" in row]
-
-
-def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list[dict]:
-    """For each claim, what every kind of evidence says: the three columns of the ledger.
-
-    `rows` are the recipe's own; the other recipes of a column speak by their committed records,
-    in the order of the ledger, after the recipe itself. A cell is the first that tested the claim:
-    {"verdict", "recipe", "value", "low", "high", "detail"}, or {"verdict": "not tested",
-    "reason"}.
-    """
-    every = {recipe.name: rows}
-    for name in (name for names in ledger.columns.values() for name in names):
-        every.setdefault(name, verdict_rows(recipe, name))
-    return [
-        {
-            "id": claim.id,
-            "title": claim.title,
-            "unit": claim.unit,
-            **{
-                column: _column_cell(claim, column, [recipe.name, *names], every)
-                for column, names in ledger.columns.items()
-            },
-        }
-        for claim in ledger.claims
-    ]
-
-
-def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) -> dict:
-    if claim.kind == "none":
-        return {"verdict": "not tested", "reason": claim.reason}
-    reasons = []
-    for name in dict.fromkeys(names):
-        for row in every[name]:
-            if (row["id"], row["column"]) != (claim.id, column):
-                continue
-            if row["column_verdict"] != "not tested":
-                shown = {key: row[key] for key in ("value", "low", "high", "detail")}
-                return {"verdict": row["column_verdict"], "recipe": name, **shown}
-            reasons.append(f"{name}: {row['column_reason']}")
-    return {"verdict": "not tested", "reason": "; ".join(reasons) or "not run"}
 
 
 def first_settings(recipe: Recipe, ledger: Ledger) -> dict | None:

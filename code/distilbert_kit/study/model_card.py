@@ -16,7 +16,7 @@ _HUB_NAMES = {MINILM: MINILM_HUB} | {name: origin.hub for name, origin in ORIGIN
 
 
 SCALES = {
-    "paper": "paper scale: models, data and training as large as the paper's",
+    "paper": "paper scale: models as large as the paper's; the record tells how much they read",
     "reduced": "reduced scale: smaller models or less data than the paper's; not its results",
     "embedded": "embedded scale: small models, generated sentences; a demonstration",
 }

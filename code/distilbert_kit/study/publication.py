@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..files import content_key
 from ..paths import CODE, EARLIER, NOTEBOOKS, PAPER, RECIPES, ROOT
 from .cells import evidence_cells, plan_key, script_command
+from .ledger import evidence_by_column, load_ledger, verdict_rows
 from .recipes import Recipe
 from .records import is_current
 
@@ -103,11 +104,19 @@ def publication_key(recipe: Recipe) -> str:
     if not all(path.is_file() for path in paths):
         return ""
     texts = [path.read_text(encoding="utf-8") for path in (*paths, *programs)]
+    # What other recipes say on page 1, where this one has nothing.
+    cells = evidence_by_column(recipe, load_ledger(), verdict_rows(recipe, recipe.name))
+    others = [
+        cell
+        for row in cells
+        for cell in row.values()
+        if isinstance(cell, dict) and cell.get("recipe", recipe.name) != recipe.name
+    ]
     modules = {
         path.relative_to(CODE).as_posix(): path.read_text(encoding="utf-8")
         for path in modules_behind(programs)
     }
-    return content_key([texts, modules])
+    return content_key([texts, modules, others])
 
 
 def publication_record(recipe: Recipe) -> Path:

@@ -281,8 +281,8 @@ class Recipe(Strict):
         """Fine-tuning settings: the common ones, the task's own on top, then the model's."""
         kind = get_task(task).kind
         settings = FINETUNE_SETTINGS[kind]
-        # The common max_length is that of texts: a window with a question in it is longer.
-        texts_only = {"max_length"} if kind == "question_answering" else None
+        # These are of texts: a window with a question in it is longer, and all windows are read.
+        texts_only = {"max_length", "truncation"} if kind == "question_answering" else None
         common = self.finetune.model_dump(exclude_unset=True, exclude=texts_only)
         own = self.models[model].finetune if model else {}
         return settings(**common | self.finetune_tasks.get(task, {}) | own)

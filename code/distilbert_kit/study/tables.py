@@ -12,7 +12,6 @@ import pandas as pd
 from ..foreign import read_yaml
 from ..paths import PAPER
 from .cells import benchmark_cell, model_cell
-from .claims import load_ledger
 from .evidence import latency as latency_evidence, speed
 from .evidence.comparisons import (
     ablation_rows,
@@ -35,6 +34,7 @@ from .evidence.scores import (
     recorded_main_models,
     score_rows,
 )
+from .ledger import load_ledger
 from .recipes import Recipe, finetune_name
 from .tuning import tuning_rows
 
@@ -53,7 +53,7 @@ def size_speed(recipe: Recipe) -> dict:
     """The paper's Table 3: size and time of its two models."""
     record = benchmark_cell(recipe, "size_speed").read_record()
     metrics, measured, rows = record.metrics, record.measured, speed.speed_rows(record)
-    keys = ("weights", "head", "text", "pairs", "share_of_pairs", "passes", "mean_tokens")
+    keys = ("weights", "head", "text", "pairs", "passes", "mean_tokens")
     return {
         "records": ["benchmark/size_speed"],
         "scale": "paper size",
@@ -64,11 +64,6 @@ def size_speed(recipe: Recipe) -> dict:
         "least_favourable": speed.least_favourable(rows),
         "flops": metrics["flops"],
         "flops_ratio": metrics["flops_ratio"],
-        "layer_milliseconds": [
-            {"threads": count, **setting["transformers_milliseconds"]}
-            for count, setting in speed.thread_settings(record).items()
-        ],
-        "tokenisation_seconds": measured.extra.get("tokenisation_seconds"),
     }
 
 
@@ -216,7 +211,6 @@ def distillation(recipe: Recipe) -> dict:
         ],
         "curve": token_curve(recipe),
         "step": step,
-        "step_records": ["benchmark/distillation_speed"] if step else [],
         "preparing": speed.preparing(present.get("benchmark/corpus_speed")),
     }
 
@@ -265,7 +259,6 @@ def lost(recipe: Recipe) -> dict:
     shown = [recipe.teacher, *students(recipe)]
     lengths = [row for row in error_rows(recipe, "tokens") if row["model"] in shown]
     keys = ("task", "split", "phenomenon", "examples", "model", "error")
-    cross = cross_rows(recipe)
     return {
         "records": sorted(
             {
@@ -284,11 +277,7 @@ def lost(recipe: Recipe) -> dict:
         "reliability_figure": any(
             row["model"] == recipe.student and row["calibration"] for row in rows
         ),
-        "lengths_figure": bool(lengths),
-        "cross": cross,
-        "cross_records": [
-            f"cross_evaluate/{model}" for model in dict.fromkeys(row["model"] for row in cross)
-        ],
+        "cross": cross_rows(recipe),
     }
 
 
@@ -302,7 +291,6 @@ def latency(recipe: Recipe) -> dict:
         "note": None if record else latency_evidence.NO_RECORD,
         "energy": latency_evidence.energy(),
         "pareto": pareto,
-        "pareto_scale": scale_of(recipe),
     }
     if record is None:
         return table

@@ -105,6 +105,7 @@ def fine_tuned(checkpoint: str | Path, task: Task) -> Pretrained:
         order = label_order(model.labels, task, str(checkpoint), model.multi_label)
         for parameter in model.classifier.parameters():
             parameter.data = parameter.data[order]
+        model.labels = tuple(model.labels[index] for index in order)
     return model
 
 

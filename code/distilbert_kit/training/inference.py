@@ -16,6 +16,7 @@ from ..data.batches import (
     create_dataloader,
     model_inputs,
 )
+from ..errors import UserError
 from ..files import write_atomically
 from ..machine import has_bf16_instructions, keeping_freed_memory
 
@@ -37,7 +38,7 @@ def run_in_buckets(
     `batch_tokens` padded tokens make a batch: by default few on a CPU, where a batch's states
     should stay in the cache, and many on a GPU.
     """
-    # An ONNX graph (deploy.py) shows no parameters; it runs on the CPU.
+    # An ONNX graph (serve/export.py) shows no parameters; it runs on the CPU.
     device = next(model.parameters(), torch.empty(0)).device
     batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 32768)
     sampler = LengthBatchSampler(dataset.lengths, len(dataset), batch_tokens, shuffle=False)
@@ -47,7 +48,13 @@ def run_in_buckets(
     with torch.inference_mode(), autocast(device, precision):
         for indices, batch in zip(plan, create_dataloader(dataset, plan), strict=True):
             inputs = {name: value.to(device) for name, value in model_inputs(batch).items()}
-            receive(indices, model(**inputs))
+            output = model(**inputs)
+            if not all(logits.isfinite().all() for logits in output.values()):
+                raise UserError(
+                    f"the model's outputs are not finite in precision {precision}: use fp32, or "
+                    "look at its weights"
+                )
+            receive(indices, output)
             bar.update(len(indices))
     bar.close()
 

@@ -46,10 +46,7 @@ def distillation_loss(recipe: Recipe, curves: dict[str, tuple[list[dict], float]
         for model, (history, tokens) in curves.items():
             if term in history[-1]:
                 x = [row["update"] * tokens / 1e6 for row in history]
-                style = "-" if "mfc" not in looks[model] else ":"
-                axes.plot(
-                    x, [row[term] for row in history], style, color=looks[model]["color"], lw=1.2
-                )
+                axes.plot(x, [row[term] for row in history], **line(looks[model]))
         axes.set(title=pretty(TERMS[term]), xlabel="training tokens, millions")
     for model in curves:
         panels[0].plot([], [], label=recipe.models[model].label, **line(looks[model]))

@@ -23,9 +23,8 @@ LINES = {"ours": "-", "transformers": "--"}
 def answer(recipe: Recipe, size: list[dict], slow: dict, macro: list[dict], paper: dict) -> Figure:
     """Size, time and score of teacher and student, the paper's below ours.
 
-    Time is that of `slow`, the least favourable setting, in percent of the teacher's; the score is
-    the mean over the recipe's tasks (the paper's: over nine), with the share of the teacher's and
-    its interval.
+    Time is that of `slow`, the least favourable setting; the score is the mean over the recipe's
+    tasks (the paper's: over nine). Both are in percent of the teacher's, the score's interval too.
     """
     by_model = {row["model"]: row for row in macro}
     pair = [by_model[name] for name in (recipe.teacher, recipe.student) if name in by_model]
@@ -49,9 +48,9 @@ def answer(recipe: Recipe, size: list[dict], slow: dict, macro: list[dict], pape
     side_by_side(
         panels[2],
         f"Score, {recipe.scale} scale",
-        [100 * row["mean"] for row in pair],
+        [1.0, kept["estimate"]] if kept else [1.0] * len(pair),
         [paper["table1_glue_dev"][name]["score"] for name in PRINTED],
-        lambda value, share: f"{value:.1f}" + (f" ({share:.0f} %)" if share != 100 else ""),
+        lambda value, share: f"{share:.1f} %",
         kept and (100 * kept["low"], 100 * kept["high"]),
     )
     name_rows(panels[2], ["teacher", "student"])

@@ -78,12 +78,15 @@ def over_control(recipe: Recipe) -> list[dict]:
     return compare(recipe, recipe.student, spec.student) if spec else []
 
 
-def mean_gap(recipe: Recipe, model: str, reference: str) -> dict | None:
-    """`statistics.gap_interval` of the mean scores over the `tasks` that both have.
+def mean_gap(
+    recipe: Recipe, model: str, reference: str, tasks: Sequence[str] | None = None
+) -> dict | None:
+    """`statistics.gap_interval` of the mean scores over those of the tasks that both have.
 
-    {"tasks", "gap"}; None without such a task.
+    By default they are the recipe's `macro_tasks`. {"tasks", "gap"}; None without such a task.
     """
-    if not (tasks := shared_tasks(recipe, (reference, model), recipe.tasks)):
+    asked = recipe.macro_tasks if tasks is None else tasks
+    if not (tasks := shared_tasks(recipe, (reference, model), asked)):
         return None
     gap = statistics.gap_interval(crossed_scores(recipe, (reference, model), tasks))
     return {"tasks": tasks, "gap": gap}
@@ -175,7 +178,8 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
     """Table 4: what each change of the student's distillation does to the mean score.
 
     A row is a model distilled with other loss weights or from another start than its counterpart.
-    `change` is its mean score minus the counterpart's over the tasks that both have.
+    `change` is its mean score minus the counterpart's, as in `mean_gap`; `p_holm` is the p value
+    of no change, adjusted after Holm over the rows.
     """
     rows = []
     for model, spec in recipe.models.items():
@@ -197,18 +201,22 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 **{name: found[name] for name in ("low", "high", "p")},
             }
         )
+    for row, adjusted in zip(rows, statistics.holm([row["p"] for row in rows])):
+        row["p_holm"] = adjusted
     return rows
 
 
-def order_rows(recipe: Recipe, models: list[str]) -> list[dict]:
+def order_rows(
+    recipe: Recipe, models: Sequence[str], tasks: Sequence[str] | None = None
+) -> list[dict]:
     """Whether the mean scores of models come in the given order, from low to high.
 
     One row for each two neighbours of those that are recorded: `gap` is the upper one's mean score
-    minus the lower one's, over the tasks that both have. An order is shown only by gaps whose
+    minus the lower one's, as in `mean_gap`. An order is shown only by gaps whose
     intervals lie above zero: means that happen to come in that order are none.
     """
     rows = []
     for lower, upper in itertools.pairwise(name for name in models if name in recipe.models):
-        if shared := mean_gap(recipe, upper, lower):
+        if shared := mean_gap(recipe, upper, lower, tasks):
             rows.append({"lower": lower, "upper": upper} | shared)
     return rows

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from ...data.tasks import get_task
 from ...errors import UserError
+from ...foreign import read_yaml
+from ...paths import PAPER
 from .. import statistics
 from ..cells import model_cell
 from ..recipes import Recipe
@@ -12,9 +14,6 @@ from .comparisons import crossed_scores, shared_tasks
 from .scores import recorded_seeds, seed_scores
 
 TARGET = 0.97  # arXiv 1910.01108, abstract
-
-
-PAPER_TOKENS = 1e10  # three epochs of about 3.3 billion words, the corpus of arXiv 1810.04805
 
 
 def corpus_runs(recipe: Recipe) -> dict[str, Record]:
@@ -102,7 +101,9 @@ def token_curve(recipe: Recipe) -> dict | None:
         return None
     scores = crossed_scores(recipe, models, tasks)
     try:
-        found = statistics.curve_over_tokens(tokens, scores, TARGET, PAPER_TOKENS)
+        paper = read_yaml(PAPER)["training"]
+        budget = paper["words"] * paper["epochs"]
+        found = statistics.curve_over_tokens(tokens, scores, TARGET, budget)
     except UserError:  # there is no curve
         return None
     return {"models": models[1:], "tokens": tokens, "tasks": tasks, "target": TARGET} | found

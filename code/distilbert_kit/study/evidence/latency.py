@@ -99,9 +99,8 @@ def pareto_rows(recipe: Recipe, record: Record | None) -> list[dict]:
             size = one or quantized.get((recipe.student, form))  # the cut has the student's shape
             point = {"model": shape, "backend": backend, "threads": 1, "batch": 1, "length": 128}
             times = rows_at(record, size="study", **point) if record else []
-            if score is None and model not in means:
-                continue
-            if not fp32 and score is None:
+            macro = means.get(model) if fp32 else None
+            if score is None and macro is None:
                 continue
             rows.append(
                 {
@@ -110,7 +109,7 @@ def pareto_rows(recipe: Recipe, record: Record | None) -> list[dict]:
                     "form": form,
                     "task": task and task.name,
                     "score": score,
-                    "macro": means.get(model) if fp32 else None,
+                    "macro": macro,
                     "milliseconds": times[0]["p50"] if times else None,
                     "bytes": size and size["bytes"],
                 }

@@ -208,9 +208,9 @@ def distillation_rows(record: Record) -> list[dict]:
     """A distillation step, the textbook's and ours, in each precision that was measured.
 
     `over_ours` is the time over that of our step in the same precision, `over_best` over that of
-    our fastest; `corpus_…` the same at real lengths. `loss` is our loss in that precision minus
-    the textbook's in fp32, relative. None where there is nothing to compare, and for the loss in
-    bf16 of a record that does not say that the head answered in it.
+    our fastest; `corpus_…` the same at real lengths. `loss` is the relative distance of our loss
+    in that precision from the textbook's in fp32. None where there is nothing to compare, and for
+    the loss in bf16 of a record that does not say that the head answered in it.
     """
     measured, metrics, best = record.measured.extra, record.metrics, best_precision(record)
     tokens = metrics["batch"]["sequences"] * metrics["batch"]["length"]
@@ -304,6 +304,7 @@ def quantized_rows(recipe: Recipe) -> list[dict]:
             rows.append(
                 {
                     "record": name,
+                    "cpu": record.measured.machine["cpu"],
                     "label": recipe.models[record.cell["model"]].label,
                     "task": task.name,
                     "form": form,

@@ -1,0 +1,127 @@
+"""What the paper claims, and what the recipes have recorded about it.
+
+The claims are in `recipes/claims.yaml`; study/claims.py judges them on the records of a recipe.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ..errors import UserError, first_problem
+from ..foreign import read_yaml
+from ..paths import RECIPES
+from ..settings import Strict
+from .recipes import Recipe
+from .records import read_record
+
+Verdict = Literal["supported", "undecided", "not supported", "not tested"]
+
+
+Column = Literal["reproduction", "replication", "reduced"]
+
+
+class Claim(Strict):
+    """One claim and what would support it; fields as in the head of `recipes/claims.yaml`."""
+
+    id: str
+    title: str
+    quote: str
+    where: str
+    metric: str
+    kind: Literal[
+        "smaller", "parameters", "speed", "retention", "gap", "order", "above_printed", "none"
+    ]
+    unit: Literal["percent", "times", "millions", "points", "ratio", "megabytes", "hours"]
+    expected: float
+    tolerance: float = Field(ge=0)
+    direction: Literal["about", "at least", "at most"]
+    model: str = "student"
+    reference: str = "teacher"
+    order: tuple[str, ...] = ()
+    printed: str = ""
+    tasks: tuple[str, ...] = ()
+    stand_in: tuple[str, ...] = ()
+    reason: str = ""
+    changed: str = ""
+
+
+class Deviation(Strict):
+    """What is done otherwise than in the paper, and which way it should push results."""
+
+    recipes: list[str]
+    paper: str
+    here: str
+    expected: str
+
+
+class Ledger(Strict):
+    """All of `recipes/claims.yaml`."""
+
+    paper: dict[str, Any]
+    fixed: Any
+    minimum_seeds: int
+    minimum_tokens: int
+    columns: dict[Column, list[str]]
+    claims: list[Claim]
+    deviations: list[Deviation]
+
+
+def load_ledger() -> Ledger:
+    """Read and check `recipes/claims.yaml`."""
+    try:
+        return Ledger.model_validate(read_yaml(RECIPES / "claims.yaml"))
+    except ValidationError as error:
+        what = first_problem(error, "claims")
+        raise UserError(f"claims.yaml: {what}; mend this key") from None
+
+
+def verdict_rows(recipe: Recipe, name: str) -> list[dict]:
+    """The recorded rows of `judge_all` of the recipe called `name`, beside `recipe`'s results.
+
+    Empty without a record, and for one written before rows told the student's tokens.
+    """
+    path = recipe.folder.parent / name / "claims" / "verdicts.json"
+    rows = read_record(path).metrics["claims"] if path.exists() else []
+    return [row for row in rows if "tokens" in row]
+
+
+def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list[dict]:
+    """For each claim, what every kind of evidence says: the three columns of the ledger.
+
+    `rows` are the recipe's own; the other recipes of a column speak by their committed records,
+    in the order of the ledger, after the recipe itself. A cell is the first that tested the claim:
+    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "tasks", "tokens"}, or
+    {"verdict": "not tested", "reason"}.
+    """
+    every = {recipe.name: rows}
+    for name in (name for names in ledger.columns.values() for name in names):
+        every.setdefault(name, verdict_rows(recipe, name))
+    return [
+        {
+            "id": claim.id,
+            "title": claim.title,
+            "unit": claim.unit,
+            **{
+                column: _column_cell(claim, column, [recipe.name, *names], every)
+                for column, names in ledger.columns.items()
+            },
+        }
+        for claim in ledger.claims
+    ]
+
+
+def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) -> dict:
+    if claim.kind == "none":
+        return {"verdict": "not tested", "reason": claim.reason}
+    reasons = []
+    for name in dict.fromkeys(names):
+        for row in every[name]:
+            if (row["id"], row["column"]) != (claim.id, column):
+                continue
+            if row["column_verdict"] != "not tested":
+                keys = ("value", "low", "high", "detail", "tasks", "tokens")
+                shown = {key: row[key] for key in keys}
+                said = {"verdict": row["column_verdict"], "reason": row["column_reason"]}
+                return {**said, "recipe": name, **shown}
+            reasons.append(f"{name}: {row['column_reason']}")
+    return {"verdict": "not tested", "reason": "; ".join(reasons) or "not run"}
