@@ -303,6 +303,11 @@ def test_labels_of_another_order_are_told_with_what_to_do():
         data.check_task_rows(table, get_task("sst2"), "here")
 
 
+def test_one_text_is_no_list_of_texts():
+    with pytest.raises(UserError, match="no texts: give one or more, in a list"):
+        ClassificationDataset("a text", None, get_tokenizer())
+
+
 def test_empty_input_is_refused():
     with pytest.raises(UserError, match="no texts"):
         create_classification_dataloader([], [], get_tokenizer())

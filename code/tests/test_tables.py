@@ -282,13 +282,15 @@ def test_ablation_by_hand(one_seed, tmp_path):
     said = answers.ablation(found)
     assert "Of 1 change, none" in said and "with −20.0 points [" in said
     shown = copy.deepcopy(found)
-    shown["rows"][0] |= {"low": -0.3, "high": -0.1}
+    shown["rows"][0] |= {"low": -0.3, "high": -0.1, "p_holm": 0.04}
     shown["order"] = [{"gap": {"low": 0.1}}, {"gap": {"low": -0.1}}]
     said = answers.ablation(shown)
     assert "Of 1 change, 1 significantly lower the mean score (“from random weights”)" in said
     assert "order shows in 1 of 2 steps" in said
-    shown["rows"][0] |= {"low": 0.1, "high": 0.3}
+    shown["rows"][0] |= {"change": 0.2, "low": 0.1, "high": 0.3}
     assert "1 significantly raise it" in answers.ablation(shown)
+    shown["rows"][0] |= {"p_holm": 0.06}  # the interval is not adjusted
+    assert "none significantly changes" in answers.ablation(shown)
     answered(one_seed, "random_initialisation", [1] * 10)
     assert tables.ablation(one_seed)["rows"][0]["change"] == pytest.approx(0.3)
 

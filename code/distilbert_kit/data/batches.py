@@ -65,7 +65,7 @@ class ClassificationDataset(TokenDataset):
         truncation: str = "head",
     ):
         if isinstance(texts, str) or not len(texts):
-            raise UserError("no list of texts: give one or more, in a list")
+            raise UserError("no texts: give one or more, in a list")
         if labels is not None and len(labels) != len(texts):
             raise UserError(f"{len(texts)} texts but {len(labels)} labels: give one for each")
         self.pad_token_id = cast(int, tokenizer.pad_token_id)
