@@ -252,10 +252,11 @@ def test_a_run_that_fails_leaves_the_one_before_and_its_inputs(made, monkeypatch
     }
 
 
-def test_a_file_of_the_users_with_a_name_of_ours_stays(tmp_path, monkeypatch):
+def test_a_file_of_the_users_with_a_name_of_ours_stays(tmp_path, monkeypatch, capsys):
     (tmp_path / "predictions.csv").write_text("mine")
     command = ["distill_csv.py", "--csv", "nothing.csv", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit):
         distill_csv.main()
+    assert "predictions.csv" in capsys.readouterr().err
     assert (tmp_path / "predictions.csv").read_text() == "mine"

@@ -30,8 +30,7 @@ from distilbert_kit.metrics import (
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
-settings.register_profile("metrics", deadline=None, max_examples=50)
-settings.load_profile("metrics")
+
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "matthews")
 CORRELATIONS = ("pearson", "spearman")
 
