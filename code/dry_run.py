@@ -4,10 +4,10 @@
     python code/dry_run.py --recipe my-recipe.yaml --keep /tmp/walk
 
 The same scripts, notebooks and report as the recipe's own, on 16-wide stand-ins for its models and
-those of the benchmarks, a few made-up rows for its data and a few updates of training, with one
-seed. Teacher and student are fine-tuned on every task, other models on one of each kind; the
-benchmarks of distillation and of corpus preparation are left out. It tells in advance whether a
-recipe runs through; the figures that it prints mean nothing and are thrown away.
+those of the benchmarks, a few made-up rows for its data and texts, and a few updates of training,
+with one seed. Teacher and student are fine-tuned on every task, other models on one of each kind.
+The benchmarks of distillation and of corpus preparation are left out. It tells in advance whether
+a recipe runs through; the figures that it prints mean nothing and are thrown away.
 """
 
 import argparse
@@ -99,7 +99,8 @@ def shrink(content: dict, folder: Path) -> dict:
         if name not in (content["teacher"], content["student"]):
             small["models"][name]["tasks"] = few_tasks(content, name)
     if "corpus" in content:
-        small["corpus"] |= {"source": ["docs"], "limit_tokens": 1000, "validation_fraction": 0.1}
+        source = f"lines:{folder / 'texts.txt'}"
+        small["corpus"] |= {"source": [source], "limit_tokens": 1000, "validation_fraction": 0.1}
     for stage in ("pretrain", "distill"):
         if stage in content:
             small[stage] |= SMALL | {"accumulation": min(2, content[stage].get("accumulation", 1))}
@@ -151,12 +152,16 @@ def make_up_data(recipe, folder: Path) -> None:
 
 
 def prepare(name_or_file: str, folder: Path) -> Path:
-    """Write the small recipe with weights and data into `folder`; returns its file."""
+    """Write the small recipe with weights, texts and data into `folder`; returns its file."""
+    from distilbert_kit.data import grammar
     from distilbert_kit.foreign import read_yaml
     from distilbert_kit.study.recipes import load_recipe, recipe_path
 
     load_recipe(name_or_file)  # tells what is wrong with it
     small = shrink(read_yaml(recipe_path(name_or_file)), folder)
+    sentences = [row["sentence"] for row in grammar.build_sentiment("train", 10 * ROWS)]
+    texts = (". ".join(sentences[start : start + 10]) for start in range(0, len(sentences), 10))
+    (folder / "texts.txt").write_text("\n".join(texts))
     path = folder / f"{small['name']}.yaml"
     path.write_text(yaml.safe_dump(small, sort_keys=False))
     make_up_data(load_recipe(path), folder)
@@ -167,10 +172,12 @@ def run_cells(path: Path) -> None:
     """Run every cell of the small recipe in this process: the libraries are loaded once."""
     from tqdm.auto import tqdm
 
-    from benchmarks import shared
+    from benchmarks import latency
+    from distilbert_kit.study import measure
     from distilbert_kit.study.cells import evidence_cells
     from distilbert_kit.study.recipes import load_recipe
 
+    measure.LARGEST = 64
     ordered = {}
 
     def add(cell) -> None:
@@ -181,8 +188,8 @@ def run_cells(path: Path) -> None:
     recipe = load_recipe(path)
     for cell in evidence_cells(recipe):
         add(cell)
-    for name, config in shared.CONFIGS.items():
-        shared.CONFIGS[name] = replace(config, **NARROW)
+    for configs in latency.SIZES.values():  # of all benchmarks
+        configs |= {name: replace(config, **NARROW) for name, config in configs.items()}
     for cell in tqdm(ordered.values(), desc=recipe.name, unit="cell"):
         _, *sys.argv = cell.command
         runpy.run_path(sys.argv[0], run_name="__main__")

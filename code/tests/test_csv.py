@@ -1,9 +1,8 @@
 """CSV files of all kinds and faults; splits; the whole pipeline on a small model."""
 
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,6 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
-from distilbert_kit.paths import CODE
 from distilbert_kit.study.csv_pipeline import MODELS
 from distilbert_kit.study.records import read_record
 
@@ -166,14 +164,11 @@ def made(tmp_path_factory):
     command = ["--csv", folder / "news.csv", "--teacher", folder / "teacher", "--epochs", 6]
     command += ["--learning-rate", 0.003, "--batch-size", 16, "--output", folder / "out"]
     command += ["--seeds", 0, 1, "--random-start"]
-    done = subprocess.run(
-        [sys.executable, CODE / "distill_csv.py", *map(str, command)],
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "out", done.stdout
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr("sys.argv", ["distill_csv.py", *map(str, command)])
+        distill_csv.main()
+    return folder / "out", said.getvalue()
 
 
 def test_pipeline_leaves_models_cards_predictions_and_record(made):
@@ -257,10 +252,11 @@ def test_a_run_that_fails_leaves_the_one_before_and_its_inputs(made, monkeypatch
     }
 
 
-def test_a_file_of_the_users_with_a_name_of_ours_stays(tmp_path, monkeypatch):
+def test_a_file_of_the_users_with_a_name_of_ours_stays(tmp_path, monkeypatch, capsys):
     (tmp_path / "predictions.csv").write_text("mine")
     command = ["distill_csv.py", "--csv", "nothing.csv", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit):
         distill_csv.main()
+    assert "predictions.csv" in capsys.readouterr().err
     assert (tmp_path / "predictions.csv").read_text() == "mine"

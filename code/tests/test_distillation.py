@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import psutil
 import pytest
@@ -260,14 +261,20 @@ def test_two_processes_killed_and_resumed_equal_one(tmp_path, corpus):
         torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=0, msg=name)
 
 
-def test_scripts_run_from_a_recipe(tmp_path):
+def test_scripts_run_from_a_recipe(tmp_path, corpus, monkeypatch, capsys):
     """prepare -> pretrain -> extract -> distill by their command lines, on a tiny recipe."""
+    monkeypatch.setattr("distilbert_kit.study.recipes.RESULTS", tmp_path / "results")
+    monkeypatch.setattr("distilbert_kit.study.measure.LARGEST", 64)
     content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
     tiny_teacher().save_pretrained(tmp_path / "source", get_tokenizer())
     training = {"epochs": 0.02, "learning_rate": 1e-3, "batch_size": 8, "precision": "fp32"}
     content |= {
         "name": "tiny",
-        "corpus": {"source": ["docs"], "limit_tokens": 4000, "validation_fraction": 0.1},
+        "corpus": {
+            "source": [f"lines:{corpus.parent / 'dump.txt'}"],
+            "limit_tokens": 4000,
+            "validation_fraction": 0.1,
+        },
         "pretrain": training,
         "distill": training,
         "demo": [],
@@ -281,29 +288,25 @@ def test_scripts_run_from_a_recipe(tmp_path):
         "student": "distilled",
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
-    environment = os.environ | {"RESULTS_DIR": str(tmp_path / "results")}
-    for script, *arguments in (
-        ("prepare_corpus.py",),
-        ("pretrain.py", "--model", "teacher"),
-        ("extract_student.py", "--model", "cut"),
-        ("distill.py", "--model", "distilled"),
-        ("distill.py", "--model", "distilled", "--teacher", tmp_path / "source", "--layers", "3"),
-    ):
-        command = [sys.executable, CODE / script, "--recipe", tmp_path / "tiny.yaml", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert result.returncode == 0, result.stderr[-3000:]
+
+    def run(script, *arguments):
+        words = [f"{script}.py", "--recipe", tmp_path / "tiny.yaml", *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        import_module(script).main()
+
+    run("prepare_corpus")
+    run("pretrain", "--model", "teacher")
+    run("extract_student", "--model", "cut")
+    run("distill", "--model", "distilled")
+    run("distill", "--model", "distilled", "--teacher", tmp_path / "source", "--layers", "3")
     assert (tmp_path / "results/tiny/models/distilled/model.safetensors").exists()
     assert not (tmp_path / "results/tiny/checkpoints/distilled").exists()
     other = DistilBERTForMaskedLM.from_pretrained(
         tmp_path / "results/tiny/models/distilled-from-source", require_head=True
     )
     assert other.config.num_layers == 1
-    wrong = subprocess.run(
-        [sys.executable, CODE / "distill.py", "--recipe", tmp_path / "tiny.yaml", "--model", "cut"],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert wrong.returncode == 2 and wrong.stderr.startswith(
-        "error: recipe tiny: 'cut' is no model to distil"
-    )
+    with pytest.raises(SystemExit) as stopped:
+        run("distill", "--model", "cut")
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: recipe tiny: 'cut' is no model to distil")

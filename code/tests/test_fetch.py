@@ -231,7 +231,8 @@ class World:
         given = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "DATA_DIR"))}
         given |= {"HF_ENDPOINT": endpoint or self.server.url, "HF_HOME": str(self.folder / "home")}
         command = [sys.executable, str(CODE / "fetch_data.py"), *map(str, arguments)]
-        environment = given | {"DATA_DIR": str(self.data), "PYTHONPATH": str(CODE)}
+        paths = os.pathsep.join((str(CODE), str(self.folder)))
+        environment = given | {"DATA_DIR": str(self.data), "PYTHONPATH": paths}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert "Traceback" not in done.stderr
@@ -285,6 +286,8 @@ def test_what_the_hub_does_not_give_is_one_line_and_no_file(world, fault):
         expected = "imdb/test: not fetched from the hub"
     else:
         endpoint, expected = "http://127.0.0.1:9", "imdb/test: not fetched from the hub"
+        impatient = "import time\ntime.sleep = lambda seconds: None\n"  # between tries: 23 s
+        (world.folder / "sitecustomize.py").write_text(impatient)
     status, _, errors = world.fetch("--dataset", "imdb", endpoint=endpoint)
     assert status == 2 and len(errors) == 1 and errors[0].startswith(f"error: {expected}")
     assert world.files() == set()

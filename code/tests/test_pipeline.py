@@ -22,7 +22,7 @@ from distilbert_kit.study.recipes import load_recipe
 
 @pytest.fixture
 def recipe_file(tmp_path) -> Path:
-    """The quick recipe with a tiny teacher and a single update, in a folder with a space."""
+    """The quick recipe with a tiny teacher, cut twice, in a folder with a space."""
     folder = tmp_path / "a folder"
     torch.manual_seed(0)
     shape = create_model_config(
@@ -35,10 +35,11 @@ def recipe_file(tmp_path) -> Path:
         "models": {
             "teacher": {"label": "t", "weights": str(folder / "teacher")},
             "cut": {"label": "c", "extract": {"teacher": "teacher", "layers": [0, 2, 4]}},
+            "again": {"label": "a", "extract": {"teacher": "cut", "layers": [1]}},
         },
         "teacher": "teacher",
         "student": "cut",
-        "finetune": content["finetune"] | {"epochs": 0.01},
+        "tasks": [],
     }
     for key in ("corpus", "pretrain", "distill", "demo", "speed"):
         content.pop(key, None)
@@ -88,7 +89,7 @@ def test_killed_graph_finishes_what_is_missing_and_then_does_nothing(recipe_file
     )
     assert "rule cell" not in finish(start(recipe_file))
     # only the cell whose record is gone runs again, with the weights it needs
-    gone = results / "finetune" / "cut-sentiment-0.json"
+    gone = results / "extract" / "again.json"
     others = {p: p.stat().st_mtime_ns for p in results.glob("*/*.json") if p != gone}
     gone.unlink()
     finish(start(recipe_file))

@@ -1,43 +1,39 @@
 """Fine-tuning and evaluation by their command lines; labels by name."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import transformers
 
 import evaluate_model
+import finetune
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import compute_metrics
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
-from distilbert_kit.paths import CODE
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 from distilbert_kit.training.classification import label_order, load_task_split
 
 
-def run(script, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, CODE / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-    )
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a script's `main` with these arguments."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr("sys.argv", [f"{script.__name__}.py", *map(str, arguments)])
+        script.main()
+
+    return run
 
 
 @pytest.mark.parametrize("labels", [("negative", "positive"), ("POSITIVE", "NEGATIVE")])
-def test_evaluation_equals_transformers_in_either_label_order(tmp_path, labels):
+def test_evaluation_equals_transformers_in_either_label_order(tmp_path, run, labels):
     model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2, labels)
     model.save_pretrained(tmp_path / "m", get_tokenizer())
     out = tmp_path / "record.json"
-    result = run("evaluate_model.py", "--checkpoint", tmp_path / "m", "--task", "sentiment",
-                 "--out", out)  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    run(evaluate_model, "--checkpoint", tmp_path / "m", "--task", "sentiment", "--out", out)
     found = read_record(out).metrics["validation"]
     _, table, _ = load_task_split(get_task("sentiment"), "validation", get_tokenizer(), 512)
     classify = transformers.pipeline("text-classification", str(tmp_path / "m"), batch_size=50)
@@ -56,16 +52,16 @@ def test_labels_are_matched_by_name():
         label_order(("a", "b", "c"), mnli, "m")
 
 
-def test_untrained_head_and_unknown_names_are_one_line(tmp_path):
-    result = run("evaluate_model.py", "--checkpoint", "minilm", "--task", "sentiment",
-                 "--out", tmp_path / "record.json")  # fmt: skip
-    assert result.returncode == 2 and "is not a trained" in result.stderr.splitlines()[-1]
+def test_untrained_head_and_unknown_names_are_one_line(tmp_path, run, capsys):
+    out = ("--out", tmp_path / "record.json")
+    with pytest.raises(SystemExit, match="2"):
+        run(evaluate_model, "--checkpoint", "minilm", "--task", "sentiment", *out)
+    assert "is not a trained" in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
-    result = run("finetune.py", "--model", "nobody", "--task", "sentiment",
-                 RESULTS_DIR=str(tmp_path))  # fmt: skip
-    assert result.returncode == 2
+    with pytest.raises(SystemExit, match="2"):
+        run(finetune, "--model", "nobody", "--task", "sentiment")
     known = ", ".join(load_recipe("quick").models)
-    assert result.stderr.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         f"error: recipe quick has no model 'nobody': choose from {known}"
     ]
 

@@ -33,13 +33,13 @@ from distilbert_kit.study.records import read_record
 from distilbert_kit.training import loop
 from distilbert_kit.training.checkpointing import CHECKPOINT
 
-TRAINING = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 8, "precision": "fp32"}
+TRAINING = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 4, "precision": "fp32"}
 
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Writes the recipe `tiny` with changes: dump.txt, a teacher, a student cut and distilled."""
-    rows = [row["sentence"] for row in build_sentiment("train", 400)]
+    rows = [row["sentence"] for row in build_sentiment("train", 160)]
     lines = [". ".join(rows[i : i + 3]) for i in range(0, len(rows), 3)]
     (tmp_path / "dump.txt").write_text("\n".join(lines))
     tiny_teacher().save_pretrained(tmp_path / "source", get_tokenizer())
@@ -52,7 +52,7 @@ def write(tmp_path, monkeypatch):
             "name": "tiny",
             "corpus": {
                 "source": [f"lines:{tmp_path / 'dump.txt'}"],
-                "validation_fraction": 0.1,
+                "validation_fraction": 0.2,
             },
             "distill": TRAINING | {"checkpoint_every": 2},
             "models": {
@@ -239,7 +239,7 @@ def test_a_raised_version_makes_a_stage_and_what_follows_stale(write, monkeypatc
 
 
 def test_teachers_of_one_name_do_not_replace_each_other(write, monkeypatch, tmp_path):
-    recipe = write()
+    recipe = write(distill=TRAINING | {"epochs": 0.1})
     run(monkeypatch, prepare_corpus, recipe)
     for number, folder in enumerate(("a", "b")):
         teacher = tiny_teacher()

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from scipy import stats
 
 from distilbert_kit.errors import UserError
@@ -26,8 +26,7 @@ from distilbert_kit.study.statistics import (
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
-settings.register_profile("statistics", deadline=None, max_examples=50)
-settings.load_profile("statistics")
+
 ACCURACY = score_function("accuracy")
 
 # arXiv 1910.01108v4, Table 1 (GLUE dev sets, medians of 5 runs). MNLI of BERT-base is 84.7 as in

@@ -4,6 +4,9 @@ from functools import cache
 
 from distilbert_kit.data import grammar
 from distilbert_kit.data.listed import expected_split
+from distilbert_kit.study import measure
+
+measure.LARGEST = 64
 
 grammar.build_sentiment = cache(grammar.build_sentiment)
 for split in ("train", "validation"):
