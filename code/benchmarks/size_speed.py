@@ -65,7 +65,7 @@ def measure(recipe: Recipe, draft: Draft) -> str:
             settings.passes,
         )
         draft.extra["tokenisation_seconds"] = float(np.median(spent["tokenise"].sum(1)))
-    found = draft.extra[f"threads_{count}"]["pass_seconds"]
+    found = draft.extra[f"threads_{thread_counts()[-1]}"]["pass_seconds"]
     ratios = {by: ratio_of_totals(*(found[f"{m}/{by}"] for m in MODELS)) for by in MAKERS}
     return ", ".join(f"{by}: BERT / DistilBERT {ratios[by]['ratio']:.2f}" for by in MAKERS)
 

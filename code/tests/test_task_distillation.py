@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 import yaml
+from pydantic import ValidationError
 
 import finetune
 from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
@@ -319,10 +320,10 @@ def test_commands_from_teacher_to_student(write_recipe, monkeypatch, tmp_path):
     assert read_record(finetune_cell(recipe, "small", "sentiment", 3).record) == before
     for options, words in {
         ("--temperature", "3"): "need --teacher",
-        ("--teacher", tmp_path / "elsewhere", "--soft-weight", "7"): "--soft-weight",
+        ("--teacher", tmp_path / "elsewhere", "--soft-weight", "7"): "soft.weight",
         ("--teacher", tmp_path / "bert"): "not a trained",
     }.items():
-        with pytest.raises(UserError, match=words):
+        with pytest.raises((UserError, ValidationError), match=words):
             run(monkeypatch, *plain, 3, *options)
     with pytest.raises(UserError, match="has a teacher in the recipe"):
         run(monkeypatch, *taught, 3, "--teacher", tmp_path / "elsewhere")

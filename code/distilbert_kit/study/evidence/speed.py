@@ -152,8 +152,8 @@ def inference_rows(record: Record) -> list[dict]:
     By length the ratio is the median of neighbouring calls with their middle half, over the pairs
     that of totals with the range of the passes.
     """
-    rows = []
-    for threads, measured in thread_settings(record).items():
+    rows, settings = [], thread_settings(record)
+    for threads, measured in settings.items():
         for row in measured["by_length"]:
             found = row["classifier"]
             ends = {"low": found["quartile_1"], "high": found["quartile_3"]}
@@ -164,7 +164,7 @@ def inference_rows(record: Record) -> list[dict]:
         if name.startswith("padded_") and name.endswith("_seconds"):
             what = f"{PAIRS[record.metrics['text']]}, batches of {name.split('_')[1]}"
             found = ratio_of_totals(passes[name], passes["ours_seconds"])
-            rows.append({"threads": threads, "what": what, **found})
+            rows.append({"threads": max(settings), "what": what, **found})
     return rows
 
 
