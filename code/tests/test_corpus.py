@@ -101,8 +101,8 @@ def test_ten_megabyte_line_in_flat_memory(tmp_path):
 def test_killed_run_continues_to_the_same_bytes(tmp_path):
     source = tmp_path / "dump.txt"
     # Every fifth line repeats one from before, often from before the kill.
-    source.write_text("".join(sentence(i if i % 5 else i // 2, 30) + "\n" for i in range(64_000)))
-    options = {"validation_fraction": 0.1, "shard_tokens": 10_000, "limit_tokens": 1_600_000}
+    source.write_text("".join(sentence(i if i % 5 else i // 2, 30) + "\n" for i in range(24_000)))
+    options = {"validation_fraction": 0.1, "shard_tokens": 10_000, "limit_tokens": 600_000}
     flags = [f for k, v in options.items() for f in (f"--{k.replace('_', '-')}", v)]
     killed = tmp_path / "killed"
     process = run_script("--source", f"lines:{source}", "--output", killed, *flags)
@@ -131,12 +131,20 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path):
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
-@pytest.mark.parametrize("commits", range(6))
-def test_continues_from_any_commit(tmp_path, monkeypatch, commits):
+SMALL = {"validation_fraction": 0.3, "shard_tokens": 300}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The files of a corpus that was made in one go."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert prepare(folder, TEXTS * 2, **SMALL)["commits"] > 4
+    return contents(folder)
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2, 5])
+def test_continues_from_any_commit(tmp_path, monkeypatch, whole, commits):
     """Cut off before the manifest of commit `commits`, with shard files already in place."""
-    options = {"validation_fraction": 0.3, "shard_tokens": 300}
-    whole = prepare(tmp_path / "whole", TEXTS * 2, **options)
-    assert whole["commits"] > 4
     written = 0
 
     def write_json(path, content):
@@ -149,10 +157,10 @@ def test_continues_from_any_commit(tmp_path, monkeypatch, commits):
     real = corpus.write_json
     monkeypatch.setattr(corpus, "write_json", write_json)
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "cut", TEXTS * 2, **options)
+        prepare(tmp_path, TEXTS * 2, **SMALL)
     monkeypatch.undo()
-    prepare(tmp_path / "cut", TEXTS * 2, **options)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    prepare(tmp_path, TEXTS * 2, **SMALL)
+    assert contents(tmp_path) == whole
 
 
 def test_complete_corpus_is_left_alone(tmp_path):

@@ -3,6 +3,7 @@
 `pytest --hypothesis-profile=nightly code/tests/test_fuzzing.py` tries 2,000 of each.
 """
 
+import functools
 import gzip
 import io
 import itertools
@@ -21,6 +22,7 @@ from hostile import SPECIAL, TEXTS, damaged, mutated, told
 from hypothesis import given, strategies as st
 from safetensors.torch import load_file, save_file
 
+from distilbert_kit.corpus import prepare
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.shards import open_shards
 from distilbert_kit.corpus.text_sources import open_source
@@ -262,8 +264,16 @@ def test_corpora(folder, corpus, data):
         put(folder / "corpus" / name, as_json(valid))
 
 
+@pytest.fixture(scope="module")
+def one_encoder():
+    """What is made of the vocabulary is made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "WordEncoder", functools.cache(prepare.WordEncoder))
+        yield
+
+
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=200), max_size=5))
-def test_texts_of_corpora(folder, texts):
+def test_texts_of_corpora(folder, one_encoder, texts):
     source = open_source(f"lines:{put(folder / 'any.txt', chr(10).join(texts))}")
     shutil.rmtree(folder / "made", ignore_errors=True)
     state = told(prepare_corpus, folder / "made", [source], TOKENIZER, max_length=16)

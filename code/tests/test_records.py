@@ -9,10 +9,13 @@ import operator
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+import extract_student
+import finetune
 from distilbert_kit.data.listed import expected_split
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key, write_atomically
@@ -336,35 +339,23 @@ def test_the_speed_of_a_corpus_is_that_of_its_text(tmp_path):
     assert len(keys) == 2
 
 
-def test_error_line_and_status_of_a_script():
-    result = subprocess.run(
-        [sys.executable, CODE / "finetune.py", "--recipe", "quik", "--model", "m", "--task", "t"],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: quik.yaml: no such recipe")
-    assert len(result.stderr.splitlines()) == 1
+def test_error_line_and_status_of_a_script(monkeypatch, capsys):
+    arguments = ["--recipe", "quik", "--model", "m", "--task", "t"]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        finetune.main()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: quik.yaml: no such recipe")
 
 
-def test_read_only_results_are_one_line(tmp_path):
+def test_read_only_results_are_one_line(monkeypatch, capsys):
     """`/proc` refuses new folders even to root."""
-    result = subprocess.run(
-        [
-            sys.executable,
-            CODE / "extract_student.py",
-            "--recipe",
-            "quick",
-            "--model",
-            "undistilled",
-        ],
-        capture_output=True,
-        text=True,
-        env={"RESULTS_DIR": "/proc/nowhere", "PATH": "", "HOME": str(tmp_path)},
-    )
-    assert result.returncode == 2, result.stderr
-    assert "RESULTS_DIR" in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr
+    monkeypatch.setattr(recipes, "RESULTS", Path("/proc/nowhere"))
+    monkeypatch.setattr(sys, "argv", ["extract_student.py", "--model", "undistilled"])
+    with pytest.raises(SystemExit, match="2"):
+        extract_student.main()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and "RESULTS_DIR" in line
 
 
 def test_records_in_the_repository_are_valid():
