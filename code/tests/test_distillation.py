@@ -178,8 +178,14 @@ def test_masked_lm_needs_no_teacher_and_the_others_do(corpus):
     student = extract_student(tiny_teacher(), [0])
     _, losses = train_on_corpus(student, TOKENIZER, corpus, CORPUS, settings(), MASKED_LM, seed=0)
     assert list(losses["after"]) == ["mlm"]
+    dataset, batch = batch_of(corpus)
     with pytest.raises(UserError, match="need a teacher"):
-        triple_objective(batch_of(corpus)[0], LossWeights())
+        triple_objective(dataset, LossWeights())
+    teacher = tiny_teacher()
+    teacher.encoder.hidden_states = None  # is not called
+    alone = (triple_objective(dataset, MASKED_LM, given) for given in (teacher, None))
+    sums = [objective.loss(student, batch, {"mlm": 10.0})[1]["mlm"] for objective in alone]
+    assert torch.equal(*sums)
 
 
 def test_teacher_in_the_dtype_of_its_products_teaches_the_same(corpus):

@@ -46,7 +46,8 @@ def flops_per_token(
     tokens = int(lengths.sum())
     masked = math.ceil(dataset.mask_probability * tokens)
     rows = tokens if weights.ce and weights.ce_rows == "all" else masked
-    teacher_config = teacher.config if teacher is not None else None
+    asked = weights.ce or weights.cos
+    teacher_config = teacher.config if teacher is not None and asked else None
     if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
         return head_training_flops(model.config, lengths, rows) / tokens
     teacher_rows = rows if weights.ce else 0

@@ -79,6 +79,8 @@ def triple_objective(
     """
     if teacher is None and (weights.ce or weights.cos):
         raise UserError("ce and cos need a teacher: name one, or set their weights to 0")
+    if not (weights.ce or weights.cos):
+        teacher = None  # masked LM alone asks none
     if teacher is not None:
         teacher = teacher.eval().requires_grad_(False)
 
