@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # Tests run side by side, and theirs are tiny models: threads would only wait for each other.
@@ -57,6 +58,39 @@ def original(tmp_path_factory):
     from hostile import save_classifier
 
     return save_classifier(tmp_path_factory.mktemp("original") / "m")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """`squad` and `news`, two tiny models, as weights and (`-int8`) as graphs.
+
+    An export takes seconds: the first of the workers makes them for all.
+    """
+    from distilbert_kit.models.checkpoints import get_tokenizer
+    from distilbert_kit.models.config import create_model_config
+    from distilbert_kit.models.model import (
+        DistilBERTForQuestionAnswering,
+        DistilBERTForSequenceClassification,
+    )
+    from distilbert_kit.serve.export import save_onnx
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            torch.manual_seed(0)
+            part, tiny = folder.with_name("exported.part"), create_model_config("tiny")
+            labels = ("bad", "good", "so-so")
+            for name, model in {
+                "squad": DistilBERTForQuestionAnswering(tiny),
+                "news": DistilBERTForSequenceClassification(tiny, labels=labels),
+            }.items():
+                for parameter in model.parameters():
+                    torch.nn.init.normal_(parameter, std=0.3)
+                model.save_pretrained(part / name, get_tokenizer())
+                save_onnx(model.eval(), part / f"{name}-int8", get_tokenizer())
+            part.rename(folder)
+    return folder
 
 
 @pytest.fixture

@@ -27,13 +27,12 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import (
-    DistilBERTForQuestionAnswering,
     DistilBERTForSequenceClassification,
 )
 from distilbert_kit.paths import CODE
 from distilbert_kit.serve import app, comparison, server
 from distilbert_kit.serve.comparison import Comparison
-from distilbert_kit.serve.export import save_onnx
+from distilbert_kit.serve.export import FILES
 from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.study.cells import demo_cells
 from distilbert_kit.study.recipes import load_recipe
@@ -50,20 +49,14 @@ IN_FLIGHT = 16
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(exported, tmp_path_factory):
+    """Of `exported`, and `similarity`, a regression."""
     torch.manual_seed(0)
-    folder, tiny = tmp_path_factory.mktemp("models"), create_model_config("tiny")
-    models = {
-        "squad": DistilBERTForQuestionAnswering(tiny),
-        "news": DistilBERTForSequenceClassification(tiny, 3, ("bad", "good", "so-so")),
-        "similarity": DistilBERTForSequenceClassification(tiny, 1, ("score",)),
-    }
-    for name, model in models.items():
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(folder / name, get_tokenizer())
-    for name in ("squad", "news"):
-        save_onnx(models[name].eval(), folder / f"{name}-int8", get_tokenizer())
+    folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("models") / "all"))
+    model = DistilBERTForSequenceClassification(create_model_config("tiny"), 1, ("score",))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder / "similarity", get_tokenizer())
     return folder
 
 
@@ -204,6 +197,21 @@ def test_the_description_is_whole_and_the_page_allows_no_inline_script(folders):
         assert "default-src 'none'" in policy and "unsafe" not in policy
     page = client.get("/").text
     assert not re.search(r"<script>|<style| style=| on\w+=|https?://", page)
+
+
+def test_a_folder_with_the_int8_graph_alone_answers_in_int8(exported, tmp_path, capsys):
+    """As distill_csv.py leaves one."""
+    folder = Path(shutil.copytree(exported / "squad-int8", tmp_path / "squad"))
+    (folder / FILES["fp32"]).unlink()
+    compared = Comparison({"squad": folder}, tmp_path)
+    compared.load()
+    with pytest.raises(UserError, match="an fp32 form"):
+        compared.ask("question-answering", "fp32", *QUESTION.values())
+    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
+    threading.Thread(target=served.run, daemon=True).start()
+    demo.check(f"http://127.0.0.1:{served.effective_port}", compared)
+    served.close()
+    assert "squad says" in capsys.readouterr().out
 
 
 @contextmanager

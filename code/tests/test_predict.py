@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,6 @@ from distilbert_kit.models.model import (
     DistilBERTForQuestionAnswering,
     DistilBERTForSequenceClassification,
 )
-from distilbert_kit.serve.export import save_onnx
 from distilbert_kit.serve.prediction import load_predictor
 
 TEXTS = ["a fine film", "the plot is dull, long and dull again", "fine"]
@@ -46,12 +46,13 @@ def random_answerer(preset, **changes):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(exported, tmp_path_factory):
     """A student, a BERT, a regression, an int8 graph of the student, two that answer questions."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(exported / "news", folder / "student")
+    shutil.copytree(exported / "news-int8", folder / "int8")
     models = {
-        "student": random_model("tiny"),
         "bert": random_model("MiniLM-L6", **BERT),
         "regression": random_model("tiny", ("score",)),
         "squad": random_answerer("tiny"),
@@ -59,7 +60,6 @@ def folders(tmp_path_factory):
     }
     for name, model in models.items():
         model.save_pretrained(folder / name, get_tokenizer())
-    save_onnx(models["student"], folder / "int8", get_tokenizer())
     return folder
 
 
