@@ -143,7 +143,7 @@ def macro_rows(recipe: Recipe) -> list[dict]:
     """Mean score over the recipe's `macro_tasks`, and what is retained of the teacher's.
 
     Retention is given as the paper means it, without WNLI, and with the score of guessing taken
-    off both sides; `gap` is the difference of the means. Models that lack a task have no row: a
+    off both sides; `guessing` has these by task; `gap` is the difference of the means. Models that lack a task have no row: a
     mean over fewer is another number.
     """
     tasks, rows = recipe.macro_tasks, []
@@ -159,7 +159,7 @@ def macro_rows(recipe: Recipe) -> list[dict]:
             chance = {t: guessing_score(recipe, model, get_task(t)) for t in tasks}
             row["gap"] = statistics.gap_interval(scores)
             row |= _mean_ratios(scores)
-            row["above_guessing"] = retained(scores, chance=chance)
+            row |= {"guessing": chance, "above_guessing": retained(scores, chance=chance)}
         rows.append(row)
     return rows
 
