@@ -35,8 +35,8 @@ def main() -> None:
     recipe, ledger = load_recipe(arguments.recipe), load_ledger()
     if arguments.plan not in (None, plan_key(recipe)):
         raise UserError(f"recipe {recipe.name}: changed while its cells ran; run make again")
-    settings = ledger.model_dump(include={"minimum_seeds", "minimum_tokens"})
-    settings |= {"fixed": str(ledger.fixed)}
+    rules = {"minimum_seeds", "minimum_tokens", "rules_changed"}
+    settings = ledger.model_dump(include=rules) | {"fixed": str(ledger.fixed)}
     keys = {name: record.key for name, record in present_records(recipe).items()}
     with recording(
         recipe.folder / "claims" / "verdicts.json",

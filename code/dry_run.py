@@ -127,14 +127,17 @@ def made_up_row(task, row: int, sentence: str) -> dict:
 
 
 def make_up_data(recipe, folder: Path) -> None:
-    """A few rows for every split that the recipe reads, and the list that says so."""
+    """Texts for a corpus, a few rows for every split that is read, and the list that says so."""
     import datasets
 
     from distilbert_kit.data import grammar, listed as sources
     from distilbert_kit.data.tasks import TASKS, is_embedded
     from distilbert_kit.study.cells import evidence_cells
 
-    sentences = [row["sentence"] for row in grammar.build_sentiment("train", ROWS)]
+    made_up = [row["sentence"] for row in grammar.build_sentiment("train", 10 * ROWS)]
+    texts = (". ".join(made_up[start::ROWS]) for start in range(ROWS))
+    (folder / "texts.txt").write_text("\n".join(texts))
+    sentences = made_up[:ROWS]
     by_dataset = {task.dataset: task for task in TASKS.values()}
     listed = {}
     wanted = {split for cell in evidence_cells(recipe) for split in cell.data}
@@ -152,16 +155,12 @@ def make_up_data(recipe, folder: Path) -> None:
 
 
 def prepare(name_or_file: str, folder: Path) -> Path:
-    """Write the small recipe with weights, texts and data into `folder`; returns its file."""
-    from distilbert_kit.data import grammar
+    """Write the small recipe with weights and data into `folder`; returns its file."""
     from distilbert_kit.foreign import read_yaml
     from distilbert_kit.study.recipes import load_recipe, recipe_path
 
     load_recipe(name_or_file)  # tells what is wrong with it
     small = shrink(read_yaml(recipe_path(name_or_file)), folder)
-    sentences = [row["sentence"] for row in grammar.build_sentiment("train", 10 * ROWS)]
-    texts = (". ".join(sentences[start : start + 10]) for start in range(0, len(sentences), 10))
-    (folder / "texts.txt").write_text("\n".join(texts))
     path = folder / f"{small['name']}.yaml"
     path.write_text(yaml.safe_dump(small, sort_keys=False))
     make_up_data(load_recipe(path), folder)

@@ -50,8 +50,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _describe(student: DistilBERTForMaskedLM, spec: Extract) -> dict:
-    parts = ["word and position embeddings with their norm", "the blocks of these layers"]
-    parts.append("decoder bias")
+    parts = ["word and position embeddings", "their norm", "blocks of these layers", "decoder bias"]
     if student.config.model_type == "mpnet":
         parts.append("relative-position bias")
     if spec.vocabulary_transform:

@@ -33,6 +33,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
+def kind_of(path: Path) -> str:
+    """The ending that tells a file's format, in small letters: ".csv" of texts.CSV.gz too."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def read_json(path: Path, advice: str = "write or fetch it again") -> dict:
     """The JSON object in a file; UserError, with `advice`, when it holds none of 64 MiB at most."""
     try:

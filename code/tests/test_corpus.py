@@ -142,7 +142,7 @@ def whole(tmp_path_factory):
     return contents(folder)
 
 
-@pytest.mark.parametrize("commits", [0, 1, 2, 5])
+@pytest.mark.parametrize("commits", range(6))
 def test_continues_from_any_commit(tmp_path, monkeypatch, whole, commits):
     """Cut off before the manifest of commit `commits`, with shard files already in place."""
     written = 0

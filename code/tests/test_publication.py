@@ -67,14 +67,8 @@ def test_a_notebook_runs_alike_in_jupyter_and_by_papermill(results):
     assert not cells_to_run(recipe)
     folder, name = recipe.folder / "notebooks", "04_ablation"
     graph = [sys.executable, "-m", "snakemake", "--snakefile", CODE / "Snakefile", "--nolock"]
-    graph += [
-        "--cores",
-        "1",
-        "--config",
-        "recipe=quick",
-        "--",
-        f"{recipe.folder}/.stamps/publish/{name}",
-    ]
+    stamp = recipe.folder / ".stamps" / "publish" / name
+    graph += ["--cores", "1", "--config", "recipe=quick", "--", stamp]
     subprocess.run(graph, check=True, capture_output=True, cwd=ROOT)
     (recipe.folder / "tables" / "claims.json").unlink()  # the other run makes none
     check_executed(json.loads((folder / f"{name}.ipynb").read_text()))

@@ -3,6 +3,8 @@
 import socket
 import threading
 
+import pytest
+
 from distilbert_kit.serve.app import HEADERS, create_app
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.server import create_server
@@ -28,6 +30,8 @@ def test_every_answer_of_the_server_has_the_headers(original, tmp_path):
         for name, value in HEADERS.items():
             assert f"{name}: {value}".lower() in head, request[:40]
         assert "entry_point" not in answer and "root:" not in answer
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", served.effective_port), timeout=2)
     served.close()
 
 

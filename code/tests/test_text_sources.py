@@ -152,3 +152,11 @@ def test_script_reports_errors_in_one_line(tmp_path):
     assert process.returncode == 2
     assert output == ""
     assert errors == "error: nowhere.txt: no such file; mend --source\n"
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table({"text": [folder]}), tmp_path / folder / "part.parquet")
+    found = open_source(f"parquet:{tmp_path}/*/part.parquet").identity["files"]
+    assert [name for name, _ in found] == ["part.parquet"] * 2 and found[0] != found[1]

@@ -93,18 +93,12 @@ def open_source(spec: str, text_column: str = "text", encoding_errors: str = "st
         raise UserError(f"{rest}: no such file; mend --source")
     identity: dict = {
         "source": f"{kind}:{Path(rest).name}",
-        "files": {_shown(path, paths): file_sha256(path) for path in paths},
+        "files": [[path.name, file_sha256(path)] for path in paths],
     }
     if kind == "lines":
         return Source(identity, lambda: _read_lines(paths[0], encoding_errors))
     _check_parquet(paths, text_column)
     return Source(identity | {"column": text_column}, lambda: _read_parquet(paths, text_column))
-
-
-def _shown(path: Path, paths: list[Path]) -> str:
-    """A file by its name, or where another has the same name by the whole path."""
-    alike = sum(path.name == other.name for other in paths)
-    return path.name if alike == 1 else str(path)
 
 
 def _listed_source(name: str, column: str) -> Source:

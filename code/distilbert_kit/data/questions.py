@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import UserError, first_problem
-from ..foreign import read_bytes
+from ..foreign import kind_of, read_bytes
 from .csv import find_column, read_csv
 
 COLUMNS = {
@@ -56,7 +56,7 @@ def read_questions(
     Raises UserError for a file that is not so, equal ids, and the first question without an answer
     in its context (SQuAD v2's unanswerable ones), unless `drop_unanswerable`.
     """
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    kind = kind_of(path)
     if kind not in (".json", ".csv", ".tsv"):
         raise UserError(f"{path}: neither .json nor .csv; give a file of SQuAD's or a CSV")
     if kind == ".json" and columns:

@@ -341,10 +341,8 @@ class Pretrained(HubModel):
         folder = resolve_checkpoint(name_or_folder)
         hub = read_config(folder)
         classifies = "labels" in cls.__init__.__annotations__
-        if classifies and not arguments:
-            arguments = {"labels": hub.labels, "multi_label": hub.multi_label}
-        elif classifies and not arguments.keys() & {"num_labels", "labels"}:
-            arguments |= {"labels": hub.labels}
+        if classifies and not arguments.keys() & {"num_labels", "labels"}:
+            arguments = {"labels": hub.labels, "multi_label": hub.multi_label} | arguments
         with torch.device("meta"):  # what the file must hold is looked at before memory is taken
             model = cls(hub.shape, **arguments)
         bare = not hasattr(model, "encoder")

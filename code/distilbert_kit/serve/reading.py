@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..data.csv import TEXT_NAMES, find_column, read_csv
 from ..errors import UserError
-from ..foreign import parse_json, read_bytes, read_whole
+from ..foreign import kind_of, parse_json, read_bytes, read_whole
 from .prediction import Texts
 
 _TABLES = (".csv", ".tsv")
@@ -69,10 +69,6 @@ def as_pairs(lines: Sequence[str], where: str) -> Texts:
     return [(first, second) for first, second in parts]
 
 
-def _is_table(path: Path) -> bool:
-    return Path(path.name.lower().removesuffix(".gz")).suffix in _TABLES
-
-
 def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) -> Texts:
     """Texts, or pairs, of a file or of standard input: a line each, or a row of a table.
 
@@ -80,7 +76,7 @@ def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) 
     one with a usual name is taken, as distill_csv.py does.
     """
     where = str(path or "standard input")
-    if path and (columns or _is_table(path)):
+    if path and (columns or kind_of(path) in _TABLES):
         table = read_csv(path, encoding)
         wanted = [(name, ()) for name in columns] if columns else [(None, TEXT_NAMES)]
         names = [
@@ -137,7 +133,7 @@ def read_questions(
     names = ("question", "context") if columns is None else tuple(columns)
     if len(names) != 2:
         raise UserError("--columns: name the question's column and the context's")
-    if path and _is_table(path):
+    if path and kind_of(path) in _TABLES:
         table = read_csv(path, encoding)
         found = [find_column(list(table.columns), n, (), "--columns", where) for n in names]
         rows = [dict(zip(names, row)) for row in table[found].fillna("").itertuples(index=False)]

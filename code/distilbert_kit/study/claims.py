@@ -25,8 +25,6 @@ give is not in them.
 import math
 
 from ..data.tasks import GLUE, get_task
-from ..foreign import read_yaml
-from ..paths import PAPER
 from ..settings import Strict
 from . import statistics
 from .evidence.comparisons import counterpart, crossed_scores, order_rows, shared_seeds
@@ -34,7 +32,7 @@ from .evidence.distillation import corpus_runs
 from .evidence.history import earlier_runs
 from .evidence.scores import benchmark_record
 from .evidence.speed import least_favourable, speed_rows
-from .ledger import Claim, Column, Ledger, Verdict
+from .ledger import Claim, Column, Ledger, Verdict, paper
 from .recipes import Recipe, finetune_name
 
 
@@ -178,7 +176,7 @@ def measure(claim: Claim, recipe: Recipe, models: list[str], tasks: list[str]) -
     if claim.kind == "gap":
         return statistics.gap_interval(scores) | {"seeds": seeds, "factor": 100}
     table, row = claim.printed.split(".")
-    printed = read_yaml(PAPER)[table][row]
+    printed = paper()[table][row]
     mean = sum(printed[task] for task in tasks) / len(tasks) / 100  # in percent, as printed
     found = statistics.score_interval(scores)
     above = {end: found[end] - mean for end in ("estimate", "low", "high")}
@@ -267,8 +265,8 @@ def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
         if column == "reduced" and finding.value is not None:
             verdict, reason = "not tested", f"{finding.scale} is an indication only"
             reason += f", {finding.incomplete}" * bool(finding.incomplete)
-        kept_back = {"reason", "model", "reference", "stand_in", "order", "printed"}
-        fixed = claim.model_dump(exclude=kept_back | {"tasks"})
+        kept_back = {"reason", "model", "reference", "tasks", "stand_in", "order", "printed"}
+        fixed = claim.model_dump(exclude=kept_back)
         found = finding.model_dump(exclude={"untested"})
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""What the paper claims, and what the recipes have recorded about it.
+"""What the paper claims and printed, and what the recipes have recorded about it.
 
 The claims are in `recipes/claims.yaml`; study/claims.py judges them on the records of a recipe.
 """
@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from ..errors import UserError, first_problem
 from ..foreign import read_yaml
-from ..paths import RECIPES
+from ..paths import PAPER, RECIPES
 from ..settings import Strict
 from .recipes import Recipe
 from .records import read_record
@@ -61,9 +61,15 @@ class Ledger(Strict):
     fixed: Any
     minimum_seeds: int
     minimum_tokens: int
+    rules_changed: str
     columns: dict[Column, list[str]]
     claims: list[Claim]
     deviations: list[Deviation]
+
+
+def paper() -> dict:
+    """What the paper printed: `data/paper.yaml`."""
+    return read_yaml(PAPER)
 
 
 def load_ledger() -> Ledger:
@@ -90,8 +96,8 @@ def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list
 
     `rows` are the recipe's own; the other recipes of a column speak by their committed records,
     in the order of the ledger, after the recipe itself. A cell is the first that tested the claim:
-    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "tasks", "tokens"}, or
-    {"verdict": "not tested", "reason"}.
+    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "tasks"}, or {"verdict": "not
+    tested", "reason"}.
     """
     every = {recipe.name: rows}
     for name in (name for names in ledger.columns.values() for name in names):
@@ -119,9 +125,8 @@ def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) ->
             if (row["id"], row["column"]) != (claim.id, column):
                 continue
             if row["column_verdict"] != "not tested":
-                keys = ("value", "low", "high", "detail", "tasks", "tokens")
-                shown = {key: row[key] for key in keys}
                 said = {"verdict": row["column_verdict"], "reason": row["column_reason"]}
+                shown = {key: row[key] for key in ("value", "low", "high", "detail", "tasks")}
                 return {**said, "recipe": name, **shown}
             reasons.append(f"{name}: {row['column_reason']}")
     return {"verdict": "not tested", "reason": "; ".join(reasons) or "not run"}

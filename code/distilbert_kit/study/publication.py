@@ -105,13 +105,9 @@ def publication_key(recipe: Recipe) -> str:
         return ""
     texts = [path.read_text(encoding="utf-8") for path in (*paths, *programs)]
     # What other recipes say on page 1, where this one has nothing.
-    cells = evidence_by_column(recipe, load_ledger(), verdict_rows(recipe, recipe.name))
-    others = [
-        cell
-        for row in cells
-        for cell in row.values()
-        if isinstance(cell, dict) and cell.get("recipe", recipe.name) != recipe.name
-    ]
+    ledger, own = load_ledger(), verdict_rows(recipe, recipe.name)
+    cells = (row[c] for row in evidence_by_column(recipe, ledger, own) for c in ledger.columns)
+    others = [cell for cell in cells if cell.get("recipe", recipe.name) != recipe.name]
     modules = {
         path.relative_to(CODE).as_posix(): path.read_text(encoding="utf-8")
         for path in modules_behind(programs)

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..foreign import read_yaml
-from ..paths import PAPER
 from .cells import benchmark_cell, model_cell
 from .evidence import latency as latency_evidence, speed
 from .evidence.comparisons import (
     ablation_rows,
     compare,
+    guessing_scores,
     macro_rows,
     mean_over_control,
     order_rows,
@@ -34,7 +33,7 @@ from .evidence.scores import (
     recorded_main_models,
     score_rows,
 )
-from .ledger import load_ledger
+from .ledger import load_ledger, paper
 from .recipes import Recipe, finetune_name
 from .tuning import tuning_rows
 
@@ -42,11 +41,6 @@ from .tuning import tuning_rows
 def scale_of(recipe: Recipe) -> str:
     """The scale of a recipe's own models, in words."""
     return f"{recipe.scale} scale"
-
-
-def paper() -> dict:
-    """What the paper printed: `data/paper.yaml`."""
-    return read_yaml(PAPER)
 
 
 def size_speed(recipe: Recipe) -> dict:
@@ -135,6 +129,7 @@ def scores(recipe: Recipe) -> dict:
         "scale": scale_of(recipe),
         "rows": score_rows(recipe),
         "macro": macro_rows(recipe),
+        "guessing": guessing_scores(recipe),
         "comparisons": [row for model in others for row in compare(recipe, model, recipe.teacher)],
         "over_control": over_control(recipe),
         "mean_over_control": mean_over_control(recipe),

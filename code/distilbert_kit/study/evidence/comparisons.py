@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...data.tasks import Task, get_task
+from ...data.tasks import get_task
 from .. import statistics
 from ..recipes import Recipe
 from .scores import guessing, recorded_seeds, seed_predictions, seed_scores, task_score_function
@@ -130,23 +130,27 @@ def mean_over_control(recipe: Recipe) -> dict | None:
     return _mean_ratios(crossed_scores(recipe, names, tasks))
 
 
-def guessing_score(recipe: Recipe, model: str, task: Task) -> float:
-    """`scores.guessing` of a task's dev set; 0 where the answers are no classes."""
-    if not task.labels:
-        return 0.0
-    seeds = recorded_seeds(recipe, model, task.name)[:1]
-    frame = seed_predictions(recipe, model, task.name, task.eval_splits[0], seeds)
-    return guessing(frame["reference"].to_numpy(), task)
+def guessing_scores(recipe: Recipe) -> dict[str, float]:
+    """`scores.guessing` of the macro tasks' dev sets that the teacher was scored on, by task.
+
+    0 where the answers are no classes.
+    """
+    found = {}
+    for task in map(get_task, shared_tasks(recipe, [recipe.teacher], recipe.macro_tasks)):
+        seeds = recorded_seeds(recipe, recipe.teacher, task.name)[:1]
+        frame = seed_predictions(recipe, recipe.teacher, task.name, task.eval_splits[0], seeds)
+        found[task.name] = guessing(frame["reference"].to_numpy(), task) if task.labels else 0.0
+    return found
 
 
 def macro_rows(recipe: Recipe) -> list[dict]:
     """Mean score over the recipe's `macro_tasks`, and what is retained of the teacher's.
 
     Retention is given as the paper means it, without WNLI, and with the score of guessing taken
-    off both sides; `guessing` has these by task; `gap` is the difference of the means. Models that lack a task have no row: a
+    off both sides; `gap` is the difference of the means. Models that lack a task have no row: a
     mean over fewer is another number.
     """
-    tasks, rows = recipe.macro_tasks, []
+    tasks, chance, rows = recipe.macro_tasks, guessing_scores(recipe), []
     for model in recipe.models:
         names = (recipe.teacher, model)
         if shared_tasks(recipe, names, tasks) != tasks:
@@ -156,10 +160,9 @@ def macro_rows(recipe: Recipe) -> list[dict]:
         row |= {"scores": means, "mean": float(np.mean([means[task]["mean"] for task in tasks]))}
         if model != recipe.teacher:
             scores = crossed_scores(recipe, names, tasks)
-            chance = {t: guessing_score(recipe, model, get_task(t)) for t in tasks}
             row["gap"] = statistics.gap_interval(scores)
             row |= _mean_ratios(scores)
-            row |= {"guessing": chance, "above_guessing": retained(scores, chance=chance)}
+            row["above_guessing"] = retained(scores, chance=chance)
         rows.append(row)
     return rows
 

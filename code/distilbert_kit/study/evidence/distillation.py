@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from ...data.tasks import get_task
 from ...errors import UserError
-from ...foreign import read_yaml
-from ...paths import PAPER
 from .. import statistics
 from ..cells import model_cell
+from ..ledger import paper
 from ..recipes import Recipe
 from ..records import Record
 from .comparisons import crossed_scores, shared_tasks
@@ -99,10 +98,9 @@ def token_curve(recipe: Recipe) -> dict | None:
     tokens = [row["tokens"] for row in rows]
     if not tasks:
         return None
-    scores = crossed_scores(recipe, models, tasks)
+    scores, training = crossed_scores(recipe, models, tasks), paper()["training"]
     try:
-        paper = read_yaml(PAPER)["training"]
-        budget = paper["words"] * paper["epochs"]
+        budget = training["words"] * training["epochs"]
         found = statistics.curve_over_tokens(tokens, scores, TARGET, budget)
     except UserError:  # there is no curve
         return None
