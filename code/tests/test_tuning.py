@@ -129,5 +129,6 @@ def test_base_tunes_all_models_alike_and_keeps_wnli_apart():
     assert "wnli" in recipe.tasks and "wnli" not in recipe.macro_tasks
     models = recipe.models_of("cola")
     grids = [[cell.identity["learning_rate"] for cell in tuning_cells(recipe, m)] for m in models]
-    assert len(models) == 5 and all(grid == grids[0] for grid in grids)
+    assert {"teacher", "undistilled", "distilled", "masked_lm_only"} <= set(models)
+    assert len(grids[0]) > 1 and all(grid == grids[0] for grid in grids)
     assert len(recipe.seeds_of("rte")) == 5 and len(recipe.seeds_of("sst2")) == 3
