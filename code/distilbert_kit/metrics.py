@@ -13,15 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its packages are loaded at first use; scikit-learn, a second, in the functions below
 from numpy.typing import ArrayLike
-from scipy.special import log_softmax
-from scipy.stats import pearsonr, rankdata
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    matthews_corrcoef,
-    precision_recall_fscore_support,
-)
 
 from .errors import UserError
 
@@ -52,6 +45,8 @@ def compute_metrics(
 
 
 def _metric(name: str, predictions: np.ndarray, references: np.ndarray, average: str) -> float:
+    from sklearn.metrics import accuracy_score, matthews_corrcoef
+
     if name == "accuracy":
         return float(accuracy_score(references, predictions))
     if name in _CORRELATIONS:
@@ -67,10 +62,10 @@ def _correlation(x: np.ndarray, y: np.ndarray, ranks: bool, axis: int = -1) -> n
     """Pearson's (or, over ranks, Spearman's) correlation along an axis; 0 where undefined."""
     if x.shape[axis] < 2:
         return np.zeros(np.delete(x.shape, axis))
-    x, y = (rankdata(v, axis=axis) if ranks else v.astype(np.float64) for v in (x, y))
+    x, y = (scipy.stats.rankdata(v, axis=axis) if ranks else v.astype(np.float64) for v in (x, y))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy's constant-input warnings
-        found = pearsonr(x, y, axis=axis).statistic  # pyright: ignore[reportAttributeAccessIssue]
+        found = scipy.stats.pearsonr(x, y, axis=axis).statistic  # pyright: ignore
         return np.nan_to_num(found)
 
 
@@ -109,6 +104,8 @@ def compute_precision_recall_f1(
     `average`: "binary" (class 1 is the positive one) or "macro" (mean over the classes that occur).
     Raises UserError for empty or unequal inputs, and for a third class under "binary".
     """
+    from sklearn.metrics import precision_recall_fscore_support
+
     predictions, references = _pairs(predictions, references)
     if average == "binary":
         _check_classes(2, predictions, references)
@@ -125,6 +122,8 @@ def compute_confusion_matrix(
     predictions: ArrayLike, references: ArrayLike, num_labels: int
 ) -> list[list[int]]:
     """Counts [num_labels][num_labels]: rows are references, columns predictions."""
+    from sklearn.metrics import confusion_matrix
+
     predictions, references = _pairs(predictions, references)
     _check_classes(num_labels, predictions, references)
     return confusion_matrix(references, predictions, labels=range(num_labels)).tolist()
@@ -184,7 +183,7 @@ def agreement(teacher_logits: ArrayLike, student_logits: ArrayLike) -> dict[str,
         )
     if not (np.isfinite(teacher).all() and np.isfinite(student).all()):
         raise UserError("agreement: some logits are not finite: check the training run")
-    log_t, log_s = log_softmax(teacher, axis=1), log_softmax(student, axis=1)
+    log_t, log_s = (scipy.special.log_softmax(logits, axis=1) for logits in (teacher, student))
     divergence = (np.exp(log_t) * (log_t - log_s)).sum(axis=1).mean()
     return {
         "agreement": float((teacher.argmax(axis=1) == student.argmax(axis=1)).mean()),
