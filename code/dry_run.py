@@ -98,6 +98,8 @@ def shrink(content: dict, folder: Path) -> dict:
             spec["distill"].pop("training", None)
         if name not in (content["teacher"], content["student"]):
             small["models"][name]["tasks"] = few_tasks(content, name)
+    if "quantize" in content:
+        small["quantize"] = content["quantize"][:1]
     if "corpus" in content:
         source = f"lines:{folder / 'texts.txt'}"
         small["corpus"] |= {"source": [source], "limit_tokens": 1000, "validation_fraction": 0.1}

@@ -5,7 +5,8 @@
     python code/quantize.py --checkpoint my-model --task sst2 --output my-model-int8
 
 Writes a folder with both graphs and the tokenizer (predict.py takes it as --model) and a record:
-bytes, parameters, scores, agreement with fp32, and latency at batch size 1, all after reloading.
+bytes, parameters, scores and their distance from fp32, all after reloading. A folder of your own is
+timed too, one text at a time; a recipe has the benchmark's stage `latency` for that.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.serve.export import save_onnx
 from distilbert_kit.settings import read_seed
-from distilbert_kit.study.cells import quantize_cell, timed_lengths
+from distilbert_kit.study.cells import quantize_cell
 from distilbert_kit.study.deployment import (
     latency_by_length,
     load_variants,
@@ -73,18 +74,21 @@ def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: 
         references = np.asarray(table[task.label_column])
         draft.metrics[split] = score_variants(variants, dataset, references, task, order)
         draft.data.append(used)
-    lengths = [n for n in settings["lengths"] if n <= model.config.max_length]
-    draft.extra["latency"] = latency_by_length(variants, lengths, settings["length_repeats"])
+    if "lengths" in settings:
+        lengths = [n for n in settings["lengths"] if n <= model.config.max_length]
+        draft.extra["latency"] = latency_by_length(variants, lengths, settings["length_repeats"])
 
 
 def summary(metrics: dict, extra: dict, task: Task) -> str:
     """A table: one line for each variant."""
-    lengths = [row["length"] for row in extra["latency"]]
-    columns = [*(f"{name:>10}" for name in task.metrics), *(f"{n:>7}" for n in lengths)]
-    lines = [f"{'':12}{'MB':>8}{'million':>9}" + "".join(columns) + "   (ms by tokens)"]
+    latency = extra.get("latency", [])
+    columns = [f"{name:>10}" for name in task.metrics] + [f"{row['length']:>7}" for row in latency]
+    lines = [
+        f"{'':12}{'MB':>8}{'million':>9}" + "".join(columns) + "   (ms by tokens)" * bool(latency)
+    ]
     for name, size in metrics["size"].items():
         scores = (metrics[task.eval_splits[0]][name][metric] for metric in task.metrics)
-        times = (row[f"{name}_milliseconds"] for row in extra["latency"])
+        times = (row[f"{name}_milliseconds"] for row in latency)
         lines.append(
             f"{name:12}{size['bytes'] / 1e6:8.1f}{size['parameters'] / 1e6:9.2f}"
             + "".join(f"{100 * score:10.2f}" for score in scores)
@@ -107,7 +111,10 @@ def main() -> None:
             "cell": {"checkpoint": Path(arguments.checkpoint).name, "task": task.name},
             "scale": "embedded" if is_embedded(task.dataset) else "reduced",
             "recipe": "none",
-            "settings": timed_lengths(recipe) | {"max_length": 512},
+            "settings": {"max_length": 512}
+            | recipe.require("speed").model_dump(
+                mode="json", include={"lengths", "length_repeats"}
+            ),
         }
     else:
         cell = quantize_cell(recipe, arguments.model, task.name, arguments.seed)

@@ -91,11 +91,9 @@ def test_scores_have_the_sign_and_the_interval_of_the_gap(one_seed):
 
 
 def test_a_recipe_that_times_nothing_says_which_key_is_missing(results, tmp_path):
-    recipe = make_recipe(tmp_path, speed=None, quantize=None)
+    recipe = make_recipe(tmp_path, speed=None)
     with pytest.raises(UserError, match="has no speed: add that key"):
         tables.size_speed(recipe)
-    with pytest.raises(UserError, match="has no speed: add that key"):
-        cells.quantize_cell(recipe, "teacher", "sentiment", 0)
 
 
 def test_distillation_is_told_without_wnli_too(results, tmp_path):

@@ -205,23 +205,16 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     )
 
 
-def timed_lengths(recipe: Recipe) -> dict:
-    """Which lengths are timed after quantisation, and how often."""
-    speed = recipe.require("speed")
-    return speed.model_dump(mode="json", include={"lengths", "length_repeats"})
-
-
 def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
     """int8 and ONNX versions of a fine-tuned model, measured beside it."""
     parent, task = finetune_cell(recipe, model, task_name, seed), get_task(task_name)
     arguments = ("--model", model, "--task", task_name, "--seed", str(seed))
-    texts = recipe.finetune_for(task_name).model_dump(include={"max_length", "truncation"})
     return Cell(
         recipe=recipe,
         stage="quantize",
         name=f"{parent.name}-int8",
         identity=parent.identity,
-        settings=timed_lengths(recipe) | texts,
+        settings=recipe.finetune_for(task_name).model_dump(include={"max_length", "truncation"}),
         command=script_command("quantize.py", recipe, *arguments),
         parents=(parent,),
         data=tuple((task.dataset, split) for split in task.eval_splits),
@@ -301,7 +294,6 @@ def benchmark_cell(recipe: Recipe, stage: str) -> Cell:
 
 def evidence_cells(recipe: Recipe) -> list[Cell]:
     """Every cell whose record the report reads."""
-    asked = recipe.quantize
     return [
         *([corpus_cell(recipe)] if recipe.corpus else []),
         *(
@@ -324,7 +316,8 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
         ),
         *(
             quantize_cell(recipe, model, asked.task, asked.seed)
-            for model in (asked.models if asked else ())
+            for asked in recipe.quantize
+            for model in asked.models
         ),
         *(
             cross_evaluation_cell(recipe, model)

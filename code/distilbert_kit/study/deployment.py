@@ -12,12 +12,13 @@ import torch
 
 from ..data.batches import Batch, ClassificationDataset
 from ..data.tasks import Task
-from ..metrics import agreement
+from ..metrics import agreement, score_function
 from ..models.hub_layout import HubModel
 from ..models.model import DistilBERTForSequenceClassification
 from ..serve.export import FILES, OnnxModel, size_on_disk
-from ..training.classification import predict_logits, score
+from ..training.classification import predict_logits, predictions_from_logits, score
 from .measure import alternate
+from .statistics import crossed_scores, gap_interval
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedModel
@@ -79,10 +80,12 @@ def score_variants(
 ) -> dict[str, dict]:
     """The task's metrics of each variant, and how far it is from the first (PyTorch's fp32).
 
-    `order`: the models' labels in the task's order. int8 graphs read the examples one by one, as
+    `gap`: its primary metric minus the first's, with the interval over the same examples. `order`:
+    the models' labels in the task's order. int8 graphs read the examples one by one, as
     latency is measured: in a batch, the scale of activations would depend on the neighbours.
     """
     scores, reference = {}, None
+    score_fn = score_function(task.primary, task.num_labels)
     for name, model in variants.items():
         one_by_one = 1 if name.endswith("int8") else None
         logits = predict_logits(model, dataset, batch_tokens=one_by_one, description=name)[:, order]
@@ -91,4 +94,7 @@ def score_variants(
         scores[name]["largest_logit_difference"] = float(np.abs(logits - reference).max())
         if not task.is_regression:
             scores[name] |= agreement(reference, logits)
+        pair = [predictions_from_logits(each, task) for each in (reference, logits)]
+        crossed = crossed_scores([(*pair, references)], score_fn)
+        scores[name]["gap"] = gap_interval({task.name: crossed})
     return scores

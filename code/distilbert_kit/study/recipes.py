@@ -193,7 +193,7 @@ class Recipe(Strict):
     question_answering_speed: QuestionAnsweringSpeedSettings | None = None
     latency: LatencySettings | None = None
     # Exported, quantised and measured; shown in the browser by demo.py, side by side by task.
-    quantize: KeptModels | None = None
+    quantize: list[KeptModels] = Field(default_factory=list)
     demo: list[KeptModels] = Field(default_factory=list)
     cross_evaluation: CrossEvaluation | None = None
     _file: Path = PrivateAttr(Path())
@@ -234,10 +234,8 @@ class Recipe(Strict):
         for task in (*self.tasks, *self.finetune_tasks):
             if self.train_split(task) in get_task(task).eval_splits:
                 raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
-        if self.quantize and not self.speed:
-            raise ValueError("quantize needs the key speed: it says which lengths are timed")
-        for stage, asked in (("quantize", self.quantize), *(("demo", one) for one in self.demo)):
-            if asked:
+        for stage in ("quantize", "demo"):
+            for asked in getattr(self, stage):
                 get_task(asked.task)
                 for name in asked.models:
                     if name not in self.models:
@@ -303,9 +301,8 @@ class Recipe(Strict):
     @property
     def kept_names(self) -> set[str]:
         """The names of the fine-tuning cells whose weights another stage reads."""
-        stages = (self.quantize, *self.demo, self.cross_evaluation)
-        asked = [stage for stage in stages if stage]
-        return {name for stage in asked for name in stage.names}
+        crossed = [self.cross_evaluation] if self.cross_evaluation else []
+        return {name for asked in (*self.quantize, *self.demo, *crossed) for name in asked.names}
 
     @property
     def task_teachers(self) -> set[str]:

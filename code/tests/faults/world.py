@@ -41,7 +41,7 @@ def write_recipe(folder: Path, **changes) -> Path:
         "pretrain": TRAINING | {"epochs": 0.6},
         "distill": TRAINING | {"epochs": 0.6},
         "demo": [],
-        "quantize": {"models": ["distilled"], "task": "sentiment"},
+        "quantize": [{"models": ["distilled"], "task": "sentiment"}],
         "models": {
             "source": {"label": "s", "weights": str(folder / "source"), "tasks": []},
             "teacher": {"label": "t", "pretrain": {"start": "source"}, "tasks": []},

@@ -6,7 +6,7 @@ from ...data.tasks import get_task
 from ..recipes import Recipe
 from ..records import Record
 from .comparisons import macro_rows
-from .scores import present_records, recorded_seeds, seed_scores
+from .scores import recorded_seeds, seed_scores
 from .speed import quantized_rows
 
 BACKENDS = {
@@ -76,16 +76,17 @@ def pareto_rows(recipe: Recipe, record: Record | None) -> list[dict]:
     """Score against milliseconds (batch 1, 128 tokens, one thread) and bytes.
 
     Teacher, student and the cut that the student starts from, by their mean over the tasks and on
-    the task of `quantize`; their int8 forms have a score on the latter only. Times are those of
-    the study-size models of the same depth; None without a record of latency.
+    the first task of `quantize`; their int8 forms have a score on the latter only. Times are those
+    of the study-size models of the same depth; None without a record of latency.
     """
     spec = recipe.models[recipe.student].distill
     models = [recipe.teacher, recipe.student, *([spec.student] if spec else [])]
     means = {row["model"]: row["mean"] for row in macro_rows(recipe)}
-    task = get_task(recipe.quantize.task) if recipe.quantize else None
-    present = present_records(recipe)
+    task = get_task(recipe.quantize[0].task) if recipe.quantize else None
     quantized = {
-        (present[row["record"]].cell["model"], row["form"]): row for row in quantized_rows(recipe)
+        (row["model"], row["form"]): row
+        for row in quantized_rows(recipe)
+        if task and row["task"] == task.name
     }
     names = {"torch_fp32": "torch_ours", "onnx_int8": "onnx_int8"}
     rows = []

@@ -293,27 +293,28 @@ def preparing(record: Record | None) -> dict | None:
 
 
 def quantized_rows(recipe: Recipe) -> list[dict]:
-    """Size, score and latency of each exported or quantised form, measured after reloading."""
+    """Size and score of each exported or quantised form, measured after reloading.
+
+    `gap`: the score minus that of PyTorch in fp32; None in records before it was kept.
+    """
     rows = []
     for name, record in present_records(recipe).items():
         if record.stage != "quantize":
             continue
         task = get_task(record.cell["task"])
-        scores, latency = record.metrics[task.eval_splits[0]], record.measured.extra["latency"]
+        scores = record.metrics[task.eval_splits[0]]
         for form, size in record.metrics["size"].items():
             rows.append(
                 {
                     "record": name,
-                    "cpu": record.measured.machine["cpu"],
+                    "model": record.cell["model"],
                     "label": recipe.models[record.cell["model"]].label,
                     "task": task.name,
                     "form": form,
                     **{key: size[key] for key in ("bytes", "parameters")},
                     "score": scores[form][task.primary],
                     "agreement": scores[form].get("agreement"),
-                    "milliseconds": {
-                        str(row["length"]): row[f"{form}_milliseconds"] for row in latency
-                    },
+                    "gap": scores[form].get("gap"),
                 }
             )
     return rows
