@@ -36,7 +36,8 @@ def headline(claims, decided):
     found = {claim["id"]: claim for claim in claims}
     smaller, faster, glue = (found[name] for name in ("smaller", "faster", "glue"))
     count = smaller["detail"]
-    times = "{value:.2f} times [{low:.2f}, {high:.2f}]".format(**faster)
+    passes = "({low:.2f} to {high:.2f} in {passes} passes)"
+    times = f"{{value:.2f}} times {passes}".format(**faster, passes=faster["interval"].split()[2])
     tested = decided["verdict"] != "not tested"
     kept = (
         f"{share(decided)} by recipe `{decided['recipe']}`" if tested else "at paper size: not yet"
@@ -46,8 +47,8 @@ def headline(claims, decided):
         ("60 % faster", f"{times}, the least favourable of four settings", faster["verdict"]),
         ("97 % of GLUE", kept, decided["verdict"]),
         (
-            "the same with small models, which decides nothing",
-            f"{share(glue)} of a 6-layer teacher, by 3 layers",
+            "the same with small models (no evidence on BERT)",
+            f"{share(glue)} is kept by 3 layers of a 6-layer teacher",
             "indication",
         ),
     ]

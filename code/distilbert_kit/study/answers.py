@@ -41,8 +41,8 @@ def size_speed(table: dict, paper: dict) -> str:
     return (
         f"DistilBERT has {1 - count['distilbert'] / count['bert']:.1%} fewer parameters than "
         f"BERT-base ({count['distilbert']:,} against {count['bert']:,}), and BERT-base takes "
-        f"{least['ratio']:.2f} times as long [{low:.2f}, {high:.2f}] in the least favourable of "
-        f"{len(table['rows'])} settings; the paper's own figures give "
+        f"{least['ratio']:.2f} times as long ({low:.2f} to {high:.2f} over the passes) in the "
+        f"least favourable of {len(table['rows'])} settings; the paper's own figures give "
         f"{paper['recomputed']['smaller']:.1%} and {paper['recomputed']['speedup']:.2f} times."
     ).replace("%", " %")
 
@@ -107,8 +107,8 @@ def ablation(table: dict) -> str:
     steps = [row["gap"]["low"] > 0 for row in table["order"]]
     order = f"; the paper's order shows in {sum(steps)} of {len(steps)} steps" if steps else ""
     return (
-        f"Of {counted(len(table['rows']), 'change')}, {found} at {table['scale']}; the lowest is "
-        f"“{most['label']}” with {points(most, 'change')}{order}."
+        f"Of {counted(len(table['rows']), 'change')}, {found} at {table['scale']}; the lowest "
+        f"change is “{most['label']}” with {points(most, 'change')}{order}."
     )
 
 
@@ -133,8 +133,8 @@ def lost(table: dict, student: str) -> str:
 
     others = "".join(f" ({name}: {mean(name, 'agreement')})" for name in rows if name != student)
     return (
-        f"Over {counted(len(tasks), 'task')} the student answers as its teacher does on "
-        f"{mean(student, 'agreement')}{others} of the examples; it gets "
+        f"Over {', '.join(get_task(task).title for task in tasks)} the student answers as its "
+        f"teacher does on {mean(student, 'agreement')}{others} of the examples; it gets "
         f"{mean(student, 'only_teacher')} wrong that the teacher gets right, and "
         f"{mean(student, 'only_student')} right that the teacher gets wrong, at {table['scale']}."
     )

@@ -138,7 +138,8 @@ def find_speed(claim: Claim, recipe: Recipe) -> Finding:
         value=least["ratio"],
         low=least["bounds"][0],
         high=least["bounds"][1],
-        interval=f"over {least['rounds']} passes" + (" and pairs" if least["over_pairs"] else ""),
+        interval=f"range of {least['rounds']} passes"
+        + (" and interval over pairs, the wider" if least["over_pairs"] else ""),
         scale="paper size",
         detail=f"{who} implementation with {threads}; all: {every}",
         records=("benchmark/size_speed",),

@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from ...data.tasks import get_task
 from ..evidence.latency import BACKENDS, STUDENTS
 from ..figures import STUDENT, TEACHER, model_looks
 from ..recipes import Recipe
@@ -47,7 +48,8 @@ def pareto(recipe: Recipe, rows: list[dict]) -> Figure:
     """Score against milliseconds and against megabytes; int8 forms are drawn small."""
     looks = model_looks(recipe)
     costs = {"milliseconds": ("milliseconds", 1.0), "bytes": ("megabytes", 1e-6)}
-    scores = {"score": f"{rows[0]['task']}" if rows else "", "macro": "mean over the tasks"}
+    task = rows[0]["task"] if rows else None
+    scores = {"score": get_task(task).title if task else "", "macro": "mean over the tasks"}
     wanted = [
         (cost, score)
         for cost in costs

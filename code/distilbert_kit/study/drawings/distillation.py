@@ -6,14 +6,15 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ...data.tasks import get_task
-from ..figures import FULL, PAPER, STUDENT, model_looks
+from ..figures import FULL, MARKS, PAPER, STUDENT, model_looks
 from ..recipes import Recipe
 from .shared import grid, interval, name_rows, pretty
 
 
 def line(look: dict) -> dict:
-    """The line of a model: solid if it is filled, dotted if it is hollow."""
-    return {"color": look["color"], "ls": ":" if "mfc" in look else "-", "lw": 1.2}
+    """The line of a model: solid if it is filled, else broken as its marker says."""
+    broken = dict(zip(MARKS, cycle((":", "--", "-."))))
+    return {"color": look["color"], "ls": broken.get(look["marker"], "-"), "lw": 1.2}
 
 
 def loss(recipe: Recipe, histories: list[tuple[str, str, list[dict]]]) -> Figure:
@@ -30,7 +31,7 @@ def loss(recipe: Recipe, histories: list[tuple[str, str, list[dict]]]) -> Figure
         panels[0].plot([], [], label=recipe.models[model].label, **line(looks[model]))
     if histories:
         figure.supylabel("training loss", size=10)
-        figure.legend(loc="outside upper center", ncols=4)
+        figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
@@ -62,7 +63,9 @@ def budget(budgets: list[dict], tasks: list[str]) -> Figure:
     rates = sorted({row["learning_rate"] for row in budgets if row["learning_rate"]}, reverse=True)
     for axes, task in zip(panels, tasks):
         start = [row for row in budgets if not row["tokens"] and task in row["scores"]]
-        for rate, mark, style in zip(rates, cycle("s^Dv"), cycle(("-", "--", ":"))):
+        for turn, (rate, mark, style) in enumerate(
+            zip(rates, cycle("s^Dv"), cycle(("-", "--", ":")))
+        ):
             rows = [r for r in budgets if r["learning_rate"] == rate and task in r["scores"]]
             rows = start + sorted(rows, key=lambda row: row["tokens"])
             means = [100 * row["scores"][task]["mean"] for row in rows]
@@ -70,12 +73,14 @@ def budget(budgets: list[dict], tasks: list[str]) -> Figure:
                 [100 * abs(row["scores"][task][end] - row["scores"][task]["mean"]) for row in rows]
                 for end in ("low", "high")
             ]
+            aside = 0.02 * turn * max(row["tokens"] / 1e6 for row in budgets)  # to see both bars
             axes.errorbar(
-                [row["tokens"] / 1e6 for row in rows],
+                [row["tokens"] / 1e6 + aside * bool(row["tokens"]) for row in rows],
                 means,
                 yerr=spread,
                 fmt=style + mark,
                 color=STUDENT,
+                mfc="white" if turn else STUDENT,
                 label=f"{rate:g}",
             )
         axes.set(title=get_task(task).title, xlabel="distillation tokens, millions")

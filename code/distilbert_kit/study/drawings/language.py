@@ -36,15 +36,15 @@ def gaps(recipe: Recipe, compared: list[dict], printed: dict[str, float]) -> Fig
     tasks = [task for task in recipe.tasks if any(row["task"] == task for row in compared)]
     models = list(dict.fromkeys(row["model"] for row in compared))
     looks = model_looks(recipe)
-    figure, axes = plt.subplots(figsize=(FULL, 0.85 + len(tasks) * (0.05 + 0.08 * len(models))))
+    figure, axes = plt.subplots(figsize=(FULL, 0.85 + len(tasks) * (0.12 + 0.08 * len(models))))
     for shift, model in enumerate(models):
-        offset = 0.7 * (shift + 1) / (len(models) + 1) - 0.35
+        offset = 0.6 * (shift + 1) / (len(models) + 1) - 0.35
         for row in (row for row in compared if row["model"] == model):
             interval(axes, row["gap"], tasks.index(row["task"]) + offset, looks[model])
         axes.plot([], [], **looks[model], label=recipe.models[model].label)
     known = [task for task in tasks if task in printed]
     if known:
-        places = [tasks.index(task) + 0.35 for task in known]
+        places = [tasks.index(task) + 0.3 for task in known]
         points = [printed[task] for task in known]
         axes.plot(points, places, "D", color=PAPER, ms=4, label="the paper, its own scale")
     axes.axvline(0, color=TEACHER, lw=1.2)
@@ -117,7 +117,7 @@ def confusion(recipe: Recipe, rows: list[dict]) -> Figure:
                 axes.text(j, i, count, ha="center", va="center", color=ink)
         axes.set_xticks(range(len(counts)), row["labels"], fontsize=8)
         axes.set_yticks(range(len(counts)), row["labels"], fontsize=8, rotation=90, va="center")
-        axes.set_title(f"{row['model']}, {task_label(row['task'], row['split'])}", fontsize=8)
+        axes.set_title(f"{row['label']}\n{task_label(row['task'], row['split'])}", fontsize=8)
         axes.grid(visible=False)
     return figure
 

@@ -21,8 +21,8 @@ TRAINERS = {
     "trainer_bf16_grouped": "Trainer at its best: bf16, grouped by length",
 }
 STEPS = {
-    "textbook_fp32": "textbook, fp32",
-    "textbook_bf16": "textbook, bf16 autocast",
+    "textbook_fp32": "plain PyTorch, fp32",
+    "textbook_bf16": "plain PyTorch, bf16 autocast",
     "ours_fp32": "ours, fp32",
     "ours_bf16": "ours, bf16 autocast",
 }
