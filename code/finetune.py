@@ -89,7 +89,7 @@ def main() -> None:
                 teacher, task, dataset, tokenizer, settings.precision
             )
         model, result = fine_tune(
-            start, task, dataset, settings, arguments.seed, targets, description=cell.name
+            start, task, dataset, settings, arguments.seed, targets, **cell.resumable
         )
         draft.data.append(used)
         draft.metrics |= result.metrics
@@ -103,6 +103,7 @@ def main() -> None:
             model.save_pretrained(cell.folder, tokenizer)
     if arguments.save:
         cell.stamp_folder()
+    cell.drop_checkpoints()
     figures = ", ".join(
         f"{split} {name} {100 * draft.metrics[split][name]:.1f}"
         for split in task.eval_splits

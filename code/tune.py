@@ -70,13 +70,14 @@ def main() -> None:
         draft.data.append(used)
         kept, held_out = held_out_rows(len(dataset), asked.held_out, asked.seed)
         model, result = fine_tune(
-            start, task, dataset.select(kept), settings, asked.seed, description=cell.name
+            start, task, dataset.select(kept), settings, asked.seed, **cell.resumable
         )
         logits = predict_logits(model, dataset.select(held_out), precision=settings.precision)
         found = score(logits, np.asarray(table[task.label_column])[held_out], task)
         draft.metrics |= result.metrics
         draft.metrics["held_out"] = found | {"score": found[task.primary], "rows": len(held_out)}
         draft.extra |= result.speed
+    cell.drop_checkpoints()
     print(f"{cell.name}: {task.primary} {100 * found[task.primary]:.1f} on {len(held_out)} rows")
 
 

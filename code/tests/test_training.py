@@ -180,7 +180,10 @@ def test_bf16_is_close_to_fp32():
     assert math.isfinite(result.history[-1]["loss"])
 
 
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize("every", [3, None], ids=["by updates", "by time"])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, every):
+    monkeypatch.setattr("distilbert_kit.training.loop.CHECKPOINT_SECONDS", 0)
+
     class StopError(Exception):
         pass
 
@@ -196,7 +199,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
     arguments = {
         "seed": 0,
-        "checkpoint_every": 3,
+        "checkpoint_every": every,
         "checkpoint_folder": tmp_path / "c",
         "identity": "a",
     }

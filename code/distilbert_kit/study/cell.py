@@ -91,6 +91,15 @@ class Cell:
         """Where an unfinished training keeps its state: that of another key is not looked at."""
         return self.recipe.folder / "checkpoints" / self.name / self.key
 
+    @property
+    def resumable(self) -> dict:
+        """The arguments by which a training of this cell goes on after an interruption."""
+        return {"checkpoints": self.checkpoints, "identity": self.key, "description": self.name}
+
+    def drop_checkpoints(self) -> None:
+        """Remove the state of this training, finished now, and of any with other settings."""
+        shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
+
     def predictions(self, split: str) -> Path:
         """Parquet file of the per-example predictions on a split."""
         return self.recipe.folder / "predictions" / f"{self.name}-{split}.parquet"
@@ -138,7 +147,7 @@ class Cell:
             from .model_card import write_model_card
 
             write_model_card(self.folder, self.read_record(), self.origins)
-        shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
+        self.drop_checkpoints()
 
     def is_recorded(self) -> bool:
         """Whether the record is there and current."""

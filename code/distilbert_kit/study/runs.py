@@ -82,9 +82,7 @@ def train_cell(
             weights,
             seed=masking.seed,
             teacher=teacher,
-            checkpoints=cell.checkpoints,
-            identity=cell.key,
-            description=cell.name,
+            **cell.resumable,
         )
         draft.metrics |= result.metrics
         draft.extra |= result.speed

@@ -116,11 +116,15 @@ def fine_tune(
     settings: FinetuneSettings,
     seed: int,
     targets: SoftTargets | None = None,
+    *,
     description: str = "fine-tuning",
+    checkpoints: Path | None = None,
+    identity: str | None = None,
 ) -> tuple[Pretrained, TrainingResult]:
     """Fine-tune a checkpoint on the examples of a task; the seed decides head, order and dropout.
 
-    With `targets` under a teacher, whose logits the data set holds.
+    With `targets` under a teacher, whose logits the data set holds. `checkpoints` and `identity`
+    are the `checkpoint_folder` and `identity` of `loop.train`: state is kept every ten minutes.
     """
     torch.manual_seed(seed)  # the new head
     model = with_new_head(start, task)
@@ -128,7 +132,18 @@ def fine_tune(
         dataset.lengths, settings.batch_size, settings.batch_tokens, seed=seed
     )
     loader, objective = create_dataloader(dataset, sampler), KINDS[task.kind].objective(targets)
-    return model, train(model, loader, objective, settings, seed=seed, description=description)
+    result = train(
+        model,
+        loader,
+        objective,
+        settings,
+        seed=seed,
+        description=description,
+        checkpoint_folder=checkpoints,
+        checkpoint_every=None,
+        identity=identity,
+    )
+    return model, result
 
 
 @dataclass(frozen=True)

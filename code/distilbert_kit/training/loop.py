@@ -29,6 +29,7 @@ from .inference import usable_precision
 from .objectives import Objective, Sums
 
 LOG_EVERY = 10  # updates between two points of the history
+CHECKPOINT_SECONDS = 600.0  # between two states where no number of updates is asked for
 
 
 class _Step(nn.Module):
@@ -127,16 +128,16 @@ def train(
     seed: int,
     description: str = "training",
     checkpoint_folder: Path | None = None,
-    checkpoint_every: int = 200,
+    checkpoint_every: int | None = 200,
     identity: str | None = None,
 ) -> TrainingResult:
     """Train `model` in place and return what was done.
 
     `loader` has a TokenDataset, whose `collate` makes the batches, and a LengthBatchSampler; masks
-    are drawn by the objective. Everything random follows from `seed`. With a
-    `checkpoint_folder`, state is kept there every `checkpoint_every` updates and a run that was
-    cut off goes on from the last one, to the same weights bit for bit (on a CPU, the same
-    machine with as many threads: another sums products in another order). It then needs an
+    are drawn by the objective. Everything random follows from `seed`. With a `checkpoint_folder`,
+    state is kept there every `checkpoint_every` updates (None: every `CHECKPOINT_SECONDS`) and a
+    run that was cut off goes on from the last one, to the same weights bit for bit (on a CPU, the
+    same machine with as many threads: another sums products in another order). It then needs an
     `identity`: a name or hash of all that decides the result and that the loop cannot see, the
     starting weights, the data, the loss and its teacher. Raises NonFiniteLossError naming the
     update, and UserError for a checkpoint of another identity, of other settings or precision.
@@ -167,7 +168,8 @@ def train(
         disable=not accelerator.is_main_process,
         mininterval=1,
     )
-    started = time.perf_counter() - result.seconds
+    saved = time.perf_counter()
+    started = saved - result.seconds
     for window, share in _windows(loader, settings, accelerator, result.updates, total):
         terms = _update(
             step, window, share, objective, optimizer, accelerator, settings, seed, result
@@ -179,8 +181,17 @@ def train(
         if result.updates % LOG_EVERY == 0 or result.updates == total:
             _log(result, scheduler, bar, started)
         bar.update()
-        if checkpoint_folder is not None and result.updates % checkpoint_every == 0:
-            result.seconds = time.perf_counter() - started
+        if checkpoint_folder is None:
+            continue
+        if checkpoint_every is None:
+            if time.perf_counter() - saved >= CHECKPOINT_SECONDS:
+                accelerator.set_trigger()
+            due = accelerator.check_trigger()  # of any process: all save together
+        else:
+            due = result.updates % checkpoint_every == 0
+        if due:
+            saved = time.perf_counter()
+            result.seconds = saved - started
             save_state(checkpoint_folder, run, step, optimizer, scheduler, result, accelerator)
     bar.close()
     result.seconds = time.perf_counter() - started

@@ -107,8 +107,10 @@ def _child(script: str, arguments: list[str], results: Path, scratch: Path, faul
         os.dup2(os.open(scratch / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     from distilbert_kit import script as ending
     from distilbert_kit.study import recipes
+    from distilbert_kit.training import loop
 
     recipes.RESULTS = results
+    loop.CHECKPOINT_SECONDS = 0  # after every update
     changes = 0
 
     def hook(event: str, given: tuple) -> None:
