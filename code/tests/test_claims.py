@@ -1,5 +1,7 @@
 """The paper's claims, judged on invented records."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -10,7 +12,13 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import claims
 from distilbert_kit.study.evidence import scores
-from distilbert_kit.study.ledger import Claim, evidence_by_column, load_ledger
+from distilbert_kit.study.evidence.comparisons import told_scores
+from distilbert_kit.study.ledger import (
+    Claim,
+    evidence_by_column,
+    load_ledger,
+    scores_at_paper_size,
+)
 from distilbert_kit.study.records import recording
 
 LEDGER = load_ledger()
@@ -228,6 +236,24 @@ def test_other_recipes_speak_beside_ones_own(results, tmp_path):
     assert cells["sst2"]["reproduction"] == {"verdict": "not tested", "reason": "not run"}
     assert cells["smaller"]["replication"]["recipe"] == own.name
     assert cells["phone_size"]["replication"]["verdict"] == "not tested"
+
+
+def test_scores_at_paper_size_are_told_beside_those_of_small_models(results, tmp_path):
+    own, ledger = make_recipe(tmp_path), load_ledger()
+    assert scores_at_paper_size(own, ledger) is None
+    big = make_recipe(tmp_path, name="other", scale="paper", tasks=["sst2"])
+    write_evidence(big)
+    path = own.folder.parent / "base" / "claims" / "verdicts.json"
+    with recording(
+        path, stage="claims", cell={}, scale="paper", recipe="base", settings={}
+    ) as draft:
+        draft.metrics = {"claims": [], "scores": told_scores(big)}
+    told = scores_at_paper_size(own, ledger)
+    assert told == json.loads(json.dumps(told_scores(big)))
+    assert {row["model"] for row in told["rows"]} >= {big.teacher, big.student}
+    [gap] = told["gaps"]
+    means = {row["model"]: row["over_seeds"]["mean"] for row in told["rows"]}
+    assert gap["gap"]["estimate"] == pytest.approx(means[big.student] - means[big.teacher])
 
 
 def test_a_student_that_is_only_cut_is_no_distilled_student(results, tmp_path):

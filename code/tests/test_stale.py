@@ -29,7 +29,7 @@ from distilbert_kit.study.cells import (
 )
 from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
 from distilbert_kit.study.recipes import load_recipe
-from distilbert_kit.study.records import read_record
+from distilbert_kit.study.records import read_record, recording
 from distilbert_kit.training import loop
 from distilbert_kit.training.checkpointing import CHECKPOINT
 
@@ -300,6 +300,12 @@ def test_publication_follows_recipe_and_every_module_behind_it(write, monkeypatc
         assert publication.publication_key(recipe) == key
     finally:
         leftover.unlink()
+    told = recipe.folder.parent / "base" / "claims" / "verdicts.json"
+    about = {"stage": "claims", "cell": {}, "scale": "paper", "recipe": "base", "settings": {}}
+    with recording(told, **about) as draft:  # another recipe's scores stand in the report
+        draft.metrics = {"claims": [], "scores": {"recipe": "base", "rows": []}}
+    assert publication.publication_key(recipe) != key
+    told.unlink()
     original = publication.modules_behind
     monkeypatch.setattr(
         publication,

@@ -86,9 +86,20 @@ def verdict_rows(recipe: Recipe, name: str) -> list[dict]:
 
     Empty without a record, and for one written before rows told the student's tokens.
     """
+    return [row for row in _verdicts(recipe, name).get("claims", []) if "tokens" in row]
+
+
+def _verdicts(recipe: Recipe, name: str) -> dict:
+    """The metrics of the verdict record of the recipe called `name`; {} without one."""
     path = recipe.folder.parent / name / "claims" / "verdicts.json"
-    rows = read_record(path).metrics["claims"] if path.exists() else []
-    return [row for row in rows if "tokens" in row]
+    return read_record(path).metrics if path.exists() else {}
+
+
+def scores_at_paper_size(recipe: Recipe, ledger: Ledger) -> dict | None:
+    """`comparisons.told_scores` of the first other recipe at paper size that has any, or None."""
+    names = (*ledger.columns["reproduction"], *ledger.columns["replication"])
+    found = (_verdicts(recipe, name).get("scores") for name in names if name != recipe.name)
+    return next((scores for scores in found if scores), None)
 
 
 def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list[dict]:

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..files import content_key
 from ..paths import CODE, EARLIER, NOTEBOOKS, PAPER, RECIPES, ROOT
 from .cells import evidence_cells, plan_key, script_command
-from .ledger import evidence_by_column, load_ledger, verdict_rows
+from .ledger import evidence_by_column, load_ledger, scores_at_paper_size, verdict_rows
 from .recipes import Recipe
 from .records import is_current
 
@@ -104,7 +104,7 @@ def publication_key(recipe: Recipe) -> str:
     if not all(path.is_file() for path in paths):
         return ""
     texts = [path.read_text(encoding="utf-8") for path in (*paths, *programs)]
-    # What other recipes say on page 1, where this one has nothing.
+    # What other recipes say where this one has nothing.
     ledger, own = load_ledger(), verdict_rows(recipe, recipe.name)
     cells = (row[c] for row in evidence_by_column(recipe, ledger, own) for c in ledger.columns)
     others = [cell for cell in cells if cell.get("recipe", recipe.name) != recipe.name]
@@ -112,7 +112,7 @@ def publication_key(recipe: Recipe) -> str:
         path.relative_to(CODE).as_posix(): path.read_text(encoding="utf-8")
         for path in modules_behind(programs)
     }
-    return content_key([texts, modules, others])
+    return content_key([texts, modules, others, scores_at_paper_size(recipe, ledger)])
 
 
 def publication_record(recipe: Recipe) -> Path:

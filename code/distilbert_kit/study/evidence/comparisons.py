@@ -12,7 +12,15 @@ import numpy as np
 from ...data.tasks import get_task
 from .. import statistics
 from ..recipes import Recipe
-from .scores import guessing, recorded_seeds, seed_predictions, seed_scores, task_score_function
+from .scores import (
+    guessing,
+    main_scores,
+    recorded_seeds,
+    score_rows,
+    seed_predictions,
+    seed_scores,
+    task_score_function,
+)
 
 
 def shared_seeds(recipe: Recipe, models: Sequence[str], task: str) -> list[int]:
@@ -70,6 +78,22 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
     for row, adjusted in zip(tested, statistics.holm([row["gap"]["p"] for row in tested])):
         row["p_holm"] = adjusted
     return rows
+
+
+def told_scores(recipe: Recipe) -> dict:
+    """What a report on another recipe shows of this one's scores.
+
+    {"recipe", "rows": those of `main_scores`, "gaps": `compare` of student and teacher}.
+    """
+    keys = ("model", "label", "task", "metric", "examples", "over_seeds", "interval")
+    rows = main_scores(recipe, score_rows(recipe))
+    return {
+        "recipe": recipe.name,
+        "teacher": recipe.teacher,
+        "student": recipe.student,
+        "rows": [{key: row[key] for key in keys} for row in rows],
+        "gaps": compare(recipe, recipe.student, recipe.teacher),
+    }
 
 
 def over_control(recipe: Recipe) -> list[dict]:
