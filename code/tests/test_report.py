@@ -118,6 +118,18 @@ def test_the_poster_follows_the_tables(changed):
         assert number in text, number
 
 
+def test_scores_of_another_recipe_at_paper_size_are_shown(changed):
+    folder, tables = changed
+    row = {"model": "student", "label": "six layers", "task": "rte", "over_seeds": {"n": 2}}
+    row["over_seeds"]["mean"], row["interval"] = 0.617, {"low": 0.581, "high": 0.653}
+    other = {"recipe": "base", "teacher": "t", "student": "student", "rows": [row], "gaps": []}
+    claims_table = tables["claims"] | {"paper_size": other}
+    (folder / "tables" / "claims.json").write_text(json.dumps(claims_table))
+    text = text_of("report", "paper-size", folder)
+    for said in ("six layers", "RTE", "61.7", "[58.1, 65.3]"):
+        assert said in text, said
+
+
 def texts(figure, tmp_path, monkeypatch):
     """The words in a figure as it is written for the recipe `quick`."""
     recipe = load_recipe("quick")
