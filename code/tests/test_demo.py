@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -156,6 +157,7 @@ def test_loading_makes_int8_and_keeps_what_goes_wrong(folders, tmp_path):
     assert not compared.error and compared.is_ready("question-answering", "int8")
     sizes = compared.models[0].megabytes
     assert sizes["int8"] < sizes["fp32"]
+    assert not list(tmp_path.rglob(FILES["fp32"]))  # it is as large as the weights
     broken = tmp_path / "broken"
     shutil.copytree(folders / "news", broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
@@ -341,6 +343,67 @@ def test_check_answers_one_request_and_stops_for_folders_of_one_name(folders, tm
     command = [sys.executable, CODE / "demo.py", *models, "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and f"{models[0]} says" in done.stdout.splitlines()[-1]
+
+
+def test_check_of_a_folder_by_its_dot_takes_no_proxy(folders, monkeypatch):
+    """And an address with colons is put in brackets."""
+    monkeypatch.chdir(folders / "news-int8")
+    command = [sys.executable, CODE / "demo.py", ".", "--check", "--host", "::1"]
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    address, said = done.stdout.splitlines()
+    assert address.startswith("http://[::1]:") and said.startswith("news-int8 says")
+
+
+def test_check_without_an_answer_is_one_line(folders):
+    compared = Comparison({"news": folders / "news-int8"}, Path())
+    compared.load()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    with pytest.raises(UserError, match=r"no answer .*refused"):
+        demo.check(address, compared)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        (signal.SIGINT, 130, "stopped by Ctrl-C\n"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM\n"),
+    ],
+)
+def test_a_stop_while_int8_is_made_is_one_line_and_leaves_nothing(
+    folders, tmp_path, number, status, line
+):
+    """As a terminal does it: all processes of the group get the signal."""
+    command = [sys.executable, CODE / "demo.py", folders / "news", "--port", "0"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout.readline().startswith("http://")
+        exports = []
+        while not exports:
+            assert process.poll() is None
+            time.sleep(0.05)
+            children = psutil.Process(process.pid).children()
+            exports = [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+        os.killpg(process.pid, number)
+        error = process.communicate()[1]
+    assert (process.returncode, error) == (status, line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_beside_models_is_refused(folders, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["demo.py", str(folders / "news"), "--recipe", "study"])
+    with pytest.raises(SystemExit) as stopped:
+        demo.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--recipe: " in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("port", "advice"), [(None, "another"), ("99999", "65535")])

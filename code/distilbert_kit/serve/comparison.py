@@ -5,6 +5,7 @@ own exports where the folder has none (the exporter patches PyTorch while others
 """
 
 import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from .prediction import Answerer, Classifier, find_head, load_predictor
 
 WAITING = 16  # requests inside at a time; the next one is refused at once
 PATIENCE = 30.0  # seconds until a request gives up waiting for those before it
+EXPORT = 1800.0  # seconds for the export of one model
 ROUNDS = 4  # calls of each model, of which the median time is given
 ENOUGH = 1.0  # seconds after which no further round begins
 N_BEST = 20  # candidates that share the probability, as in BERT's run_squad.py
@@ -79,6 +81,7 @@ def classify(predictor: Classifier, text: str, second: str = "") -> dict:
 def _export(folder: Path, target: Path) -> None:
     predictor = load_predictor(folder)
     save_onnx(predictor.model, target, predictor.tokenizer)
+    (target / FILES["fp32"]).unlink()  # as large as the weights, which answer in fp32
 
 
 def in_turn(calls: dict[str, Callable[[], dict]]) -> dict[str, dict]:
@@ -145,9 +148,15 @@ class Comparison:
         process = multiprocessing.get_context("spawn").Process(
             target=_export, args=(model.folder, target), daemon=True
         )
-        process.start()
-        process.join()
-        if process.exitcode:
+        # A terminal sends Ctrl-C to the export too: it inherits this mask, its parent ends it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process.join(EXPORT)
+        if process.exitcode != 0:
+            process.kill()
             raise UserError(f"{model.name}: no int8 form could be made; fp32 works")
         graph = replace(model.predictors["fp32"], model=OnnxModel(target))
         model.add("int8", graph, target / FILES["int8"])
