@@ -69,7 +69,11 @@ print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))
 """
 
 
-_ONNX_CODE = """import numpy as np
+_ONNX_CODE = """import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports by default
+
+import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
