@@ -96,7 +96,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         comparison = Comparison(chosen, Path(scratch))
         server = create_server(
-            create_app(comparison), arguments.host, 0 if arguments.check else arguments.port
+            create_app(comparison, arguments.host),
+            arguments.host,
+            0 if arguments.check else arguments.port,
         )
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         address = f"http://{host}:{server.effective_port}"

@@ -99,7 +99,7 @@ def test_labels_of_a_text_and_of_a_pair(folders, precision):
     folder = folders / ("news" if precision == "fp32" else "news-int8")
     client, predictor = client_of(folder), load_predictor(folder)
     for fields, given in [
-        ({"text": "a fine film", "second": ""}, "a fine film"),
+        ({"text": "a fine film", "second": " "}, "a fine film"),
         ({"text": "a fine film", "second": "dull"}, ("a fine film", "dull")),
     ]:
         (expected,) = predictor([given])
@@ -128,6 +128,8 @@ def test_a_regression_gives_its_score(folders):
         ({"question": "who", "context": "a" * (app.LONGEST + 1)}, 413, "20000 characters"),
         ({"question": "who", "context": "a" * app.MOST_BYTES}, 413, "exceeds"),
         ({"question": "​", "context": "Bob"}, 400, "empty question"),
+        ({"question": "who", "context": "!" * app.LONGEST}, 413, "of 384 tokens, at most 20"),
+        ({"question": "who", "context": "木" * app.LONGEST}, 413, "of 384 tokens, at most 20"),
     ],
 )
 def test_bad_input_is_one_line(folders, fields, status, message):
@@ -135,6 +137,63 @@ def test_bad_input_is_one_line(folders, fields, status, message):
     check("Problem", found.json)
     assert found.status_code == status and message in found.json["error"]
     assert "\n" not in found.json["error"]
+
+
+def test_the_longest_pair_is_read_and_a_null_character_in_it_refused(folders):
+    """JSON writes an emoji as two escapes."""
+    client = client_of(folders / "news")
+    pair = {"text": "😀" * app.LONGEST, "second": "😀" * app.LONGEST}
+    body = json.dumps(pair, indent=1)
+    (row,) = client.post("/classify", data=body, content_type="application/json").json
+    assert row["truncated"]
+    found = client.post("/classify", json=TEXT | {"second": "\0"})
+    assert found.status_code == 400 and "second: holds a null character" in found.json["error"]
+
+
+def test_another_host_or_method_is_refused(folders):
+    client = client_of(folders / "news")
+    for host, status in [
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("rebound.example:8000", 421),
+        ("[1:.:]", 421),
+        ("", 421),
+    ]:
+        found = client.get("/state", headers={"Host": host})
+        assert found.status_code == status, host
+    assert "ask for 127.0.0.1" in found.json["error"]
+    found = client.get("/classify")
+    assert found.status_code == 405 and "POST" in found.headers["Allow"]
+    compared = Comparison({"news": folders / "news"}, Path())
+    for host, status in [("0.0.0.0", 200), ("10.0.0.1", 421)]:
+        client = app.create_app(compared, host).test_client()
+        found = client.get("/state", headers={"Host": "my-desktop"})
+        assert found.status_code == status, host
+
+
+class EndsInBetween(Comparison):
+    """Loading ends right after it was asked what is ready."""
+
+    def is_ready(self, task, precision="fp32"):
+        found = super().is_ready(task, precision)
+        for model in self.models:
+            self._load(model)
+        self.doing = ""
+        return found
+
+
+def test_loading_that_ends_in_between_is_not_taken_for_one_that_ended_before(folders):
+    """The page would ask no more, and a program be told that there is no such form."""
+    client = app.create_app(EndsInBetween({"news": folders / "news"}, Path())).test_client()
+    state = client.get("/state").json
+    assert state["doing"] or state["ready"]["text-classification"]
+    compared = EndsInBetween({"news": folders / "news"}, Path())
+    assert app.create_app(compared).test_client().post("/classify", json=TEXT).status_code == 503
+    compared = EndsInBetween({"news": folders / "news"}, Path())
+    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
+    threading.Thread(target=served.run, daemon=True).start()
+    demo.check(f"http://127.0.0.1:{served.effective_port}", compared)
+    served.close()
 
 
 def test_what_is_not_there_yet_or_at_all_is_told(folders):
@@ -151,21 +210,26 @@ def test_what_is_not_there_yet_or_at_all_is_told(folders):
     assert loading.get("/elsewhere").status_code == 404
 
 
-def test_loading_makes_int8_and_keeps_what_goes_wrong(folders, tmp_path):
-    compared = Comparison({"squad": folders / "squad"}, tmp_path)
-    compared.load()
-    assert not compared.error and compared.is_ready("question-answering", "int8")
-    sizes = compared.models[0].megabytes
-    assert sizes["int8"] < sizes["fp32"]
-    assert not list(tmp_path.rglob(FILES["fp32"]))  # it is as large as the weights
+def test_loading_makes_int8_and_what_goes_wrong_with_one_stops_no_other(folders, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(folders / "news", broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
-    compared = Comparison({"broken": broken}, tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "1").touch()  # no folder can be made there
+    models = {"broken": broken, "blocked": folders / "similarity", "squad": folders / "squad"}
+    compared = Comparison(models, scratch)
     compared.load()
-    assert "model.safetensors" in compared.error and not compared.doing
-    found = app.create_app(compared).test_client().post("/classify", json=TEXT)
-    assert found.status_code == 503 and found.json["error"] == compared.error
+    assert compared.is_ready("question-answering", "int8") and not compared.doing
+    assert "model.safetensors" in compared.error and "; blocked: no int8 form" in compared.error
+    sizes = compared.models[2].megabytes
+    assert sizes["int8"] < sizes["fp32"]
+    assert not list(scratch.rglob(FILES["fp32"]))  # it is as large as the weights
+    client = app.create_app(compared).test_client()
+    found = client.post("/classify", json=TEXT)
+    assert found.status_code == 500 and found.json["error"] == compared.error
+    assert "Retry-After" not in found.headers
+    assert client.post("/answer", json=QUESTION | {"precision": "int8"}).status_code == 200
 
 
 def test_past_the_bounds_requests_are_refused_at_once(folders, monkeypatch):

@@ -8,7 +8,8 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ PATIENCE = 30.0  # seconds until a request gives up waiting for those before it
 EXPORT = 1800.0  # seconds for the export of one model
 ROUNDS = 4  # calls of each model, of which the median time is given
 ENOUGH = 1.0  # seconds after which no further round begins
+WINDOWS = 20  # parts of a context that are read: some 2,700 tokens
 N_BEST = 20  # candidates that share the probability, as in BERT's run_squad.py
 SHOWN = 3  # of them
 
@@ -37,7 +39,7 @@ TASKS = {
 
 
 class BusyError(Exception):
-    """More asked for than the bounds allow; `status` is the HTTP status that says so."""
+    """What cannot be answered here, or not now; `status` is the HTTP status that says so."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -69,13 +71,23 @@ def answer(predictor: Answerer, question: str, context: str) -> dict:
         found | {"probability": probability}
         for found, probability in zip(row["answers"], probabilities, strict=True)
     ]
-    return {"answers": answers[:SHOWN]}
+    return {"answers": answers[:SHOWN], "truncated": row["truncated"]}
 
 
 def classify(predictor: Classifier, text: str, second: str = "") -> dict:
     """The label of a text or a pair with all probabilities, or the score of a regression."""
-    (row,) = predictor([(text, second)] if second else [text])
+    (row,) = predictor([(text, second)] if second.strip() else [text])
     return {name: value for name, value in row.items() if name != "text"}
+
+
+def check_windows(predictor: Answerer, question: str, context: str) -> None:
+    """Refuse what would take minutes: each window is a run of the model."""
+    if (count := len(predictor.windows([question], [context]))) > WINDOWS:
+        most = predictor.settings.max_length
+        raise BusyError(
+            413,
+            f"context: {count} windows of {most} tokens, at most {WINDOWS} are read; shorten it",
+        )
 
 
 def _export(folder: Path, target: Path) -> None:
@@ -113,22 +125,29 @@ class Comparison:
         self._places, self._turn = threading.BoundedSemaphore(WAITING), threading.Lock()
 
     def load(self) -> None:
-        """Load every model in fp32, then in int8; what goes wrong is kept in `error`."""
+        """Load every model in fp32, then in int8; what goes wrong with one is kept in `error`."""
         try:
             for model in self.models:
                 self.doing = f"loading {model.name}"
-                self._load(model)
+                with self._keeping_error():
+                    self._load(model)
             for number, model in enumerate(self.models):
-                if "int8" not in model.predictors:
+                if "fp32" in model.predictors and "int8" not in model.predictors:
                     self.doing = f"making the int8 form of {model.name}"
-                    self._quantise(model, self.scratch / str(number))
-        except UserError as error:
-            self.error = str(error)
+                    with self._keeping_error():
+                        self._quantise(model, self.scratch / str(number))
         except Exception as error:
             self.error = f"{self.doing} failed ({type(error).__name__}); see the terminal"
             raise
         finally:
             self.doing = ""
+
+    @contextmanager
+    def _keeping_error(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.error += f"; {error}" if self.error else str(error)
 
     def _load(self, model: Compared) -> None:
         predictor = load_predictor(model.folder)
@@ -173,16 +192,18 @@ class Comparison:
     def ask(self, task: str, precision: str, *texts: str) -> list[dict]:
         """What each model of a task says of the texts, with milliseconds and size.
 
-        Raises UserError for input that the models refuse, BusyError past the bounds above.
+        Raises UserError for input that the models refuse, BusyError past the bounds above and for
+        models that are not there.
         """
         if not self.of(task):
             raise UserError(f"no model for {task} is loaded; start demo.py with one")
+        doing = self.doing  # before what is ready, which may be more by then
         if not self.is_ready(task, precision):
-            if not (self.doing or self.error):
-                raise UserError(f"not every model has an {precision} form; ask for another")
-            raise BusyError(
-                503, self.error or f"the {precision} models are not ready yet; wait a little"
-            )
+            if doing:
+                raise BusyError(503, f"the {precision} models are not ready yet; wait a little")
+            if self.error:
+                raise BusyError(500, self.error)
+            raise UserError(f"not every model has an {precision} form; ask for another")
         if not self._places.acquire(blocking=False):
             raise BusyError(429, f"{WAITING} requests are waiting already; ask again in a moment")
         try:
@@ -190,6 +211,9 @@ class Comparison:
                 raise BusyError(503, f"no turn within {PATIENCE:.0f} s; ask again in a moment")
             try:  # one after the other: times are those of an idle machine
                 function = answer if task == "question-answering" else classify
+                if function is answer:
+                    for model in self.of(task):
+                        check_windows(model.predictors[precision], *texts)
                 calls = {
                     model.name: partial(function, model.predictors[precision], *texts)
                     for model in self.of(task)
