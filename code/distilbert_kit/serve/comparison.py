@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..models.checkpoints import resolve_checkpoint, weight_files
 from ..models.model import count_parameters
 from .export import FILES, OnnxModel, count_onnx_parameters, save_onnx
-from .prediction import Answerer, Classifier, find_head, load_predictor
+from .prediction import Answerer, Classifier, find_task, load_predictor
 
 WAITING = 16  # requests inside at a time; the next one is refused at once
 PATIENCE = 30.0  # seconds until a request gives up waiting for those before it
@@ -31,11 +31,6 @@ ENOUGH = 1.0  # seconds after which no further round begins
 WINDOWS = 20  # parts of a context that are read: some 2,700 tokens
 N_BEST = 20  # candidates that share the probability, as in BERT's run_squad.py
 SHOWN = 3  # of them
-
-TASKS = {
-    "ForQuestionAnswering": "question-answering",
-    "ForSequenceClassification": "text-classification",
-}
 
 
 class BusyError(Exception):
@@ -120,7 +115,7 @@ class Comparison:
         self.models: list[Compared] = []
         for name, model in models.items():
             folder = resolve_checkpoint(model)
-            self.models.append(Compared(name, folder, TASKS[find_head(folder)]))
+            self.models.append(Compared(name, folder, find_task(folder)))
         self.scratch, self.error, self.doing = scratch, "", "starting"
         self._places, self._turn = threading.BoundedSemaphore(WAITING), threading.Lock()
 

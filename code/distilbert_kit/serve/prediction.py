@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset
 from ..errors import UserError, first_problem
-from ..foreign import read_json
 from ..models.checkpoints import get_tokenizer, resolve_checkpoint
-from ..models.hub_layout import HubModel
+from ..models.hub_layout import HubModel, read_architecture
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..settings import WindowSettings
 from ..training.classification import predict_logits
@@ -118,23 +117,19 @@ def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
         raise UserError(first_problem(error, f"max_length {most}")) from None
 
 
-# By the ending of the architecture in config.json; another head adds its function here.
-_HEADS = {
-    "ForSequenceClassification": _load_classifier,
-    "ForQuestionAnswering": _load_answerer,
-}
+# By the task of the head; another one adds its function here.
+_LOADERS = {"text-classification": _load_classifier, "question-answering": _load_answerer}
 
 
-def find_head(folder: Path) -> str:
-    """What the model of a folder predicts: the key of `_HEADS`; UserError if nothing of use."""
-    names = read_json(folder / "config.json", "give a saved model").get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else "unknown model"
-    for ending in _HEADS:
-        if name.endswith(ending):
-            return ending
-    raise UserError(
-        f"{folder}: a {name}, which predicts no labels or answers; give a fine-tuned model"
-    )
+def find_task(folder: Path) -> str:
+    """The task of a folder's model: a key of `_LOADERS`; UserError if it is none of them."""
+    name, task = read_architecture(folder)
+    if task not in _LOADERS:
+        raise UserError(
+            f"{folder}: a {name or 'unknown model'}, which predicts no labels or answers; give a "
+            "fine-tuned model"
+        )
+    return task
 
 
 def load_predictor(model: str | Path, max_length: int | None = None) -> Classifier | Answerer:
@@ -144,4 +139,4 @@ def load_predictor(model: str | Path, max_length: int | None = None) -> Classifi
     for a model without a head for labels or answers.
     """
     folder = resolve_checkpoint(model)
-    return _HEADS[find_head(folder)](folder, max_length)
+    return _LOADERS[find_task(folder)](folder, max_length)
