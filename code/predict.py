@@ -13,7 +13,8 @@ column, or the two of a pair; the default is a column with a usual name. Questio
 contexts are fields of a CSV, of a JSON list or of JSON lines (question, context, or --columns), or
 those of a file in SQuAD's format; with --question alone, standard input is the context. Files may
 be compressed with gzip. The output is a table, or one JSON object a line with --json; an answer's
-score is the sum of its start and end logit, its start and end are characters of the context.
+score is the sum of its start and end logit, its start and end are characters of the context. What
+is cut, because the model reads no more of it, is told on stderr, and in JSON by "truncated".
 """
 
 import argparse

@@ -216,10 +216,10 @@ def test_loading_makes_int8_and_what_goes_wrong_with_one_stops_no_other(folders,
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (scratch / "1").touch()  # no folder can be made there
-    models = {"broken": broken, "blocked": folders / "similarity", "squad": folders / "squad"}
+    models = {"broken": broken, "blocked": folders / "squad", "last": folders / "similarity"}
     compared = Comparison(models, scratch)
     compared.load()
-    assert compared.is_ready("question-answering", "int8") and not compared.doing
+    assert not compared.doing and list(compared.models[1].predictors) == ["fp32"]
     assert "model.safetensors" in compared.error and "; blocked: no int8 form" in compared.error
     sizes = compared.models[2].megabytes
     assert sizes["int8"] < sizes["fp32"]
@@ -228,7 +228,9 @@ def test_loading_makes_int8_and_what_goes_wrong_with_one_stops_no_other(folders,
     found = client.post("/classify", json=TEXT)
     assert found.status_code == 500 and found.json["error"] == compared.error
     assert "Retry-After" not in found.headers
-    assert client.post("/answer", json=QUESTION | {"precision": "int8"}).status_code == 200
+    assert client.post("/answer", json=QUESTION).status_code == 200
+    found = client.post("/answer", json=QUESTION | {"precision": "int8"})
+    assert found.status_code == 400 and "Retry-After" not in found.headers
 
 
 def test_past_the_bounds_requests_are_refused_at_once(folders, monkeypatch):

@@ -196,7 +196,7 @@ class Comparison:
         if not self.is_ready(task, precision):
             if doing:
                 raise BusyError(503, f"the {precision} models are not ready yet; wait a little")
-            if self.error:
+            if self.error and not all(model.predictors for model in self.of(task)):
                 raise BusyError(500, self.error)
             raise UserError(f"not every model has an {precision} form; ask for another")
         if not self._places.acquire(blocking=False):

@@ -85,7 +85,7 @@ def evaluate_classification_metrics(model: HubModel, loader: DataLoader) -> dict
     Batches go to the device where the model is: on a GPU after training there. Raises UserError
     for a multi-label model.
     """
-    if model.multi_label:
+    if getattr(model, "multi_label", False):  # transformers' models are measured too
         raise UserError(
             "a multi-label model: these metrics take one label an example; give a single-label "
             "model"
