@@ -209,7 +209,7 @@ def test_what_is_not_there_yet_or_at_all_is_told(folders):
     assert loading.get("/elsewhere").status_code == 404
 
 
-def test_loading_makes_int8_and_what_goes_wrong_with_one_stops_no_other(folders, tmp_path):
+def test_loading_makes_int8_and_what_goes_wrong_with_one_stops_no_other(folders, tmp_path, capfd):
     broken = tmp_path / "broken"
     shutil.copytree(folders / "news", broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
@@ -219,6 +219,8 @@ def test_loading_makes_int8_and_what_goes_wrong_with_one_stops_no_other(folders,
     models = {"broken": broken, "blocked": folders / "squad", "last": folders / "similarity"}
     compared = Comparison(models, scratch)
     compared.load()
+    told = capfd.readouterr().err
+    assert "error: " in told and "Traceback" not in told
     assert not compared.doing and list(compared.models[1].predictors) == ["fp32"]
     assert "model.safetensors" in compared.error and "; blocked: no int8 form" in compared.error
     sizes = compared.models[2].megabytes

@@ -6,6 +6,7 @@ own exports where the folder has none (the exporter patches PyTorch while others
 
 import multiprocessing
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,7 +88,10 @@ def check_windows(predictor: Answerer, question: str, context: str) -> None:
 
 def _export(folder: Path, target: Path) -> None:
     predictor = load_predictor(folder)
-    save_onnx(predictor.model, target, predictor.tokenizer)
+    try:
+        save_onnx(predictor.model, target, predictor.tokenizer)
+    except UserError as error:
+        sys.exit(f"error: {error}")  # a line on stderr
     (target / FILES["fp32"]).unlink()  # as large as the weights, which answer in fp32
 
 
