@@ -11,14 +11,16 @@ says otherwise.
 
 import argparse
 import json
-import sys
+import multiprocessing
+import os
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import entry_point, refuse_options
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.serve.app import create_app
@@ -51,16 +53,24 @@ def check(address: str, comparison: Comparison) -> None:
     In fp32, or in int8 where they have only that.
     """
     task = comparison.models[0].task
-    while not (ready := [name for name in FILES if comparison.is_ready(task, name)]):
-        if comparison.error or not comparison.doing:
+    while True:
+        doing = comparison.doing  # before what is ready, which may be more by then
+        if ready := [name for name in FILES if comparison.is_ready(task, name)]:
+            break
+        if not doing:
             raise UserError(comparison.error or "the models have no form in common; show fewer")
         time.sleep(0.1)
     path, fields = CHECKS[task]
     fields = fields | {"precision": ready[0]}
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{address}/{path}", json.dumps(fields).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        row = json.load(response)[0]
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # straight to the server
+    try:
+        with opener.open(request, timeout=60) as response:
+            row = json.load(response)[0]
+    except OSError as error:
+        told = error.read().decode() if isinstance(error, urllib.error.HTTPError) else error
+        raise UserError(f"{address}/{path}: no answer ({told}); look at the models") from None
     said = row["answers"][0]["text"] if "answers" in row else row.get("label", row.get("score"))
     print(f"{row['model']} says {said!r} in {row['milliseconds']} ms: the demo works")
 
@@ -76,23 +86,36 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     parser.add_argument("--check", action="store_true", help="answer one request and stop")
     arguments = parser.parse_args()
-    names = [Path(model).name for model in arguments.models]
+    if arguments.models:
+        reason = "is for no models; they are given already, drop one of the two"
+        refuse_options(parser, arguments, ("recipe",), reason)
+    names = [Path(os.path.abspath(model)).name for model in arguments.models]
     if len(set(names)) < len(names):
         names = arguments.models  # whole paths tell folders of one name apart
     chosen = dict(zip(names, arguments.models, strict=True)) or kept_models(arguments.recipe)
     with tempfile.TemporaryDirectory() as scratch:
         comparison = Comparison(chosen, Path(scratch))
         server = create_server(
-            create_app(comparison), arguments.host, 0 if arguments.check else arguments.port
+            create_app(comparison, arguments.host),
+            arguments.host,
+            0 if arguments.check else arguments.port,
         )
-        threading.Thread(target=comparison.load, daemon=True).start()
-        address = f"http://{arguments.host}:{server.effective_port}"
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        address = f"http://{host}:{server.effective_port}"
         print(f"{address} (stop with Ctrl-C)", flush=True)
-        if arguments.check:
-            threading.Thread(target=server.run, daemon=True).start()
-            check(address, comparison)
-            sys.exit(0)
-        server.run()
+        # Waitress swallows what stops this script, so it has a thread of its own.
+        serving = threading.Thread(target=server.run, daemon=True)
+        serving.start()
+        threading.Thread(target=comparison.load, daemon=True).start()
+        try:
+            if arguments.check:
+                check(address, comparison)
+            else:
+                serving.join()
+        finally:
+            for process in multiprocessing.active_children():  # an export, which writes to scratch
+                process.kill()
+                process.join()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ column, or the two of a pair; the default is a column with a usual name. Questio
 contexts are fields of a CSV, of a JSON list or of JSON lines (question, context, or --columns), or
 those of a file in SQuAD's format; with --question alone, standard input is the context. Files may
 be compressed with gzip. The output is a table, or one JSON object a line with --json; an answer's
-score is the sum of its start and end logit, its start and end are characters of the context.
+score is the sum of its start and end logit, its start and end are characters of the context. What
+is cut, because the model reads no more of it, is told on stderr, and in JSON by "truncated".
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from distilbert_kit.script import entry_point
@@ -89,12 +91,25 @@ def predict(arguments: argparse.Namespace) -> list[dict]:
             raise UserError(
                 f"{name}: it answers questions; give --question and --context, or --file"
             )
-        return predictor(*asked_questions(arguments), n_best=arguments.n_best or 1)
+        rows = predictor(*asked_questions(arguments), n_best=arguments.n_best or 1)
+        tell_cut(rows, "question", predictor.settings.question_length)
+        return rows
     if arguments.question is not None or arguments.n_best is not None:
         raise UserError(f"{name}: a classifier; give texts instead of --question and --n-best")
-    if arguments.texts:
-        return predictor(as_pairs(arguments.texts, "command line"))
-    return predictor(read_texts(arguments.file, arguments.columns, arguments.encoding))
+    rows = predictor(
+        as_pairs(arguments.texts, "command line")
+        if arguments.texts
+        else read_texts(arguments.file, arguments.columns, arguments.encoding)
+    )
+    tell_cut(rows, "text", predictor.max_length)
+    return rows
+
+
+def tell_cut(rows: list[dict], kind: str, most: int) -> None:
+    """Say on stderr how many texts or questions were cut to `most` tokens."""
+    if count := sum(row["truncated"] for row in rows):
+        are = f"{kind} is" if count == 1 else f"{kind}s are"
+        print(f"{count} {are} cut to {most} tokens", file=sys.stderr)
 
 
 def shorten(text: str) -> str:
@@ -117,6 +132,9 @@ def as_table(rows: list[dict]) -> str:
                 lines.append(f"{found['score']:8.3f}  {place:>11}  {shorten(found['text'])}")
         return "\n".join(lines)
     labels = [one_line(row.get("label", "")) for row in rows]
+    for number, row in enumerate(rows):
+        if row.get("labels") == []:  # of a multi-label model
+            labels[number] = f"none, nearest {labels[number]}"
     width = max(map(len, labels))
     lines = []
     for label, row in zip(labels, rows, strict=True):
@@ -135,7 +153,8 @@ def main() -> None:
     rows = predict(arguments)
     if arguments.json:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            plain = "utf" not in (sys.stdout.encoding or "utf-8").lower()
+            print(json.dumps(row, ensure_ascii=plain))
     else:
         print(as_table(rows))
 

@@ -7,6 +7,7 @@ pyproject.toml).
 import argparse
 import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -139,6 +140,17 @@ def _stopping_signals() -> Iterator[None]:
             signal.signal(number, before)
 
 
+def _check_words(words: Iterable[str]) -> None:
+    """Refuse an argument of bytes that are no text: no record can hold it."""
+    for number, word in enumerate(words, 1):
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"argument {number}: {word!r} is not UTF-8; rename or retype it"
+            ) from None
+
+
 def _close_bars() -> None:
     """End the lines of progress bars: what is said next begins one of its own."""
     if tqdm := sys.modules.get("tqdm"):
@@ -156,7 +168,11 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        # A terminal or a pipe that is not UTF-8 gets escapes of what it cannot show.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
+            _check_words(sys.argv[1:])
             with _stopping_signals():
                 main()
                 sys.stdout.flush()
@@ -181,7 +197,9 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
 
 # From here to the end of its imports, and again after its work, a script has nothing to clear up.
 # Tests import scripts too: their signals are left alone.
-if Path(getattr(sys.modules["__main__"], "__file__", None) or ".").resolve().parent == CODE:
+# An interactive session has no file, and keeps its signals too.
+_file = getattr(sys.modules["__main__"], "__file__", None)
+if _file and Path(_file).resolve().parent == CODE:
     for _number in _WORKING:
         if signal.getsignal(_number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(_number, _leave)

@@ -24,6 +24,7 @@ const find = (id) => document.getElementById(id);
 const form = find("form");
 let state = null;
 let busy = false;
+let waiting = false; // asked again while busy
 
 function element(name, text) {
   const made = document.createElement(name);
@@ -31,9 +32,25 @@ function element(name, text) {
   return made;
 }
 
-function showProblem(text) {
-  find("problem").textContent = text;
+// A screen reader says a status again whenever it is written.
+function say(id, text) {
+  if (find(id).textContent !== text) find(id).textContent = text;
+}
+
+// What is wrong, and in which field, if it is in one.
+function showProblem(text, wrong) {
+  say("problem", text);
   find("problem").hidden = !text;
+  for (const name of Object.values(FIELDS).flat()) {
+    const field = form.elements[name];
+    if (field === wrong) {
+      field.setAttribute("aria-invalid", "true");
+      field.setAttribute("aria-describedby", "problem");
+    } else {
+      field.removeAttribute("aria-invalid");
+      field.removeAttribute("aria-describedby");
+    }
+  }
 }
 
 function chosenTask() {
@@ -58,6 +75,16 @@ function showTask() {
   showPrecisions();
 }
 
+function showTasks() {
+  const usable = Object.keys(state.ready).filter((task) => state.ready[task].length);
+  form.hidden = !usable.length;
+  for (const choice of form.elements.task) choice.disabled = !usable.includes(choice.value);
+  if (!usable.length) return;
+  if (usable.includes(chosenTask())) return showPrecisions();
+  form.elements.task.value = usable[0];
+  showTask();
+}
+
 function showPrecisions() {
   const ready = state.ready[chosenTask()];
   for (const choice of form.elements.precision) choice.disabled = !ready.includes(choice.value);
@@ -69,18 +96,16 @@ async function follow() {
   try {
     const response = await fetch("/state");
     if (!response.ok) throw new Error();
-    const first = state === null;
+    const before = state;
     state = await response.json();
-    if (first) start();
-    const asking = Object.values(state.ready).every((precisions) => precisions.length);
-    form.hidden = !asking;
-    if (asking) showPrecisions();
-    find("state").textContent = state.doing ? `${state.doing[0].toUpperCase()}${state.doing.slice(1)} …`
-      : state.error ? "" : `Ready: ${state.models.map((model) => model.name).join(" · ")}.`;
-    if (state.error) showProblem(state.error);
+    if (!before) start();
+    showTasks();
+    say("state", state.doing ? `${state.doing[0].toUpperCase()}${state.doing.slice(1)} …`
+      : state.error ? "" : `Ready: ${state.models.map((model) => model.name).join(" · ")}.`);
+    if (state.error && state.error !== before?.error) showProblem(state.error);
     if (state.doing) setTimeout(follow, 500);
   } catch {
-    find("state").textContent = "The server does not answer; is demo.py still running? Trying again …";
+    say("state", "The server does not answer; is demo.py still running? Trying again …");
     setTimeout(follow, 2000);
   }
 }
@@ -123,10 +148,13 @@ function showModel(row, fields) {
   const best = row.answers ? row.answers[0] : null;
   const pairs = best ? row.answers.map((found) => [found.text, found.probability])
     : row.probabilities ? Object.entries(row.probabilities) : [];
+  const none = row.labels && !row.labels.length;
   part("h3").textContent = row.model;
   part(".answer").textContent = best ? best.text
-    : row.labels ? row.labels.join(", ") || "none of the labels" : row.label ?? row.score.toFixed(2);
-  const confidence = best ? best.probability : row.probability;
+    : none ? "none of the labels" : row.labels ? row.labels.join(", ") : row.label ?? row.score.toFixed(2);
+  const confidence = best ? best.probability : none ? undefined : row.probability;
+  part(".cut").textContent = `The ${best ? "question" : "text"} was cut: it is longer than this model reads.`;
+  part(".cut").hidden = !row.truncated;
   part("[data-figure=confidence]").textContent = confidence === undefined ? "–" : percent(confidence);
   part("[data-figure=time]").textContent = `${row.milliseconds} ms`;
   part("[data-figure=size]").textContent = `${row.megabytes} MB, ${(row.parameters / 1e6).toFixed(1)} M weights`;
@@ -181,20 +209,27 @@ function showHistory() {
   }));
 }
 
-async function ask() {
-  if (busy) return;
+function written() {
   const task = chosenTask();
+  const fields = Object.fromEntries(FIELDS[task].map((name) => [name, form.elements[name].value]));
+  return { task, precision: form.elements.precision.value, fields };
+}
+
+// With `moving`, the focus goes to the answers.
+async function ask(moving = true) {
+  if (busy) {
+    waiting = true;
+    return;
+  }
+  const entry = written();
+  const { task, precision, fields } = entry;
   const wrong = wrongField(task);
-  for (const name of FIELDS[task]) form.elements[name].removeAttribute("aria-invalid");
   if (wrong) {
-    wrong[0].setAttribute("aria-invalid", "true");
-    showProblem(wrong[1]);
+    showProblem(wrong[1], wrong[0]);
     wrong[0].focus();
     return;
   }
   showProblem("");
-  const precision = form.elements.precision.value;
-  const fields = Object.fromEntries(FIELDS[task].map((name) => [name, form.elements[name].value]));
   busy = true;
   find("ask").setAttribute("aria-disabled", "true");
   find("ask").textContent = "Asking …";
@@ -210,8 +245,8 @@ async function ask() {
     find("asked").textContent = `${fields.question || fields.text} (${precision})`;
     find("models").replaceChildren(...given.map((row) => showModel(row, fields)));
     find("answers").hidden = false;
-    find("answers-title").focus();
-    remember({ task, precision, fields });
+    if (moving && !waiting) find("answers-title").focus();
+    remember(entry);
   } catch (error) {
     showProblem(error instanceof TypeError ? "The server does not answer; is demo.py still running?" : error.message);
   } finally {
@@ -220,10 +255,13 @@ async function ask() {
     find("ask").textContent = "Ask";
     find("answers").removeAttribute("aria-busy");
   }
+  const again = waiting && JSON.stringify(written()) !== JSON.stringify(entry);
+  waiting = false;
+  if (again) ask(false);
 }
 
 form.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
 for (const choice of form.elements.task) choice.addEventListener("change", () => { showProblem(""); showTask(); });
-for (const choice of form.elements.precision) choice.addEventListener("change", () => { if (!find("answers").hidden) ask(); });
+for (const choice of form.elements.precision) choice.addEventListener("change", () => { if (busy || !find("answers").hidden) ask(false); });
 find("forget").addEventListener("click", () => { sessionStorage.removeItem("asked"); showHistory(); find("ask").focus(); });
 follow().then(() => { if (state) showHistory(); });

@@ -88,6 +88,36 @@ def test_a_stopped_script_says_so_in_one_line(number, status):
     assert run.stderr.startswith("stopped by ") and run.stderr.count("\n") == 1
 
 
+def test_what_the_terminal_cannot_show_is_escaped():
+    program = "from distilbert_kit.script import entry_point\nentry_point(lambda: print('a…'))()"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=CODE, env=environment, capture_output=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, b"a\\u2026\n", b"")
+
+
+def test_an_argument_that_is_no_text_is_one_line():
+    program = "from distilbert_kit.script import entry_point\nentry_point(print)()"
+    command = [sys.executable, "-c", program, "fine", b"caf\xe9"]
+    run = subprocess.run(command, cwd=CODE, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == r"error: argument 2: 'caf\udce9' is not UTF-8; rename or retype it" + "\n"
+
+
+def test_an_interactive_session_keeps_its_signals():
+    """There `__main__` has no file, as with -c; the folder's parent is that of the scripts."""
+    program = "import signal, distilbert_kit.script; print(signal.getsignal(signal.SIGTERM))"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=CODE / "tests",
+        env=os.environ | {"PYTHONPATH": str(CODE)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "0\n", run.stderr  # Handlers.SIG_DFL
+
+
 def is_loading_torch(process):
     return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
 

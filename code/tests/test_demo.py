@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -98,7 +99,7 @@ def test_labels_of_a_text_and_of_a_pair(folders, precision):
     folder = folders / ("news" if precision == "fp32" else "news-int8")
     client, predictor = client_of(folder), load_predictor(folder)
     for fields, given in [
-        ({"text": "a fine film", "second": ""}, "a fine film"),
+        ({"text": "a fine film", "second": " "}, "a fine film"),
         ({"text": "a fine film", "second": "dull"}, ("a fine film", "dull")),
     ]:
         (expected,) = predictor([given])
@@ -127,6 +128,8 @@ def test_a_regression_gives_its_score(folders):
         ({"question": "who", "context": "a" * (app.LONGEST + 1)}, 413, "20000 characters"),
         ({"question": "who", "context": "a" * app.MOST_BYTES}, 413, "exceeds"),
         ({"question": "​", "context": "Bob"}, 400, "empty question"),
+        ({"question": "who", "context": "!" * app.LONGEST}, 413, "of 384 tokens, at most 20"),
+        ({"question": "who", "context": "木" * app.LONGEST}, 413, "of 384 tokens, at most 20"),
     ],
 )
 def test_bad_input_is_one_line(folders, fields, status, message):
@@ -134,6 +137,62 @@ def test_bad_input_is_one_line(folders, fields, status, message):
     check("Problem", found.json)
     assert found.status_code == status and message in found.json["error"]
     assert "\n" not in found.json["error"]
+
+
+def test_the_longest_pair_is_read_and_a_null_character_in_it_refused(folders):
+    """JSON writes an emoji as two escapes."""
+    client = client_of(folders / "news")
+    pair = {"text": "😀" * app.LONGEST, "second": "😀" * app.LONGEST}
+    body = json.dumps(pair, indent=1)
+    found = client.post("/classify", data=body, content_type="application/json")
+    assert len(body) > 480_000 and found.status_code == 200
+    found = client.post("/classify", json=TEXT | {"second": "\0"})
+    assert found.status_code == 400 and "second: holds a null character" in found.json["error"]
+
+
+def test_another_host_or_method_is_refused(folders):
+    client = client_of(folders / "news")
+    for host, status in [
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("rebound.example:8000", 421),
+        ("", 421),
+    ]:
+        found = client.get("/state", headers={"Host": host})
+        assert found.status_code == status, host
+    assert "ask for 127.0.0.1" in found.json["error"]
+    found = client.get("/classify")
+    assert found.status_code == 405 and "POST" in found.headers["Allow"]
+    compared = Comparison({"news": folders / "news"}, Path())
+    for host, status in [("0.0.0.0", 200), ("10.0.0.1", 421)]:
+        client = app.create_app(compared, host).test_client()
+        found = client.get("/state", headers={"Host": "my-desktop"})
+        assert found.status_code == status, host
+
+
+class EndsInBetween(Comparison):
+    """Loading ends right after it was asked what is ready."""
+
+    def is_ready(self, task, precision="fp32"):
+        found = super().is_ready(task, precision)
+        for model in self.models:
+            self._load(model)
+        self.doing = ""
+        return found
+
+
+def test_loading_that_ends_in_between_is_not_taken_for_one_that_ended_before(folders):
+    """The page would ask no more, and a program be told that there is no such form."""
+    client = app.create_app(EndsInBetween({"news": folders / "news"}, Path())).test_client()
+    state = client.get("/state").json
+    assert state["doing"] or state["ready"]["text-classification"]
+    compared = EndsInBetween({"news": folders / "news"}, Path())
+    assert app.create_app(compared).test_client().post("/classify", json=TEXT).status_code == 503
+    compared = EndsInBetween({"news": folders / "news"}, Path())
+    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
+    threading.Thread(target=served.run, daemon=True).start()
+    demo.check(f"http://127.0.0.1:{served.effective_port}", compared)
+    served.close()
 
 
 def test_what_is_not_there_yet_or_at_all_is_told(folders):
@@ -150,20 +209,30 @@ def test_what_is_not_there_yet_or_at_all_is_told(folders):
     assert loading.get("/elsewhere").status_code == 404
 
 
-def test_loading_makes_int8_and_keeps_what_goes_wrong(folders, tmp_path):
-    compared = Comparison({"squad": folders / "squad"}, tmp_path)
-    compared.load()
-    assert not compared.error and compared.is_ready("question-answering", "int8")
-    sizes = compared.models[0].megabytes
-    assert sizes["int8"] < sizes["fp32"]
+def test_loading_makes_int8_and_what_goes_wrong_with_one_stops_no_other(folders, tmp_path, capfd):
     broken = tmp_path / "broken"
     shutil.copytree(folders / "news", broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
-    compared = Comparison({"broken": broken}, tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "1").touch()  # no folder can be made there
+    models = {"broken": broken, "blocked": folders / "squad", "last": folders / "similarity"}
+    compared = Comparison(models, scratch)
     compared.load()
-    assert "model.safetensors" in compared.error and not compared.doing
-    found = app.create_app(compared).test_client().post("/classify", json=TEXT)
-    assert found.status_code == 503 and found.json["error"] == compared.error
+    told = capfd.readouterr().err
+    assert "error: " in told and "Traceback" not in told
+    assert not compared.doing and list(compared.models[1].predictors) == ["fp32"]
+    assert "model.safetensors" in compared.error and "; blocked: no int8 form" in compared.error
+    sizes = compared.models[2].megabytes
+    assert sizes["int8"] < sizes["fp32"]
+    assert not list(scratch.rglob(FILES["fp32"]))  # it is as large as the weights
+    client = app.create_app(compared).test_client()
+    found = client.post("/classify", json=TEXT)
+    assert found.status_code == 500 and found.json["error"] == compared.error
+    assert "Retry-After" not in found.headers
+    assert client.post("/answer", json=QUESTION).status_code == 200
+    found = client.post("/answer", json=QUESTION | {"precision": "int8"})
+    assert found.status_code == 400 and "Retry-After" not in found.headers
 
 
 def test_past_the_bounds_requests_are_refused_at_once(folders, monkeypatch):
@@ -341,6 +410,67 @@ def test_check_answers_one_request_and_stops_for_folders_of_one_name(folders, tm
     command = [sys.executable, CODE / "demo.py", *models, "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and f"{models[0]} says" in done.stdout.splitlines()[-1]
+
+
+def test_check_of_a_folder_by_its_dot_takes_no_proxy(folders, monkeypatch):
+    """And an address with colons is put in brackets."""
+    monkeypatch.chdir(folders / "news-int8")
+    command = [sys.executable, CODE / "demo.py", ".", "--check", "--host", "::1"]
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    address, said = done.stdout.splitlines()
+    assert address.startswith("http://[::1]:") and said.startswith("news-int8 says")
+
+
+def test_check_without_an_answer_is_one_line(folders):
+    compared = Comparison({"news": folders / "news-int8"}, Path())
+    compared.load()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    with pytest.raises(UserError, match=r"no answer .*refused"):
+        demo.check(address, compared)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        (signal.SIGINT, 130, "stopped by Ctrl-C\n"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM\n"),
+    ],
+)
+def test_a_stop_while_int8_is_made_is_one_line_and_leaves_nothing(
+    folders, tmp_path, number, status, line
+):
+    """As a terminal does it: all processes of the group get the signal."""
+    command = [sys.executable, CODE / "demo.py", folders / "news", "--port", "0"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout.readline().startswith("http://")
+        exports = []
+        while not exports:
+            assert process.poll() is None
+            time.sleep(0.05)
+            children = psutil.Process(process.pid).children()
+            exports = [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+        os.killpg(process.pid, number)
+        error = process.communicate()[1]
+    assert (process.returncode, error) == (status, line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_beside_models_is_refused(folders, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["demo.py", str(folders / "news"), "--recipe", "study"])
+    with pytest.raises(SystemExit) as stopped:
+        demo.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--recipe: " in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("port", "advice"), [(None, "another"), ("99999", "65535")])

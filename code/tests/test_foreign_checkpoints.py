@@ -23,6 +23,7 @@ from transformers import (
 
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import open_source
+from distilbert_kit.data.batches import create_classification_dataloader
 from distilbert_kit.data.tasks import Task, get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models import model as kit
@@ -32,6 +33,10 @@ from distilbert_kit.serve.export import save_onnx
 from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.settings import CorpusSettings
 from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.training.classification import (
+    CLASSIFICATION,
+    evaluate_classification_metrics,
+)
 from distilbert_kit.training.distillation import open_corpus
 from distilbert_kit.training.fine_tuning import fine_tuned, teacher_logits, with_new_head
 
@@ -146,6 +151,11 @@ def test_multi_label_probabilities_are_sigmoids(tmp_path):
     reference = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     expected = reference(**batch, labels=labels.float()).loss
     torch.testing.assert_close(model.eval()(**batch, labels=labels).loss, expected)
+    loader = create_classification_dataloader(TEXTS, [0, 1, 2], get_tokenizer(folder))
+    with pytest.raises(UserError, match="give a single-label model"):
+        evaluate_classification_metrics(model, loader)
+    with pytest.raises(UserError, match="give a single-label model"):
+        CLASSIFICATION.loss(model, next(iter(loader)), {"loss": 1.0})
     with pytest.raises(UserError, match=r"multi-label .*; give a single-label checkpoint"):
         fine_tuned(folder, get_task("mnli"))
 

@@ -185,7 +185,9 @@ def test_bad_input_and_a_lost_server_are_told(open_page):
     alert = page.get_by_role("alert")
     assert alert.inner_text() == "Question: this is empty; write something."
     assert page.evaluate("document.activeElement.id") == "question"
-    assert page.locator("#question").get_attribute("aria-invalid") == "true"
+    for name, value in (("invalid", "true"), ("describedby", "problem")):
+        assert page.locator("#question").get_attribute(f"aria-{name}") == value
+        assert page.locator("#context").get_attribute(f"aria-{name}") is None
     look(page, "problem")
     page.locator("#question").fill("who\u200b")
     page.locator("#context").fill("a" * (app.LONGEST + 1))
@@ -211,6 +213,65 @@ def test_loading_is_shown_until_the_models_are_there(open_page):
     loading["ready"] = {"text-classification": ["fp32"]}
     page.get_by_text("(being made)").wait_for()
     assert page.get_by_label("int8").is_disabled()
+    # A status that is written again would be said again.
+    page.evaluate(
+        "window.changes = 0; new MutationObserver(() => changes++).observe("
+        "document.getElementById('state'), { childList: true, characterData: true, subtree: true })"
+    )
+    for _ in range(3):  # the third comes after the second was shown
+        with page.expect_response("**/state"):
+            pass
+    assert page.evaluate("changes") == 0
+
+
+def test_a_broken_model_hides_its_task_alone(open_page):
+    page = open_page()
+    ready = page.evaluate("fetch('/state').then((response) => response.json())")
+    ready |= {
+        "error": "Teacher: no weights",
+        "ready": {"question-answering": [], "text-classification": ["fp32"]},
+    }
+    page.route("**/state", lambda route: route.fulfill(json=ready))
+    page.reload()
+    page.get_by_text("Teacher: no weights").wait_for()
+    assert page.get_by_label("Question answering").is_disabled()
+    assert page.get_by_label("Sentiment and other labels").is_checked()
+    ask(page, text="a fine film")
+
+
+def test_another_precision_is_asked_when_the_first_is_done_and_keeps_the_focus(open_page):
+    page, held = open_page(), []
+    page.route("**/answer", lambda route: route.continue_() if held else held.append(route))
+    page.get_by_role("button", name="Ask", exact=True).click()
+    while not held:
+        page.wait_for_timeout(50)
+    page.get_by_label("fp32").focus()
+    page.keyboard.press("ArrowRight")
+    assert "(int8)" not in page.locator("#asked").inner_text()
+    held[0].continue_()
+    page.locator("#asked", has_text="(int8)").wait_for()
+    assert page.evaluate("document.activeElement.value") == "int8"
+    page.keyboard.press("ArrowLeft")
+    page.locator("#asked", has_text="(fp32)").wait_for()
+    assert page.evaluate("document.activeElement.value") == "fp32"
+    # What is said is this line alone, not all of the answers.
+    assert page.locator("#asked").get_attribute("role") == "status"
+    assert page.locator("#answers").get_attribute("aria-live") is None
+
+
+def test_a_text_that_was_cut_and_labels_that_do_not_hold_are_told(open_page):
+    page = open_page()
+    page.get_by_label("Sentiment and other labels").check()
+    ask(page, text="fine " * 600)
+    assert page.locator("article .cut").first.inner_text().startswith("The text was cut")
+    row = {"model": "M", "parameters": 1, "megabytes": 1.0, "milliseconds": 1.0}
+    row |= {"label": "toxic", "labels": [], "probability": 0.4, "probabilities": {"toxic": 0.4}}
+    row |= {"truncated": False}
+    page.route("**/classify", lambda route: route.fulfill(json=[row, row]))
+    ask(page, text="fine")
+    page.get_by_text("none of the labels").first.wait_for()
+    assert page.locator("[data-figure=confidence]").first.inner_text() == "–"
+    assert page.locator("article .cut").first.is_hidden()
 
 
 def test_the_page_has_the_colours_of_the_figures():

@@ -100,6 +100,18 @@ def test_int8_graph_is_a_model_like_any_other(folders, run):
         assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=0.1)
 
 
+def test_what_an_int8_graph_says_depends_on_no_neighbour(folders):
+    predict_all = load_predictor(folders / "int8")
+    assert predict_all(TEXTS) == [predict_all([text])[0] for text in TEXTS]
+
+
+def test_json_is_json_on_a_terminal_without_unicode(folders, run, monkeypatch):
+    plain = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
+    monkeypatch.setattr("sys.stdout", plain)
+    run("--model", folders / "student", "--json", "café")
+    assert json.loads(plain.buffer.getvalue())["text"] == "café"
+
+
 def test_all_sources_give_the_same(folders, run, tmp_path):
     model = ("--model", folders / "student", "--json")
     expected = run(*model, *TEXTS)
@@ -139,7 +151,7 @@ def test_order_is_kept_over_batches(folders, run):
         assert same(together[index], alone)
 
 
-def test_texts_are_cut_where_the_tokenizer_says(folders, run, tmp_path, capsys):
+def test_texts_are_cut_where_the_tokenizer_says(folders, run, tmp_path, monkeypatch, capsys):
     tokenizer = get_tokenizer()
     tokenizer.model_max_length = 16
     DistilBERTForSequenceClassification.from_pretrained(folders / "student").save_pretrained(
@@ -148,10 +160,23 @@ def test_texts_are_cut_where_the_tokenizer_says(folders, run, tmp_path, capsys):
     long, short = ("fine " * 14 + "and dull", "fine " * 14)
     first, second = rows(run("--model", tmp_path / "short", "--json", long, short))
     assert first["probabilities"] == pytest.approx(second["probabilities"], abs=1e-6)
+    assert (first["truncated"], second["truncated"]) == (True, False)
     first, second = rows(
         run("--model", tmp_path / "short", "--json", "--max-length", 99, long, short)
     )
     assert first["probabilities"] != second["probabilities"]
+    for texts, line in [([long, short], "1 text is"), ([long, long], "2 texts are")]:
+        monkeypatch.setattr("sys.argv", ["predict.py", "--model", str(tmp_path / "short"), *texts])
+        predict.main()
+        assert capsys.readouterr().err == f"{line} cut to 16 tokens\n"
+
+
+def test_a_question_that_is_cut_is_told(folders, monkeypatch, capsys):
+    command = ["--question", "why " * 99, "--context", CONTEXT, "--json"]
+    monkeypatch.setattr("sys.argv", ["predict.py", "--model", str(folders / "squad"), *command])
+    predict.main()
+    told = capsys.readouterr()
+    assert json.loads(told.out)["truncated"] and told.err == "1 question is cut to 64 tokens\n"
 
 
 def test_table_for_people(folders, run):
@@ -164,7 +189,22 @@ def test_regression_gives_a_score(folders, run):
     (row,) = rows(run("--model", folders / "regression", "--json", "fine"))
     model = DistilBERTForSequenceClassification.from_pretrained(folders / "regression")
     ids = get_tokenizer()("fine", return_tensors="pt")["input_ids"]
-    assert row == {"text": "fine", "score": pytest.approx(float(model(ids).logits.detach()))}
+    score = pytest.approx(float(model(ids).logits.detach()))
+    assert row == {"text": "fine", "score": score, "truncated": False}
+
+
+def test_multi_label_models_with_one_label_and_with_none_that_holds(folders, run, tmp_path):
+    model = DistilBERTForSequenceClassification(
+        create_model_config("tiny"), labels=("toxic",), multi_label=True
+    )
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    classify = transformers.pipeline("text-classification", str(tmp_path / "m"))
+    (row,) = rows(run("--model", tmp_path / "m", "--json", "fine"))
+    assert row["probability"] == pytest.approx(classify("fine")[0]["score"], abs=1e-5)
+    assert row["label"] == "toxic" and row["probabilities"] == {"toxic": row["probability"]}
+    torch.nn.init.constant_(model.classifier.bias, -9.0)
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    assert run("--model", tmp_path / "m", "fine").startswith("none, nearest toxic  ")
 
 
 def answers_of_transformers(folder, question, context):
@@ -251,6 +291,12 @@ def test_answers_for_people(folders, run):
         ("squad", ["a text"], "", "it answers questions; give --question and --context"),
         ("squad", [], "", "no questions"),
         ("squad", [], "a plain text\n", "line 1 is no JSON"),
+        (
+            "squad",
+            [],
+            '[{"question": "who"}\n {"question": "who"}]',
+            "not a JSON list (",
+        ),
         ("squad", [], '{"question": "who"}', "row 1 has no text 'context'"),
         ("squad", [], '["who"]', "row 1 has no text 'question'"),
         ("squad", ["--context", "Bob"], "", "--context needs --question"),
@@ -282,6 +328,8 @@ def test_bad_questions_are_one_line(folders, run, capsys, name, arguments, stdin
         ([], "a\tb\nc\n", "text 2 has 0 tabs and the first 1"),
         ([], "a\tb\tc\n", "text 1 has 2 tabs"),
         (["--file", "nothing.txt"], "", "no such file"),
+        (["--file", "texts.jsonl"], "", "reads lines of text or a table"),
+        (["--file", "texts.parquet"], "", "reads lines of text or a table"),
         (["--columns", "a"], "", "--columns needs --file"),
         (["a", "--max-length", "2"], "", "give at least 8"),
     ],

@@ -102,11 +102,11 @@ _REFUSED = {
 MOST_LABELS = 100_000
 
 
-_ARCHITECTURES = {
-    "DistilBERTModel": "Model",
-    "DistilBERTForMaskedLM": "ForMaskedLM",
-    "DistilBERTForSequenceClassification": "ForSequenceClassification",
-    "DistilBERTForQuestionAnswering": "ForQuestionAnswering",
+# What a head is for, in the hub's words, by the ending of the architecture's name.
+_HEAD_TASKS = {
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForQuestionAnswering": "question-answering",
 }
 
 
@@ -221,6 +221,13 @@ def read_config(folder: Path) -> HubConfig:
     return HubConfig(shape, labels, multi_label, hub.get("tie_word_embeddings", True))
 
 
+def read_architecture(folder: Path) -> tuple[str, str]:
+    """The architecture that a `config.json` names, and the task of its head; "" where none is."""
+    names = read_json(folder / "config.json", "give a saved model").get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    return name, next((task for end, task in _HEAD_TASKS.items() if name.endswith(end)), "")
+
+
 def _check_labels(hub: dict) -> None:
     """Refuse class names that are no texts, and numbers of classes that transformers counts out."""
     count, names = hub.get("num_labels"), hub.get("id2label")
@@ -284,7 +291,7 @@ def _read_shape(hub: dict) -> tuple[ModelConfig, PreTrainedConfig]:
 
 def hub_config(model: HubModel) -> PreTrainedConfig:
     """transformers' configuration of one of our models, with its label names."""
-    config, kind = model.config, _ARCHITECTURES[type(model).__name__]
+    config, kind = model.config, type(model).__name__.removeprefix("DistilBERT")
     labels = dict(enumerate(getattr(model, "labels", ("LABEL_0", "LABEL_1"))))
     common = {
         "vocab_size": config.vocab_size,

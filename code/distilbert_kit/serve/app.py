@@ -3,20 +3,21 @@
 The schemas below check what comes in and describe the API: one place for both.
 """
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
 import flask
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import models_json_schema
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from ..errors import UserError, first_problem, one_line
 from ..paths import CODE
 from .comparison import WAITING, BusyError, Comparison
 
 LONGEST, LONGEST_QUESTION = 20_000, 1_000  # characters
-MOST_BYTES = 12 * (LONGEST + LONGEST_QUESTION) + 1000  # of a body: JSON may escape each character
+MOST_BYTES = 12 * 2 * LONGEST + 1000  # of a body: two texts, 12 bytes for an escaped character
 
 # Nothing is loaded from elsewhere, no script or style stands in the page itself.
 HEADERS = {
@@ -29,12 +30,16 @@ HEADERS = {
 }
 
 
-def _legible(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty: write something")
+def _without_null(text: str) -> str:
     if "\0" in text:
         raise ValueError("holds a null character: remove it")
     return text
+
+
+def _legible(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty: write something")
+    return _without_null(text)
 
 
 Text = Annotated[str, Field(max_length=LONGEST), AfterValidator(_legible)]
@@ -54,10 +59,10 @@ class Question(_Input):
 
 
 class Classification(_Input):
-    """A text, or with `second` a pair of texts."""
+    """A text, or with `second` a pair of texts; a blank second is none."""
 
     text: Text
-    second: Annotated[str, Field(max_length=LONGEST)] = ""
+    second: Annotated[str, Field(max_length=LONGEST), AfterValidator(_without_null)] = ""
 
 
 class Span(BaseModel):
@@ -75,6 +80,7 @@ class _Row(BaseModel):
     parameters: int
     megabytes: float = Field(description="of the weights' file, 1 MB = 1,000,000 bytes")
     milliseconds: float = Field(description="median of a few calls on this machine")
+    truncated: bool = Field(description="text or question was cut to what the model reads")
 
 
 class AnswerRow(_Row):
@@ -120,9 +126,11 @@ class State(BaseModel):
 REFUSALS = {
     400: "not JSON, or fields that are missing, empty or of another type",
     408: "the request did not arrive in time",
-    413: "body or text too long",
+    413: "body or text too long, or a context of too many windows",
     415: "not application/json",
+    421: "a Host header with the name of another machine",
     429: f"more than {WAITING} requests at a time",
+    500: "a model of the task could not be loaded",
     503: "the models are loading, or there was no turn in time",
 }
 
@@ -197,13 +205,25 @@ def read_body(schema: type[Input]) -> Input:
     raise UserError(message)
 
 
-def create_app(comparison: Comparison) -> flask.Flask:
-    """The page and the API over models that may still be loading."""
+def create_app(comparison: Comparison, host: str = "127.0.0.1") -> flask.Flask:
+    """The page and the API over models that may still be loading.
+
+    `host`, where they are served, and the names of this machine are the only ones that requests may
+    be for, unless it is every address. The name of a foreign page may lead here too.
+    """
     app = flask.Flask(__name__, static_folder=CODE / "static", static_url_path="/static")
     app.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
     described = describe()
     tasks = list(dict.fromkeys(model.task for model in comparison.models))
     limits = {"question": LONGEST_QUESTION} | dict.fromkeys(("context", "text", "second"), LONGEST)
+
+    @app.before_request
+    def refuse_other_hosts():
+        given = flask.request.headers.get("Host", host)  # HTTP/1.0 may have none
+        asked = re.sub(r":\d+$", "", given).strip("[]").lower()
+        known = ("localhost", "127.0.0.1", "::1", host.lower())
+        if host not in ("0.0.0.0", "::") and asked not in known:
+            flask.abort(421, f"no request for the host {asked!r} is answered; ask for {host}")
 
     @app.get("/")
     def page():
@@ -215,6 +235,8 @@ def create_app(comparison: Comparison) -> flask.Flask:
 
     @app.get("/state")
     def state():
+        # Before what is ready, which may be more by then: the page stops asking at the end.
+        now = {"doing": comparison.doing, "error": comparison.error, "limits": limits}
         models = [
             {"name": model.name, "task": model.task, "megabytes": dict(model.megabytes)}
             for model in comparison.models
@@ -223,7 +245,6 @@ def create_app(comparison: Comparison) -> flask.Flask:
             task: [name for name in ("fp32", "int8") if comparison.is_ready(task, name)]
             for task in tasks
         }
-        now = {"doing": comparison.doing, "error": comparison.error, "limits": limits}
         return State.model_validate(now | {"ready": ready, "models": models}).model_dump()
 
     @app.post("/answer")
@@ -251,10 +272,16 @@ def _report_errors(app: flask.Flask) -> None:
             response.headers["Retry-After"] = "1"
         return response
 
+    def http_line(error: HTTPException):
+        response = line(error.description or error.name, error.code or 500)
+        if isinstance(error, MethodNotAllowed):
+            response.allow.update(error.valid_methods or ())
+        return response
+
     handlers: dict[type[Exception], Callable] = {
         UserError: lambda error: line(str(error), 400),
         BusyError: lambda error: line(str(error), error.status),
-        HTTPException: lambda error: line(error.description or error.name, error.code or 500),
+        HTTPException: http_line,
     }
     for kind, handler in handlers.items():
         app.register_error_handler(kind, handler)

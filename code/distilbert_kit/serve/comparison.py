@@ -5,9 +5,12 @@ own exports where the folder has none (the exporter patches PyTorch while others
 """
 
 import multiprocessing
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,23 +22,20 @@ from ..errors import UserError
 from ..models.checkpoints import resolve_checkpoint, weight_files
 from ..models.model import count_parameters
 from .export import FILES, OnnxModel, count_onnx_parameters, save_onnx
-from .prediction import Answerer, Classifier, find_head, load_predictor
+from .prediction import Answerer, Classifier, find_task, load_predictor
 
 WAITING = 16  # requests inside at a time; the next one is refused at once
 PATIENCE = 30.0  # seconds until a request gives up waiting for those before it
+EXPORT = 1800.0  # seconds for the export of one model
 ROUNDS = 4  # calls of each model, of which the median time is given
 ENOUGH = 1.0  # seconds after which no further round begins
+WINDOWS = 20  # parts of a context that are read: some 2,700 tokens
 N_BEST = 20  # candidates that share the probability, as in BERT's run_squad.py
 SHOWN = 3  # of them
 
-TASKS = {
-    "ForQuestionAnswering": "question-answering",
-    "ForSequenceClassification": "text-classification",
-}
-
 
 class BusyError(Exception):
-    """More asked for than the bounds allow; `status` is the HTTP status that says so."""
+    """What cannot be answered here, or not now; `status` is the HTTP status that says so."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -67,18 +67,32 @@ def answer(predictor: Answerer, question: str, context: str) -> dict:
         found | {"probability": probability}
         for found, probability in zip(row["answers"], probabilities, strict=True)
     ]
-    return {"answers": answers[:SHOWN]}
+    return {"answers": answers[:SHOWN], "truncated": row["truncated"]}
 
 
 def classify(predictor: Classifier, text: str, second: str = "") -> dict:
     """The label of a text or a pair with all probabilities, or the score of a regression."""
-    (row,) = predictor([(text, second)] if second else [text])
+    (row,) = predictor([(text, second)] if second.strip() else [text])
     return {name: value for name, value in row.items() if name != "text"}
+
+
+def check_windows(predictor: Answerer, question: str, context: str) -> None:
+    """Refuse what would take minutes: each window is a run of the model."""
+    if (count := len(predictor.windows([question], [context]))) > WINDOWS:
+        most = predictor.settings.max_length
+        raise BusyError(
+            413,
+            f"context: {count} windows of {most} tokens, at most {WINDOWS} are read; shorten it",
+        )
 
 
 def _export(folder: Path, target: Path) -> None:
     predictor = load_predictor(folder)
-    save_onnx(predictor.model, target, predictor.tokenizer)
+    try:
+        save_onnx(predictor.model, target, predictor.tokenizer)
+    except UserError as error:
+        sys.exit(f"error: {error}")  # a line on stderr
+    (target / FILES["fp32"]).unlink()  # as large as the weights, which answer in fp32
 
 
 def in_turn(calls: dict[str, Callable[[], dict]]) -> dict[str, dict]:
@@ -105,27 +119,34 @@ class Comparison:
         self.models: list[Compared] = []
         for name, model in models.items():
             folder = resolve_checkpoint(model)
-            self.models.append(Compared(name, folder, TASKS[find_head(folder)]))
+            self.models.append(Compared(name, folder, find_task(folder)))
         self.scratch, self.error, self.doing = scratch, "", "starting"
         self._places, self._turn = threading.BoundedSemaphore(WAITING), threading.Lock()
 
     def load(self) -> None:
-        """Load every model in fp32, then in int8; what goes wrong is kept in `error`."""
+        """Load every model in fp32, then in int8; what goes wrong with one is kept in `error`."""
         try:
             for model in self.models:
                 self.doing = f"loading {model.name}"
-                self._load(model)
+                with self._keeping_error():
+                    self._load(model)
             for number, model in enumerate(self.models):
-                if "int8" not in model.predictors:
+                if "fp32" in model.predictors and "int8" not in model.predictors:
                     self.doing = f"making the int8 form of {model.name}"
-                    self._quantise(model, self.scratch / str(number))
-        except UserError as error:
-            self.error = str(error)
+                    with self._keeping_error():
+                        self._quantise(model, self.scratch / str(number))
         except Exception as error:
             self.error = f"{self.doing} failed ({type(error).__name__}); see the terminal"
             raise
         finally:
             self.doing = ""
+
+    @contextmanager
+    def _keeping_error(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.error += f"; {error}" if self.error else str(error)
 
     def _load(self, model: Compared) -> None:
         predictor = load_predictor(model.folder)
@@ -145,9 +166,15 @@ class Comparison:
         process = multiprocessing.get_context("spawn").Process(
             target=_export, args=(model.folder, target), daemon=True
         )
-        process.start()
-        process.join()
-        if process.exitcode:
+        # A terminal sends Ctrl-C to the export too: it inherits this mask, its parent ends it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process.join(EXPORT)
+        if process.exitcode != 0:
+            process.kill()
             raise UserError(f"{model.name}: no int8 form could be made; fp32 works")
         graph = replace(model.predictors["fp32"], model=OnnxModel(target))
         model.add("int8", graph, target / FILES["int8"])
@@ -164,16 +191,18 @@ class Comparison:
     def ask(self, task: str, precision: str, *texts: str) -> list[dict]:
         """What each model of a task says of the texts, with milliseconds and size.
 
-        Raises UserError for input that the models refuse, BusyError past the bounds above.
+        Raises UserError for input that the models refuse, BusyError past the bounds above and for
+        models that are not there.
         """
         if not self.of(task):
             raise UserError(f"no model for {task} is loaded; start demo.py with one")
+        doing = self.doing  # before what is ready, which may be more by then
         if not self.is_ready(task, precision):
-            if not (self.doing or self.error):
-                raise UserError(f"not every model has an {precision} form; ask for another")
-            raise BusyError(
-                503, self.error or f"the {precision} models are not ready yet; wait a little"
-            )
+            if doing:
+                raise BusyError(503, f"the {precision} models are not ready yet; wait a little")
+            if self.error and not all(model.predictors for model in self.of(task)):
+                raise BusyError(500, self.error)
+            raise UserError(f"not every model has an {precision} form; ask for another")
         if not self._places.acquire(blocking=False):
             raise BusyError(429, f"{WAITING} requests are waiting already; ask again in a moment")
         try:
@@ -181,6 +210,9 @@ class Comparison:
                 raise BusyError(503, f"no turn within {PATIENCE:.0f} s; ask again in a moment")
             try:  # one after the other: times are those of an idle machine
                 function = answer if task == "question-answering" else classify
+                if function is answer:
+                    for model in self.of(task):
+                        check_windows(model.predictors[precision], *texts)
                 calls = {
                     model.name: partial(function, model.predictors[precision], *texts)
                     for model in self.of(task)

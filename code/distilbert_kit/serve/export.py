@@ -121,8 +121,8 @@ def save_onnx(model: HubModel, folder: Path, tokenizer: PreTrainedTokenizerBase)
 class OnnxModel(HubModel):
     """A graph saved by `save_onnx`, called like the model it was; uses torch's number of threads.
 
-    With "int8", activations share one scale per tensor, padding and neighbours included: logits
-    depend a little on what else is in the batch.
+    With "int8", activations share one scale per tensor, padding and neighbours included. So that
+    logits depend on nothing else, `run_in_buckets` makes every sequence a batch of its own.
     """
 
     def __init__(self, folder: str | Path, precision: str = "int8"):
@@ -138,8 +138,10 @@ class OnnxModel(HubModel):
             ) from None
         self.config, self.labels, self.multi_label, _ = read_config(Path(folder))
         self.num_labels = len(self.labels)
+        self.batch_tokens = 1 if precision == "int8" else None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # what goes wrong is raised, which says it once
         # Idle threads that spin would take the cores from whatever runs between two calls.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -161,20 +163,29 @@ class OnnxModel(HubModel):
             )
 
     def forward(self, **batch: Tensor) -> SequenceClassifierOutput | QuestionAnsweringModelOutput:
-        """Logits by their names in `OUTPUTS`, of ids, mask (and token types) [B, L]."""
-        length, most = batch["input_ids"].shape[1], self.config.max_length
+        """Logits by their names in `OUTPUTS`, of ids, mask (and token types) [B, L].
+
+        Raises UserError for longer sequences than the model takes, and for a graph that fails or
+        gives logits of another shape.
+        """
+        (rows, length), most = batch["input_ids"].shape, self.config.max_length
         if length > most:
             raise UserError(f"a sequence of {length} tokens: this model takes {most}; cut it")
         if "token_type_ids" not in batch:  # all of the first type, as the model has it
             batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        found = self.session.run(None, {name: batch[name].numpy() for name in self.inputs})
-        tensors = dict(zip(self.outputs, map(torch.from_numpy, found), strict=True))
-        if "logits" in tensors:
-            if tensors["logits"].shape[1:] != (self.num_labels,):
+        try:
+            found = self.session.run(None, {name: batch[name].numpy() for name in self.inputs})
+            tensors = dict(zip(self.outputs, map(torch.from_numpy, found), strict=True))
+        except Exception as error:  # onnxruntime's have no common class
+            raise UserError(f"{self.path}: the graph fails ({error}); write it again") from None
+        wanted = (rows, self.num_labels if "logits" in tensors else length)
+        for name, tensor in tensors.items():
+            if tensor.shape != wanted:
                 raise UserError(
-                    f"{self.path}: its logits have the shape {tuple(tensors['logits'].shape)}, its "
-                    f"config.json names {self.num_labels} labels; write both again"
+                    f"{self.path}: the shape of its {name} is {tuple(tensor.shape)}, not {wanted} "
+                    "as its inputs and its config.json say; write both again"
                 )
+        if "logits" in tensors:
             return SequenceClassifierOutput(logits=tensors["logits"])
         return QuestionAnsweringModelOutput(
             start_logits=tensors["start_logits"], end_logits=tensors["end_logits"]

@@ -7,7 +7,6 @@
 The last is for question-answering models; the head in the folder decides which it is.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +16,17 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset
 from ..errors import UserError, first_problem
-from ..foreign import read_json
 from ..models.checkpoints import get_tokenizer, resolve_checkpoint
-from ..models.hub_layout import HubModel
+from ..models.hub_layout import HubModel, read_architecture
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..settings import WindowSettings
 from ..training.classification import predict_logits
-from ..training.question_answering import answer_questions, special_tokens_of_pairs
+from ..training.question_answering import (
+    QuestionAnsweringDataset,
+    extract_answers,
+    predict_spans,
+    special_tokens_of_pairs,
+)
 from .export import load_fine_tuned
 
 Texts = list[str] | list[tuple[str, str]]
@@ -41,23 +44,25 @@ class Classifier:
         """For each text its label and the probabilities of all; of a regression its score.
 
         A multi-label model gives `labels`, those that are more probable than not, none or several.
+        `truncated` says whether the text was cut.
         """
         dataset = ClassificationDataset(texts, None, self.tokenizer, self.max_length)
-        if dataset.truncated:
-            print(f"{dataset.truncated} texts are cut to {self.max_length} tokens", file=sys.stderr)
         logits = predict_logits(self.model, dataset).astype(float)
-        if self.model.num_labels == 1:
+        if self.model.num_labels == 1 and not self.model.multi_label:
             scores = logits[:, 0].tolist()
-            return [{"text": text, "score": x} for text, x in zip(texts, scores, strict=True)]
+            return [
+                {"text": text, "score": score, "truncated": cut}
+                for text, score, cut in zip(texts, scores, dataset.cut, strict=True)
+            ]
         shares = expit(logits) if self.model.multi_label else softmax(logits, axis=1)
         rows = []
-        for text, values in zip(texts, shares.tolist(), strict=True):
+        for text, values, cut in zip(texts, shares.tolist(), dataset.cut, strict=True):
             probabilities = dict(zip(self.model.labels, values, strict=True))
             label = max(probabilities, key=probabilities.__getitem__)
             best = {"label": label, "probability": probabilities[label]}
             if self.model.multi_label:
                 best["labels"] = [name for name, share in probabilities.items() if share > 0.5]
-            rows.append({"text": text, **best, "probabilities": probabilities})
+            rows.append({"text": text, **best, "probabilities": probabilities, "truncated": cut})
         return rows
 
 
@@ -70,14 +75,24 @@ class Answerer:
     settings: WindowSettings
 
     def __call__(self, questions: list[str], contexts: list[str], n_best: int = 1) -> list[dict]:
-        """For each question its best answers, with where they are in the context."""
-        found = answer_questions(
-            self.model, self.tokenizer, questions, contexts, self.settings, n_best
-        )
+        """For each question its best answers, with where they are in the context.
+
+        `truncated` says whether the question was cut.
+        """
+        dataset = self.windows(questions, contexts)
+        found = extract_answers(dataset, predict_spans(self.model, dataset), n_best)
         return [
-            {"question": question, "answers": [answer._asdict() for answer in answers]}
-            for question, answers in zip(questions, found, strict=True)
+            {
+                "question": question,
+                "answers": [answer._asdict() for answer in answers],
+                "truncated": cut,
+            }
+            for question, answers, cut in zip(questions, found, dataset.cut, strict=True)
         ]
+
+    def windows(self, questions: list[str], contexts: list[str]) -> QuestionAnsweringDataset:
+        """What the model reads: each question with the parts of its context."""
+        return QuestionAnsweringDataset(questions, contexts, self.tokenizer, self.settings)
 
 
 def _load_classifier(folder: Path, max_length: int | None) -> Classifier:
@@ -102,23 +117,19 @@ def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
         raise UserError(first_problem(error, f"max_length {most}")) from None
 
 
-# By the ending of the architecture in config.json; another head adds its function here.
-_HEADS = {
-    "ForSequenceClassification": _load_classifier,
-    "ForQuestionAnswering": _load_answerer,
-}
+# By the task of the head; another one adds its function here.
+_LOADERS = {"text-classification": _load_classifier, "question-answering": _load_answerer}
 
 
-def find_head(folder: Path) -> str:
-    """What the model of a folder predicts: the key of `_HEADS`; UserError if nothing of use."""
-    names = read_json(folder / "config.json", "give a saved model").get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else "unknown model"
-    for ending in _HEADS:
-        if name.endswith(ending):
-            return ending
-    raise UserError(
-        f"{folder}: a {name}, which predicts no labels or answers; give a fine-tuned model"
-    )
+def find_task(folder: Path) -> str:
+    """The task of a folder's model: a key of `_LOADERS`; UserError if it is none of them."""
+    name, task = read_architecture(folder)
+    if task not in _LOADERS:
+        raise UserError(
+            f"{folder}: a {name or 'unknown model'}, which predicts no labels or answers; give a "
+            "fine-tuned model"
+        )
+    return task
 
 
 def load_predictor(model: str | Path, max_length: int | None = None) -> Classifier | Answerer:
@@ -128,4 +139,4 @@ def load_predictor(model: str | Path, max_length: int | None = None) -> Classifi
     for a model without a head for labels or answers.
     """
     folder = resolve_checkpoint(model)
-    return _HEADS[find_head(folder)](folder, max_length)
+    return _LOADERS[find_task(folder)](folder, max_length)

@@ -10,6 +10,7 @@ from ..foreign import kind_of, parse_json, read_bytes, read_whole
 from .prediction import Texts
 
 _TABLES = (".csv", ".tsv")
+_NO_LINES = (".json", ".jsonl", ".ndjson", ".parquet", ".xls", ".xlsx")  # whose lines are no texts
 
 
 def read_source(path: Path | None, encoding: str, advice: str) -> str:
@@ -73,9 +74,14 @@ def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) 
     """Texts, or pairs, of a file or of standard input: a line each, or a row of a table.
 
     A table (.csv, .tsv, or any file with `columns`) is never read as lines: without `columns` the
-    one with a usual name is taken, as distill_csv.py does.
+    one with a usual name is taken, as distill_csv.py does. Raises UserError for JSON, parquet and
+    spreadsheets.
     """
     where = str(path or "standard input")
+    if path and kind_of(path) in _NO_LINES:
+        raise UserError(
+            f"{where}: a classifier reads lines of text or a table (.csv, .tsv); write one of these"
+        )
     if path and (columns or kind_of(path) in _TABLES):
         table = read_csv(path, encoding)
         wanted = [(name, ()) for name in columns] if columns else [(None, TEXT_NAMES)]
@@ -98,7 +104,9 @@ def _parse_rows(text: str, where: str) -> list:
         if isinstance(whole, dict) and isinstance(whole.get("data"), list):
             return _squad_rows(whole["data"], where)
         return whole if isinstance(whole, list) else [whole]
-    except ValueError:
+    except ValueError as error:
+        if text.lstrip().startswith("["):
+            raise UserError(f"{where}: not a JSON list ({error}); mend it") from None
         rows = []
     for number, line in enumerate(split_lines(text), 1):
         try:

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from typing import cast
+from typing import Any, cast
 
 import flask
 import waitress.server
@@ -43,23 +43,30 @@ class _OneLine(ErrorTask):
         self.write(body)
 
 
+class _Nowhere:
+    """A buffer that keeps nothing."""
+
+    def append(self, data: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class _Parser(HTTPRequestParser):
     """Reads a body that is too large to its end, keeping nothing: its sender then reads why."""
 
-    unread = 0
+    body_rcv: Any
 
     def received(self, data: bytes) -> int:
-        if not self.unread:
-            used = super().received(data)
-            if not isinstance(self.error, RequestEntityTooLarge) or self.expect_continue:
-                return used
-            self.unread, data = self.content_length, data[used:]
-        else:
-            used = 0
-        taken = min(len(data), self.unread)
-        self.unread -= taken
-        self.completed = not self.unread
-        return used + taken
+        used = super().received(data)
+        if isinstance(self.error, RequestEntityTooLarge):
+            if self.expect_continue:
+                self.expect_continue = False  # the sender of no body yet reads why at once
+            else:
+                self.body_rcv.buf = _Nowhere()
+                self.completed = self.body_rcv.completed or self.body_rcv.error is not None
+        return used
 
 
 class _Channel(HTTPChannel):
@@ -101,7 +108,10 @@ def create_server(app: flask.Flask, host: str, port: int):
             port=port,
             threads=WAITING + 8,  # all that may wait, and some to refuse the others at once
             max_request_body_size=app.config["MAX_CONTENT_LENGTH"],
-            channel_timeout=60,
+            # Who sends no request is cut off, and keeps nobody out until then.
+            channel_timeout=2 * ARRIVAL,
+            cleanup_interval=1,
+            connection_limit=200,
             clear_untrusted_proxy_headers=True,
             ident=None,
         )

@@ -133,10 +133,7 @@ def evaluate(
         references = np.asarray(datasets[split].labels)
         found = {}
         for name, model in models.items():
-            one_by_one = 1 if name.endswith("int8") else None  # as in use, see study/deployment.py
-            found[name] = predict_logits(
-                model, datasets[split], batch_tokens=one_by_one, description=name
-            )
+            found[name] = predict_logits(model, datasets[split], description=name)
             metrics[name][split] = score(found[name], references, task)
         for name in found.keys() - {"teacher"}:
             original = "student" if name.endswith("int8") else "teacher"

@@ -81,14 +81,12 @@ def score_variants(
     """The task's metrics of each variant, and how far it is from the first (PyTorch's fp32).
 
     `gap`: its primary metric minus the first's, with the interval over the same examples. `order`:
-    the models' labels in the task's order. int8 graphs read the examples one by one, as
-    latency is measured: in a batch, the scale of activations would depend on the neighbours.
+    the models' labels in the task's order.
     """
     scores, reference = {}, None
     score_fn = score_function(task.primary, task.num_labels)
     for name, model in variants.items():
-        one_by_one = 1 if name.endswith("int8") else None
-        logits = predict_logits(model, dataset, batch_tokens=one_by_one, description=name)[:, order]
+        logits = predict_logits(model, dataset, description=name)[:, order]
         reference = logits if reference is None else reference
         scores[name] = score(logits, references, task)
         scores[name]["largest_logit_difference"] = float(np.abs(logits - reference).max())

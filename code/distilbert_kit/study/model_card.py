@@ -1,12 +1,12 @@
 """The README.md of saved weights: what they are, what they scored, what they are for."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import add_files
+from ..models.hub_layout import read_architecture
 from ..models.packaged import MINILM, MINILM_HUB, ORIGINS
 from .inputs import public_name
 from .records import Record
@@ -29,13 +29,6 @@ _MADE = {
     "finetune": "fine-tuned on a task",
     "quantize": "fine-tuned on a task, then exported to ONNX in fp32 and dynamic int8",
     "csv": "fine-tuned, distilled or quantised on the rows of a CSV",
-}
-
-
-_PIPELINES = {
-    "ForSequenceClassification": "text-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
 }
 
 
@@ -69,7 +62,11 @@ print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))
 """
 
 
-_ONNX_CODE = """import numpy as np
+_ONNX_CODE = """import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports by default
+
+import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
@@ -137,12 +134,6 @@ None of its own.
 """  # noqa: E501
 
 
-def _pipeline(folder: Path) -> str:
-    """What the head is for, in the hub's words, by the architecture in `config.json`."""
-    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
-    return next((tag for head, tag in _PIPELINES.items() if architecture.endswith(head)), "")
-
-
 def _code(folder: Path, pipeline: str) -> str:
     """Python that opens the folder's files without this kit; none for a bare encoder."""
     if (folder / "model_quantized.onnx").exists():
@@ -183,7 +174,7 @@ def model_card(folder: Path, record: Record, weights: Iterable[str]) -> str:
     `record` is that of the run that made them, `weights` are the given ones they descend from: a
     hub name, "minilm" or a folder.
     """
-    pipeline = _pipeline(folder)
+    _, pipeline = read_architecture(folder)
     results = evaluation_results(record, pipeline)
     data = ModelCardData(
         model_name=folder.name,

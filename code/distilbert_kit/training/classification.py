@@ -82,8 +82,14 @@ def score(logits: np.ndarray, references: np.ndarray, task: Task) -> dict:
 def evaluate_classification_metrics(model: HubModel, loader: DataLoader) -> dict[str, float]:
     """Accuracy, precision, recall and F1 of a classifier on a loader with labels.
 
-    Batches go to the device where the model is: on a GPU after training there.
+    Batches go to the device where the model is: on a GPU after training there. Raises UserError
+    for a multi-label model.
     """
+    if getattr(model, "multi_label", False):  # transformers' models are measured too
+        raise UserError(
+            "a multi-label model: these metrics take one label an example; give a single-label "
+            "model"
+        )
     predictions, references = [], []
     device = next(model.parameters()).device
     model.eval()

@@ -35,11 +35,12 @@ def run_in_buckets(
 ) -> None:
     """Run a model over a data set in length buckets; `receive` gets row numbers and outputs.
 
-    `batch_tokens` padded tokens make a batch: by default few on a CPU, where a batch's states
-    should stay in the cache, and many on a GPU.
+    `batch_tokens` padded tokens make a batch: by default those of the model, if it says so, else
+    few on a CPU, where a batch's states should stay in the cache, and many on a GPU.
     """
     # An ONNX graph (serve/export.py) shows no parameters; it runs on the CPU.
     device = next(model.parameters(), torch.empty(0)).device
+    batch_tokens = batch_tokens or getattr(model, "batch_tokens", None)
     batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 32768)
     sampler = LengthBatchSampler(dataset.lengths, len(dataset), batch_tokens, shuffle=False)
     bar = tqdm(total=len(dataset), desc=description, unit="ex", delay=1, mininterval=1, leave=False)

@@ -55,6 +55,11 @@ def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None = No
         return dict.fromkeys(weights, torch.tensor(float(len(batch["input_ids"]))))
 
     def loss(model: nn.Module, batch: Batch, denominators: dict[str, float]) -> tuple[Tensor, Sums]:
+        if getattr(model, "multi_label", False):
+            raise UserError(
+                "a multi-label model: this objective takes one label an example; give a "
+                "single-label model"
+            )
         output = model(**model_inputs(batch))
         sums = {"loss": hard(output, batch)}
         if targets:

@@ -46,9 +46,10 @@ class QuestionAnsweringDataset(TokenDataset):
     (first, last + 1) for each question, every window has the answer's token positions; a window
     without the whole answer points at [CLS], as in the original code. A question without an answer
     (None, or a span that the tokenizer drops) gets no window and is counted in `dropped`, a cut
-    one in `truncated`.
+    one in `truncated`; `cut` says which.
 
-    Raises UserError for an empty question or context, naming the row after `where`.
+    Raises UserError for an empty question or context, naming the row after `where`, and for lists
+    of different lengths.
     """
 
     teacher_logits: np.ndarray | None = None  # [tokens of all windows, 2], delivered when set
@@ -62,6 +63,11 @@ class QuestionAnsweringDataset(TokenDataset):
         answers: Sequence[tuple[int, int] | None] | None = None,
         where: str = "input",
     ):
+        if len(questions) != len(contexts) or not len(questions):
+            raise UserError(
+                f"{len(questions)} questions but {len(contexts)} contexts: give one context for "
+                "each"
+            )
         self.settings, self.contexts = settings, contexts
         self.pad_token_id = cast(int, tokenizer.pad_token_id)
         self.before, self.between, self.after = special_tokens_of_pairs(tokenizer)
@@ -76,7 +82,8 @@ class QuestionAnsweringDataset(TokenDataset):
         self.context_of = np.array([numbers[text] for text in contexts])
         whole = _tokenise(list(questions), tokenizer)["input_ids"]
         self.question_ids = [ids[: settings.question_length] for ids in whole]
-        self.truncated = sum(len(ids) > settings.question_length for ids in whole)
+        self.cut = [len(ids) > settings.question_length for ids in whole]
+        self.truncated = sum(self.cut)
         for number, context in enumerate(self.context_of):
             for kind, ids in (("question", whole[number]), ("context", self.context_ids[context])):
                 if not ids:
@@ -320,10 +327,6 @@ def answer_questions(
 
     Raises UserError for an empty question or context and for lists of different lengths.
     """
-    if len(questions) != len(contexts) or not len(questions):
-        raise UserError(
-            f"{len(questions)} questions but {len(contexts)} contexts: give one context for each"
-        )
     settings = settings or WindowSettings()
     dataset = QuestionAnsweringDataset(questions, contexts, tokenizer, settings)
     return extract_answers(dataset, predict_spans(model, dataset, **arguments), n_best)
