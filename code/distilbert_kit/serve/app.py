@@ -16,7 +16,7 @@ from ..errors import UserError, first_problem, one_line
 from ..paths import CODE
 from .comparison import WAITING, BusyError, Comparison
 
-LONGEST, LONGEST_QUESTION = 20_000, 1_000  # characters
+LONGEST, LONGEST_QUESTION = 12_000, 1_000  # characters: of English, 20 windows
 MOST_BYTES = 12 * 2 * LONGEST + 1000  # of a body: two texts, 12 bytes for an escaped character
 
 # Nothing is loaded from elsewhere, no script or style stands in the page itself.
