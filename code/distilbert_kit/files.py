@@ -28,7 +28,9 @@ def check_sha256(path: Path, expected: str, advice: str = "fetch the file again"
 
 _NUMBERS = itertools.count()
 # What `_temporary_name` gives: the name that is to be, the machine, the process, a number.
-_TEMPORARY = re.compile(r"\.(?P<name>[^/]+)\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-\d+\.tmp")
+_TEMPORARY = re.compile(
+    r"\.(?P<name>[^/]+)\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-(?P<number>\d+)\.tmp"
+)
 
 
 def _host() -> str:
@@ -55,14 +57,25 @@ def _remove(path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes of this machine left beside `path` in place of it."""
+    """Remove what killed processes of this machine left beside `path` in place of it.
+
+    One may have been killed between the two renames that replace a folder: the old one goes back
+    to its place, or the new one if there was none.
+    """
     import psutil
 
+    left: list[tuple[int, Path]] = []
     for other in path.parent.iterdir():
         found = _TEMPORARY.fullmatch(other.name)
         if not found or (found["name"], found["host"]) != (path.name, _host()):
             continue
         if not psutil.pid_exists(int(found["process"])):
+            left.append((int(found["number"]), other))
+    for _, other in sorted(left, reverse=True):  # the old one was renamed last
+        if (other / MARK).is_file() and not os.path.lexists(path):
+            with suppress(OSError):  # another process has just done so
+                other.rename(path)
+        else:
             _remove(other)
 
 
@@ -116,9 +129,16 @@ def _marked(folder: Path) -> dict[str, str]:
         made = read_json(path).get("files")
     except UserError:
         made = None
-    if not isinstance(made, dict):
+    if not isinstance(made, dict) or not all(map(_is_entry, made.items())):
         raise UserError(f"{path}: damaged; delete {folder}, and make it again")
     return made
+
+
+def _is_entry(entry: tuple[str, Any]) -> bool:
+    """Whether an entry of a mark is a file within its folder, and a hash."""
+    name, sha256 = entry
+    path = Path(name)
+    return isinstance(sha256, str) and not path.is_absolute() and ".." not in path.parts
 
 
 def mark_files(folder: Path) -> None:
@@ -171,7 +191,8 @@ def check_unchanged(folder: Path, *names: str) -> None:
     made = _marked(folder)
     for name in names or made:
         path = folder / name
-        if name in made and path.exists() and known_sha256(path) != made[name]:
+        there = name in made and path.exists()
+        if there and not (path.is_file() and known_sha256(path) == made[name]):
             raise UserError(
                 f"{path}: not as it was written; delete {folder} and make it again, or delete "
                 f"{MARK} in it if the change is yours"
@@ -278,9 +299,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     with _temporary(folder) as temporary:
         temporary.mkdir()
         yield temporary
-        mark_files(temporary)
         for path in (path for path in temporary.rglob("*") if path.is_file()):
             _sync(path)
+        mark_files(temporary)  # last: with its mark a folder is whole
         while True:
             old = _temporary_name(folder)
             with suppress(FileNotFoundError):
