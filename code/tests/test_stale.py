@@ -253,11 +253,19 @@ def test_teachers_of_one_name_do_not_replace_each_other(write, monkeypatch, tmp_
     assert names[1].startswith("distilled-from-bert-")
 
 
-def test_a_copied_recipe_needs_a_name_of_its_own(tmp_path):
-    copy = tmp_path / "mine.yaml"
-    copy.write_text((RECIPES / "quick.yaml").read_text())
-    with pytest.raises(UserError, match=r"mine\.yaml: name: 'quick' is a recipe of the project"):
-        load_recipe(copy)
+def test_a_copied_recipe_needs_a_name_of_its_own(tmp_path, monkeypatch):
+    """Wherever the copy is: beside the recipe too."""
+    content = (RECIPES / "quick.yaml").read_text()
+    copies = [tmp_path / "mine.yaml", tmp_path / "recipes" / "mine.yaml"]
+    copies[1].parent.mkdir()
+    monkeypatch.setattr(recipes, "RECIPES", copies[1].parent)
+    (copies[1].parent / "quick.yaml").write_text(content)
+    for copy in copies:
+        copy.write_text(content)
+        with pytest.raises(UserError, match=r"mine\.yaml: name: 'quick' is a recipe of the pro"):
+            load_recipe(copy)
+        copy.write_text(content.replace("name: quick", "name: other"))
+        assert load_recipe(load_recipe(copy).argument).name == "other"
 
 
 @pytest.mark.parametrize(
