@@ -29,7 +29,7 @@ from distilbert_kit.study.cells import (
 )
 from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
 from distilbert_kit.study.recipes import load_recipe
-from distilbert_kit.study.records import read_record
+from distilbert_kit.study.records import Record, read_record
 from distilbert_kit.training import loop
 from distilbert_kit.training.checkpointing import CHECKPOINT
 
@@ -180,6 +180,26 @@ def test_changed_text_makes_corpus_and_what_descends_from_it_stale(write, monkey
     record = read_record(corpus_cell(second).record)
     assert [given.name for given in record.inputs] == ["lines:dump.txt", "weights:source"]
     assert str(tmp_path) not in corpus_cell(second).record.read_text()
+
+
+def test_a_corpus_that_was_killed_before_its_record_is_not_taken_for_the_one_before(
+    write, monkeypatch, tmp_path
+):
+    recipe, dump = write(), tmp_path / "dump.txt"
+    run(monkeypatch, prepare_corpus, recipe)
+    text = dump.read_text()
+    dump.write_text(text.replace("film", "play"))
+
+    def killed(*_):
+        raise StopError
+
+    with monkeypatch.context() as patched, pytest.raises(StopError):
+        patched.setattr(Record, "model_dump_json", killed)
+        run(patched, prepare_corpus, recipe)
+    dump.write_text(text)
+    assert not corpus_cell(load_recipe(recipe)).has_folder()
+    run(monkeypatch, prepare_corpus, recipe)
+    assert corpus_cell(load_recipe(recipe)).has_folder()
 
 
 def test_changed_weights_make_their_descendants_stale(write, monkeypatch, tmp_path):
