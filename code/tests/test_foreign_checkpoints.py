@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
@@ -159,6 +160,14 @@ def test_classifier_without_pooler_weights_is_refused(tmp_path, capsys):
         load_predictor(folder)
     with_new_head(folder, get_task("mnli"))
     assert "no pooler in the weights; a new one is drawn" in capsys.readouterr().err
+
+
+def test_a_head_for_multiple_choice_is_no_regression(tmp_path):
+    """Its one output has the layers and names of a trained head for scores."""
+    folder = put(BertForMultipleChoice(BertConfig(**BERT, num_labels=1)), tmp_path / "m")
+    with pytest.raises(UserError, match="a BertForMultipleChoice, no classifier of texts"):
+        fine_tuned(folder, get_task("stsb"))
+    with_new_head(folder, get_task("stsb"))
 
 
 def test_a_pooler_that_is_not_there_is_not_made_up(tmp_path):
