@@ -79,9 +79,10 @@ def main() -> None:
             arguments.precision,
         )
         record_evaluations(draft, evaluations, lambda split: predictions(arguments.out, split))
-    if arguments.answers:
-        frame = pd.concat(found.frame for found in evaluations.values())
-        write_json(arguments.answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
+        if arguments.answers:
+            frame = pd.concat(found.frame for found in evaluations.values())
+            write_json(arguments.answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
+            draft.wrote(arguments.answers)
     for split in task.eval_splits:
         shown = (f"{name} {100 * draft.metrics[split][name]:.1f}" for name in task.metrics)
         print(f"{task.name} {split}: {', '.join(shown)}")

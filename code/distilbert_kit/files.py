@@ -237,8 +237,20 @@ def check_output_record(path: Path) -> None:
 def check_output_beside(record: Path, path: Path) -> None:
     """Raise UserError unless a file can be written to `path`, in the place of a record's own."""
     check_output_file(path)
-    if os.path.lexists(path) and not _is_record(record):
-        raise UserError(f"{path}: is there, and no record {record.name} lists it; name another")
+    if os.path.lexists(path) and not _is_listed(record, path):
+        raise UserError(
+            f"{path}: is there, and not one that {record.name} lists; move it, or name another"
+        )
+
+
+def _is_listed(record: Path, path: Path) -> bool:
+    """Whether a file is as the run of a record left it."""
+    try:
+        outputs = read_json(record).get("outputs")
+    except (OSError, UserError):
+        return False
+    listed = [o for o in outputs if isinstance(o, dict)] if isinstance(outputs, list) else []
+    return any(o.get("name") == path.name and _is_same(path, o.get("sha256")) for o in listed)
 
 
 def check_output_folder(folder: Path, *inputs: str | Path) -> None:

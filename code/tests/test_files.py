@@ -296,5 +296,14 @@ def test_a_file_beside_a_record_is_replaced_with_it_only(tmp_path):
     beside.write_text("mine")
     with pytest.raises(UserError, match=r"r\.validation\.parquet: is there"):
         check_output_beside(record, beside)
-    record.write_text('{"stage": "evaluate", "key": "k", "settings": {}}')
+    sha256 = hashlib.sha256(b"mine").hexdigest()
+    for outputs in ("null", "[1]", "[]", '[{"name": "x", "sha256": 1}]'):
+        record.write_text(f'{{"stage": "evaluate", "outputs": {outputs}}}')
+        with pytest.raises(UserError, match=r"not one that r\.json lists"):
+            check_output_beside(record, beside)
+    outputs = f'[{{"name": "{beside.name}", "sha256": "{sha256}"}}]'
+    record.write_text(f'{{"stage": "evaluate", "outputs": {outputs}}}')
     check_output_beside(record, beside)
+    beside.write_text("changed")
+    with pytest.raises(UserError, match=r"not one that r\.json lists"):
+        check_output_beside(record, beside)
