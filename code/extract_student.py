@@ -92,6 +92,7 @@ def main() -> None:
     spec = recipe.models[arguments.model].extract
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to extract")
+    cell.check_outputs()
     with recording(cell.record, **cell.provenance) as draft:
         torch.manual_seed(0)
         source = checkpoint(recipe, spec.teacher)

@@ -120,6 +120,7 @@ def main() -> None:
         cell = quantize_cell(recipe, arguments.model, task.name, arguments.seed)
         (parent,) = cell.parents
         checkpoint, folder = parent.made, cell.folder
+        cell.check_outputs()
         record, provenance = cell.record, cell.provenance
     with recording(record, **provenance) as draft:
         quantise(checkpoint, folder, task, provenance["settings"], draft)

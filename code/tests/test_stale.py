@@ -162,6 +162,25 @@ def test_stale_parents_are_refused_by_every_script(write, monkeypatch, capsys, t
     assert not list(results.glob("distill/*")) and not list(results.glob("finetune/*"))
 
 
+def test_what_is_in_the_way_is_told_before_the_work(write, monkeypatch, capsys, tmp_path):
+    recipe, results = write(), tmp_path / "results" / "tiny"
+    run(monkeypatch, prepare_corpus, recipe)
+    run(monkeypatch, extract_student, recipe, "--model", "cut")
+    (results / "predictions").write_text("mine")
+    for name in ("distilled", "cut-sentiment-0"):
+        (results / "models" / name).mkdir()
+        (results / "models" / name / "notes.txt").write_text("mine")
+    monkeypatch.setattr(loop, "_update", None)  # no training begins
+    task = ("--model", "cut", "--task", "sentiment")
+    for words, script, *arguments in (
+        ("holds 'notes.txt'", distill, "--model", "distilled"),
+        ("predictions: a file, no folder", finetune, *task),
+    ):
+        assert words in refused(monkeypatch, capsys, script, recipe, *arguments)
+    (results / "predictions").unlink()
+    assert "holds 'notes.txt'" in refused(monkeypatch, capsys, finetune, recipe, *task, "--save")
+
+
 def test_changed_text_makes_corpus_and_what_descends_from_it_stale(write, monkeypatch, tmp_path):
     recipe = write()
     run(monkeypatch, prepare_corpus, recipe)
