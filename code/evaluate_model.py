@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from distilbert_kit.data.tasks import Task, get_task, is_embedded
 from distilbert_kit.errors import UserError, first_problem
 from distilbert_kit.files import check_output_beside, check_output_record, write_json
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.study.inputs import checkpoint_input
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
@@ -69,7 +70,8 @@ def main() -> None:
     cell = {"checkpoint": Path(arguments.checkpoint).name, "task": task.name}
     scale = "embedded" if is_embedded(task.dataset) else "reduced"
     provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
-    with recording(arguments.out, **provenance, settings=settings) as draft:
+    given = checkpoint_input(arguments.checkpoint, resolve_checkpoint(arguments.checkpoint))
+    with recording(arguments.out, **provenance, settings=settings, inputs=[given]) as draft:
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(
             model.to(create_accelerator(arguments.precision).device),

@@ -198,6 +198,8 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
         assert config["id2label"] == {"0": "money", "1": "sport"}
         assert str(folder) not in card.content
     assert str(folder) not in (folder / "record.json").read_text()
+    (given,) = record.inputs
+    assert given.name == "weights:teacher" and given.content.startswith("sha256:")
     assert record.metrics["teacher"]["test"]["accuracy"] > 0.9
     sizes = [record.metrics[name]["size"]["bytes"] for name in MODELS]
     assert sizes[0] > sizes[1] == sizes[2] == sizes[4] > sizes[3]

@@ -284,7 +284,9 @@ def test_answers_of_a_model_score_the_same_by_the_official_rules(tmp_path, monke
     answers = json.loads((tmp_path / "a.json").read_text())
     assert answers.keys() == {f"q{n}" for n in range(len(asked))}
     expected = official_scores(answers, json.loads(path.read_text()))
-    record = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["validation"]
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [given["name"] for given in record["inputs"]] == ["weights:model"]
+    record = record["metrics"]["validation"]
     assert {n: 100 * record[n] for n in expected} == pytest.approx(expected)
     assert expected["f1"] > 0
     golds = {key: [answer] for key, _, (answer, _) in asked}

@@ -248,6 +248,28 @@ def test_a_clone_without_the_files_knows_their_content(write, monkeypatch, tmp_p
         cell.provenance  # noqa: B018
 
 
+def test_weights_by_a_relative_path_have_one_key_where_they_are_missing_too(
+    write, monkeypatch, tmp_path
+):
+    """`models/bert` is a folder here, and a name on the hub in a clone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "source").rename(tmp_path / "models" / "bert")
+
+    def recipe(weights):
+        models = yaml.safe_load(write().read_text())["models"]
+        models["teacher"]["weights"] = weights
+        return write(models=models)
+
+    with pytest.raises(UserError, match=r"'models/bert' is a folder here.*; write \./models/bert"):
+        open_recipe(recipe("models/bert"))
+    path = recipe("./models/bert")
+    cell = model_cell(open_recipe(path), "cut")
+    assert [given.name for given in cell.inputs] == ["weights:bert"]
+    shutil.rmtree(tmp_path / "models")
+    assert model_cell(open_recipe(path), "cut").key == cell.key
+
+
 def test_names_on_the_hub_are_pinned_to_a_commit(write, monkeypatch):
     models = yaml.safe_load(write().read_text())["models"]
     models["teacher"] = {"label": "t", "weights": "some/teacher"}
