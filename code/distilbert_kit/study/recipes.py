@@ -236,7 +236,9 @@ class Recipe(Strict):
                 raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
         for stage in ("quantize", "demo"):
             for asked in getattr(self, stage):
-                get_task(asked.task)
+                task = get_task(asked.task)
+                if stage == "quantize" and task.kind != "classification":
+                    raise ValueError(f"quantize: {task.name!r} is no classification or regression")
                 for name in asked.models:
                     if name not in self.models:
                         raise ValueError(f"{stage}: {name!r} is not among the models")
