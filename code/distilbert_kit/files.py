@@ -99,19 +99,6 @@ def _sync(path: Path) -> None:
 MARK = ".distilbert-kit.json"
 # A teacher's logits, which the kit leaves beside its model.
 _LOGITS = re.compile(r"logits-[0-9a-f]+\.safetensors")
-# Before there were marks: a record beside nothing but these.
-_OLDER_FILES = {
-    "README.md",
-    "config.json",
-    "model.safetensors",
-    "model.onnx",
-    "model_quantized.onnx",
-    "record.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-}
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -165,15 +152,11 @@ def add_files(folder: Path, contents: dict[str, bytes]) -> None:
 
 def _foreign_file(folder: Path) -> str | None:
     """A file below `folder` that the kit did not write there, or that was changed since."""
-    files = _files(folder)
-    if MARK not in files:
-        older = _OLDER_FILES if _is_record(folder / "record.json") else ()
-        return next((n for n in files if n not in older and not _LOGITS.fullmatch(n)), None)
     try:
         made = _marked(folder)
     except (OSError, UserError):
         return MARK
-    kept = {name: path for name, path in files.items() if name != MARK}
+    kept = {name: path for name, path in _files(folder).items() if name != MARK}
     unknown = (n for n in kept if _written_as(n) not in {*made, MARK} and not _LOGITS.fullmatch(n))
     changed = (n for n in made if n in kept and not _is_same(kept[n], made[n]))
     return next(unknown, None) or next(changed, None)
