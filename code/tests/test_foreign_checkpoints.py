@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rounding import ROUNDING
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
@@ -101,7 +102,7 @@ def test_masked_lm_has_the_activation_in_its_head_too(tmp_path):
     ids = torch.tensor([[2, 5, 6, 7, 3]])
     model = kit.DistilBERTForMaskedLM.from_pretrained(folder, require_head=True)
     expected = AutoModelForMaskedLM.from_pretrained(folder).eval()(ids).logits
-    torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(ids).logits, expected, atol=ROUNDING, rtol=ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ class TestTokenizers:
         sums = output.start_logits[0, context, None] + output.end_logits[0, None, context]
         sums = sums.detach()
         best = float(sums.triu().masked_fill(sums.triu() == 0, -1e9).max())
-        assert row["answers"][0]["score"] == pytest.approx(best, abs=1e-4)
+        assert row["answers"][0]["score"] == pytest.approx(best, rel=ROUNDING, abs=ROUNDING)
 
     def test_more_tokens_than_embeddings(self, tmp_path):
         folder = classifier(tmp_path / "m")
