@@ -92,8 +92,8 @@ def main() -> None:
     spec = recipe.models[arguments.model].extract
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to extract")
-    cell.check_outputs()
     with recording(cell.record, **cell.provenance) as draft:
+        cell.check_outputs()
         torch.manual_seed(0)
         source = checkpoint(recipe, spec.teacher)
         teacher = DistilBERTForMaskedLM.from_pretrained(source)

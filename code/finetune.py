@@ -81,8 +81,8 @@ def main() -> None:
     cell, targets, teacher = find_teacher(recipe, cell, arguments)
     start = checkpoint(recipe, arguments.model)
     tokenizer = get_tokenizer(start)
-    cell.check_outputs(arguments.save)
     with recording(cell.record, **cell.provenance) as draft:
+        cell.check_outputs(arguments.save)
         split = recipe.train_split(task.name)
         dataset, _, used = kind.load(task, split, tokenizer, settings)
         if targets:
