@@ -27,7 +27,7 @@ from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_te
 from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.serve.export import OnnxModel, size_on_disk
 from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
 from distilbert_kit.study.csv_pipeline import (
@@ -38,6 +38,7 @@ from distilbert_kit.study.csv_pipeline import (
     make_models,
     results_table,
 )
+from distilbert_kit.study.inputs import checkpoint_input
 from distilbert_kit.study.model_card import write_model_card
 from distilbert_kit.study.records import read_record, recording
 
@@ -136,6 +137,7 @@ def run(
         "cell": {"csv": arguments.csv.name, "seeds": arguments.seeds},
         "scale": "reduced",
         "recipe": "none",
+        "inputs": [checkpoint_input(arguments.teacher, resolve_checkpoint(arguments.teacher))],
         "settings": settings.model_dump(mode="json")
         | targets.model_dump(mode="json")
         | {"teacher": Path(arguments.teacher).name, "layers": arguments.layers},

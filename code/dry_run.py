@@ -23,6 +23,8 @@ from distilbert_kit.script import entry_point
 
 import yaml
 
+from distilbert_kit.files import check_output_folder
+
 ROWS = 24  # of every made-up split
 NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2}
 SMALL = {"epochs": 1, "batch_size": 8, "batch_tokens": 1024}
@@ -219,6 +221,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder to keep what is made")
     parser.add_argument("--only-cells", action="store_true", help="no notebooks, no report")
     arguments = parser.parse_args()
+    if arguments.keep:
+        check_output_folder(arguments.keep)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.keep or Path(temporary)).resolve()
         # The library reads both when it is imported: hence the imports in the functions.

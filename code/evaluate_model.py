@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from distilbert_kit.data.tasks import Task, get_task, is_embedded
 from distilbert_kit.errors import UserError, first_problem
 from distilbert_kit.files import check_output_beside, check_output_record, write_json
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.study.inputs import checkpoint_input
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
@@ -69,7 +70,8 @@ def main() -> None:
     cell = {"checkpoint": Path(arguments.checkpoint).name, "task": task.name}
     scale = "embedded" if is_embedded(task.dataset) else "reduced"
     provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
-    with recording(arguments.out, **provenance, settings=settings) as draft:
+    given = checkpoint_input(arguments.checkpoint, resolve_checkpoint(arguments.checkpoint))
+    with recording(arguments.out, **provenance, settings=settings, inputs=[given]) as draft:
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(
             model.to(create_accelerator(arguments.precision).device),
@@ -79,9 +81,10 @@ def main() -> None:
             arguments.precision,
         )
         record_evaluations(draft, evaluations, lambda split: predictions(arguments.out, split))
-    if arguments.answers:
-        frame = pd.concat(found.frame for found in evaluations.values())
-        write_json(arguments.answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
+        if arguments.answers:
+            frame = pd.concat(found.frame for found in evaluations.values())
+            write_json(arguments.answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
+            draft.wrote(arguments.answers)
     for split in task.eval_splits:
         shown = (f"{name} {100 * draft.metrics[split][name]:.1f}" for name in task.metrics)
         print(f"{task.name} {split}: {', '.join(shown)}")

@@ -93,6 +93,7 @@ def main() -> None:
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to extract")
     with recording(cell.record, **cell.provenance) as draft:
+        cell.check_outputs()
         torch.manual_seed(0)
         source = checkpoint(recipe, spec.teacher)
         teacher = DistilBERTForMaskedLM.from_pretrained(source)

@@ -67,7 +67,7 @@ def find_teacher(
     teacher = resolve_checkpoint(arguments.teacher)
     taught = {"task_distill": targets.model_dump(mode="json")}
     renamed = with_given_teacher(
-        cell, "taught-by", arguments.teacher, model_sha256(teacher), taught, splits=()
+        cell, "taught-by", arguments.teacher, model_sha256(teacher), taught
     )
     return renamed, targets, teacher
 
@@ -82,6 +82,7 @@ def main() -> None:
     start = checkpoint(recipe, arguments.model)
     tokenizer = get_tokenizer(start)
     with recording(cell.record, **cell.provenance) as draft:
+        cell.check_outputs(arguments.save)
         split = recipe.train_split(task.name)
         dataset, _, used = kind.load(task, split, tokenizer, settings)
         if targets:

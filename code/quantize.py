@@ -30,7 +30,7 @@ from distilbert_kit.study.deployment import (
     score_variants,
     size_of_variants,
 )
-from distilbert_kit.study.inputs import open_recipe
+from distilbert_kit.study.inputs import checkpoint_input, open_recipe
 from distilbert_kit.study.records import Draft, recording
 from distilbert_kit.training.classification import label_order, load_task_split
 
@@ -111,6 +111,7 @@ def main() -> None:
             "cell": {"checkpoint": Path(arguments.checkpoint).name, "task": task.name},
             "scale": "embedded" if is_embedded(task.dataset) else "reduced",
             "recipe": "none",
+            "inputs": [checkpoint_input(arguments.checkpoint, checkpoint)],
             "settings": {"max_length": 512}
             | recipe.require("speed").model_dump(
                 mode="json", include={"lengths", "length_repeats"}
@@ -120,6 +121,7 @@ def main() -> None:
         cell = quantize_cell(recipe, arguments.model, task.name, arguments.seed)
         (parent,) = cell.parents
         checkpoint, folder = parent.made, cell.folder
+        cell.check_outputs()
         record, provenance = cell.record, cell.provenance
     with recording(record, **provenance) as draft:
         quantise(checkpoint, folder, task, provenance["settings"], draft)

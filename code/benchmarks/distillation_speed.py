@@ -36,12 +36,15 @@ from distilbert_kit.data.batches import (
     create_dataloader,
     evenly_by_length,
 )
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.vocabulary import vocabulary_size
 from distilbert_kit.settings import LossWeights, MaskedLMSettings
 from distilbert_kit.study.cells import corpus_cell
 from distilbert_kit.study.evidence.speed import ratio_of_totals
+from distilbert_kit.study.inputs import pinned_weights
 from distilbert_kit.study.measure import peak_memory, rotated, training_flops
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
@@ -304,7 +307,12 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     """The step at one length, its memory, and updates on the recipe's corpus at real lengths."""
     settings = recipe.distillation_speed
     shape = (settings.batch_size, settings.length)
-    tokenizer = get_tokenizer(recipe.tokenizer_of(recipe.teacher))
+    tokenizer = get_tokenizer(pinned_weights(recipe, recipe.tokenizer_of(recipe.teacher)))
+    if (tokens := vocabulary_size(tokenizer)) > (most := CONFIGS["bert"].vocab_size):
+        raise UserError(
+            f"recipe {recipe.name}: a corpus of {tokens:,} tokens, the models of the benchmark "
+            f"distillation_speed have {most:,}; leave out that key"
+        )
     corpus = sample_by_length(
         open_corpus(corpus_cell(recipe).made, "train", recipe.corpus, tokenizer),
         settings.sequences,

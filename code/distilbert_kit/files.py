@@ -28,7 +28,9 @@ def check_sha256(path: Path, expected: str, advice: str = "fetch the file again"
 
 _NUMBERS = itertools.count()
 # What `_temporary_name` gives: the name that is to be, the machine, the process, a number.
-_TEMPORARY = re.compile(r"\.(?P<name>[^/]+)\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-\d+\.tmp")
+_TEMPORARY = re.compile(
+    r"\.(?P<name>[^/]+)\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-(?P<number>\d+)\.tmp"
+)
 
 
 def _host() -> str:
@@ -55,14 +57,25 @@ def _remove(path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes of this machine left beside `path` in place of it."""
+    """Remove what killed processes of this machine left beside `path` in place of it.
+
+    One may have been killed between the two renames that replace a folder: the old one goes back
+    to its place, or the new one if there was none.
+    """
     import psutil
 
+    left: list[tuple[int, Path]] = []
     for other in path.parent.iterdir():
         found = _TEMPORARY.fullmatch(other.name)
         if not found or (found["name"], found["host"]) != (path.name, _host()):
             continue
         if not psutil.pid_exists(int(found["process"])):
+            left.append((int(found["number"]), other))
+    for _, other in sorted(left, reverse=True):  # the old one was renamed last
+        if (other / MARK).is_file() and not os.path.lexists(path):
+            with suppress(OSError):  # another process has just done so
+                other.rename(path)
+        else:
             _remove(other)
 
 
@@ -86,19 +99,6 @@ def _sync(path: Path) -> None:
 MARK = ".distilbert-kit.json"
 # A teacher's logits, which the kit leaves beside its model.
 _LOGITS = re.compile(r"logits-[0-9a-f]+\.safetensors")
-# Before there were marks: a record beside nothing but these.
-_OLDER_FILES = {
-    "README.md",
-    "config.json",
-    "model.safetensors",
-    "model.onnx",
-    "model_quantized.onnx",
-    "record.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-}
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -116,9 +116,16 @@ def _marked(folder: Path) -> dict[str, str]:
         made = read_json(path).get("files")
     except UserError:
         made = None
-    if not isinstance(made, dict):
+    if not isinstance(made, dict) or not all(map(_is_entry, made.items())):
         raise UserError(f"{path}: damaged; delete {folder}, and make it again")
     return made
+
+
+def _is_entry(entry: tuple[str, Any]) -> bool:
+    """Whether an entry of a mark is a file within its folder, and a hash."""
+    name, sha256 = entry
+    path = Path(name)
+    return isinstance(sha256, str) and not path.is_absolute() and ".." not in path.parts
 
 
 def mark_files(folder: Path) -> None:
@@ -145,15 +152,11 @@ def add_files(folder: Path, contents: dict[str, bytes]) -> None:
 
 def _foreign_file(folder: Path) -> str | None:
     """A file below `folder` that the kit did not write there, or that was changed since."""
-    files = _files(folder)
-    if MARK not in files:
-        older = _OLDER_FILES if _is_record(folder / "record.json") else ()
-        return next((n for n in files if n not in older and not _LOGITS.fullmatch(n)), None)
     try:
         made = _marked(folder)
     except (OSError, UserError):
         return MARK
-    kept = {name: path for name, path in files.items() if name != MARK}
+    kept = {name: path for name, path in _files(folder).items() if name != MARK}
     unknown = (n for n in kept if _written_as(n) not in {*made, MARK} and not _LOGITS.fullmatch(n))
     changed = (n for n in made if n in kept and not _is_same(kept[n], made[n]))
     return next(unknown, None) or next(changed, None)
@@ -171,7 +174,8 @@ def check_unchanged(folder: Path, *names: str) -> None:
     made = _marked(folder)
     for name in names or made:
         path = folder / name
-        if name in made and path.exists() and known_sha256(path) != made[name]:
+        there = name in made and path.exists()
+        if there and not (path.is_file() and known_sha256(path) == made[name]):
             raise UserError(
                 f"{path}: not as it was written; delete {folder} and make it again, or delete "
                 f"{MARK} in it if the change is yours"
@@ -216,8 +220,20 @@ def check_output_record(path: Path) -> None:
 def check_output_beside(record: Path, path: Path) -> None:
     """Raise UserError unless a file can be written to `path`, in the place of a record's own."""
     check_output_file(path)
-    if os.path.lexists(path) and not _is_record(record):
-        raise UserError(f"{path}: is there, and no record {record.name} lists it; name another")
+    if os.path.lexists(path) and not _is_listed(record, path):
+        raise UserError(
+            f"{path}: is there, and not one that {record.name} lists; move it, or name another"
+        )
+
+
+def _is_listed(record: Path, path: Path) -> bool:
+    """Whether a file is as the run of a record left it."""
+    try:
+        outputs = read_json(record).get("outputs")
+    except (OSError, UserError):
+        return False
+    listed = [o for o in outputs if isinstance(o, dict)] if isinstance(outputs, list) else []
+    return any(o.get("name") == path.name and _is_same(path, o.get("sha256")) for o in listed)
 
 
 def check_output_folder(folder: Path, *inputs: str | Path) -> None:
@@ -278,9 +294,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     with _temporary(folder) as temporary:
         temporary.mkdir()
         yield temporary
-        mark_files(temporary)
         for path in (path for path in temporary.rglob("*") if path.is_file()):
             _sync(path)
+        mark_files(temporary)  # last: with its mark a folder is whole
         while True:
             old = _temporary_name(folder)
             with suppress(FileNotFoundError):

@@ -89,32 +89,6 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
     )
 
 
-def triple_loss_plain(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    student_hidden: Tensor,
-    teacher_hidden: Tensor,
-    labels: Tensor,
-    temperature: float,
-    ce_scale: float,
-    mlm_scale: float,
-    cos_scale: float,
-    ce_rows: CeRows = "all",
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The reference: ce_scale x ce + mlm_scale x mlm + cos_scale x cos, and the sums by term.
-
-    Logits [N, V], hidden states [N, H] and labels [N] (-100: not masked) of the non-padding tokens.
-    A scale is the weight of a term divided by its denominator. `ce_rows="masked"` takes the KL on
-    masked tokens only, which changes the objective of the paper.
-    """
-    rows = slice(None) if ce_rows == "all" else labels != IGNORE
-    ce = distillation_cross_entropy(student_logits[rows], teacher_logits[rows], temperature)
-    mlm = masked_lm_loss(student_logits, labels)
-    cos = cosine_loss(student_hidden, teacher_hidden)
-    loss = ce_scale * ce + mlm_scale * mlm + cos_scale * cos
-    return loss, {"ce": ce.detach(), "mlm": mlm.detach(), "cos": cos.detach()}
-
-
 class _AttachGradients(torch.autograd.Function):
     """Gives `loss` its gradients with respect to `inputs`, known already: backward multiplies."""
 

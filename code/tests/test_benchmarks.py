@@ -13,11 +13,14 @@ from benchmarks import corpus_speed, distillation_speed, shared
 from distilbert_kit import machine
 from distilbert_kit.corpus.prepare import encode_documents
 from distilbert_kit.corpus.text_sources import open_source
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.settings import LossWeights
 from distilbert_kit.study.cells import BENCHMARK_STAGES
 from distilbert_kit.study.measure import peak_memory, training_flops
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import Draft
 from distilbert_kit.study.runs import flops_per_token
 from distilbert_kit.training.objectives import triple_objective
 
@@ -170,6 +173,14 @@ def test_corpus_part_reads_the_same_tokens_in_groups_of_like_length(pairs):
     assert described["real_tokens"] <= padded["textbook"] < at_random
     assert set(measured["seconds"]) == {"textbook_fp32", "ours_fp32"}
     assert all(len(each) == 2 and min(each) > 0 for each in measured["seconds"].values())
+
+
+def test_a_corpus_with_tokens_that_the_models_lack_is_refused():
+    """MPNet's <mask> is the 30,527th token; BERT's embeddings are 30,522."""
+    settings = load_recipe("study").distillation_speed
+    recipe = load_recipe("base").model_copy(update={"distillation_speed": settings})
+    with pytest.raises(UserError, match=r"a corpus of 30,527 tokens.* have 30,522"):
+        distillation_speed.measure(recipe, Draft())
 
 
 def test_peak_memory_is_that_of_the_call_alone():

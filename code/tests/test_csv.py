@@ -49,6 +49,11 @@ def test_words_that_pandas_takes_for_missing_are_words(tmp_path):
     assert table.to_numpy().tolist() == [["None", "NA"], ["null", "n/a"]]
 
 
+def test_long_texts_and_quotes_within_words_are_read(tmp_path):
+    table = load_labelled_texts(write(tmp_path, f'text,label\n{"a " * 100_000},x\n5" or 6",y\n'))
+    assert table["text"].str.len().tolist() == [199_999, 8]
+
+
 def test_other_encoding_by_option(tmp_path):
     path = write(tmp_path, "text,label\ncafé,1\nthé,0\n", "cp1252")
     with pytest.raises(UserError, match=r"not utf-8-sig .*--encoding"):
@@ -73,6 +78,8 @@ def test_other_encoding_by_option(tmp_path):
         ("text,label\nhello, world,1\n", "not a regular CSV"),
         ("text,label\na,1\nhello, world,1\n", "not a regular CSV"),
         ('text,label\na,1\n"b,0\n', "not a regular CSV"),
+        ('text,label\n"Great movie,pos\n"Bad movie,neg\n', "a lone double quote in line 3"),
+        ('text,label\n"a "good" film",1\nb,0\n', "a lone double quote in line 2"),
         (",".join(f"c{i}" for i in range(1_000_000)) + "\n", "1,000,000 columns, at most 10,000"),
     ],
 )
@@ -191,6 +198,8 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
         assert config["id2label"] == {"0": "money", "1": "sport"}
         assert str(folder) not in card.content
     assert str(folder) not in (folder / "record.json").read_text()
+    (given,) = record.inputs
+    assert given.name == "weights:teacher" and given.content.startswith("sha256:")
     assert record.metrics["teacher"]["test"]["accuracy"] > 0.9
     sizes = [record.metrics[name]["size"]["bytes"] for name in MODELS]
     assert sizes[0] > sizes[1] == sizes[2] == sizes[4] > sizes[3]

@@ -318,6 +318,14 @@ def test_unknown_model_in_the_recipe(tmp_path):
         load_recipe(tmp_path / "bad.yaml")
 
 
+def test_quantising_answers_is_refused_before_the_training(tmp_path):
+    content = yaml.safe_load((RECIPES / "quick.yaml").read_text()) | {"name": "mine"}
+    content |= {"quantize": [{"models": ["teacher"], "task": "squad"}]}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="quantize: 'squad' is no classification or regression"):
+        load_recipe(tmp_path / "bad.yaml")
+
+
 def test_card_is_read_by_the_hub_client(recipe):
     cell = experiment.finetune_cell(recipe, "teacher", "sentiment", 0)
     card = ModelCard.load(cell.folder / "README.md")

@@ -48,6 +48,14 @@ def test_every_recipe_runs_through(name, tmp_path, monkeypatch, request):
         assert all(pdf.startswith(b"%PDF") for pdf in publish(small, monkeypatch).values())
 
 
+def test_dry_run_writes_over_nothing(tmp_path):
+    (tmp_path / "texts.txt").write_text("mine")
+    command = [sys.executable, CODE / "dry_run.py", "--keep", tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2 and "holds 'texts.txt'" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
 def test_dry_run_says_what_is_wrong_with_a_recipe(tmp_path):
     (tmp_path / "mine.yaml").write_text("name: mine\nmodles: {}\n")
     command = [sys.executable, CODE / "dry_run.py", "--recipe", tmp_path / "mine.yaml"]

@@ -8,7 +8,7 @@ from invented import RECIPE, make_recipe, write_evidence
 from distilbert_kit.study import cells as experiment, claims, statistics
 from distilbert_kit.study.evidence import comparisons, distillation, lost, scores
 from distilbert_kit.study.ledger import load_ledger
-from distilbert_kit.study.records import recording
+from distilbert_kit.study.records import read_record, recording, write_record
 
 
 def test_ablation_compares_with_what_was_distilled_alike(results, tmp_path):
@@ -85,6 +85,16 @@ def test_missing_records_are_no_evidence(results, tmp_path):
     assert {row["verdict"] for row in found} == {"not tested"}
     assert scores.provenance(recipe)["missing"]
     assert scores.score_rows(recipe) == []
+
+
+def test_a_record_without_git_says_that_changes_are_unknown(tiny):
+    for path in tiny.folder.glob("finetune/*.json"):
+        record = read_record(path)
+        measured = record.measured.model_copy(update={"git_commit": None, "git_dirty": None})
+        write_record(path, record.model_copy(update={"measured": measured}))
+    rows = {row["name"]: row for row in scores.provenance(tiny)["records"]}
+    changed = [row for name, row in rows.items() if name.startswith("finetune/")]
+    assert changed and {(row["commit"], row["dirty"]) for row in changed} == {("unknown", None)}
 
 
 def test_scores_agree_with_the_records(tiny):

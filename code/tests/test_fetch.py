@@ -293,6 +293,14 @@ def test_what_the_hub_does_not_give_is_one_line_and_no_file(world, fault):
     assert world.files() == set()
 
 
+@pytest.mark.parametrize("listed", [{}, {"revision": "0123abc"}])
+def test_the_hub_is_read_at_the_commit_that_is_listed(monkeypatch, listed):
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **options: asked.append(options))
+    fetching._from_hub("imdb", {"hub": "stanfordnlp/imdb"} | listed, "test")
+    assert asked == [{"split": "test", "revision": listed.get("revision")}]
+
+
 def test_a_full_disk_is_not_taken_for_a_network_that_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", full_disk)
     with pytest.raises(OSError, match="No space left on device"):

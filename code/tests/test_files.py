@@ -118,6 +118,27 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"d", "e", own.name}
 
 
+@pytest.mark.parametrize(("before", "kept"), [(True, "old"), (False, "new")])
+def test_a_kill_between_the_two_renames_of_a_folder_loses_no_whole_one(tmp_path, before, kept):
+    """The older of the two that are there comes back, even if the next run fails."""
+    if before:
+        written(tmp_path / "d")
+    program = (
+        "import os, sys; from pathlib import Path; from distilbert_kit import files\n"
+        "rename = Path.rename\n"
+        "def dying(path, target): os._exit(9) if target.name == 'd' else rename(path, target)\n"
+        "Path.rename = dying\n"
+        "with files.replacing_folder(Path(sys.argv[1])) as t:\n    (t / 'new').touch()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(CODE)}
+    subprocess.run([sys.executable, "-c", program, tmp_path / "d"], env=environment)
+    assert not (tmp_path / "d").exists() and len(list(tmp_path.iterdir())) == 1 + before
+    with pytest.raises(ZeroDivisionError), replacing_folder(tmp_path / "d"):
+        1 / 0  # noqa: B018
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {kept, MARK}
+
+
 def test_a_folder_in_which_a_writer_was_killed_is_still_ours(tmp_path):
     """What it left beside a file, or beside the mark, is not taken for a user's."""
     with replacing_folder(tmp_path / "d") as folder:
@@ -189,7 +210,11 @@ def test_only_what_the_kit_made_is_replaced(tmp_path):
         written(other)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": [["old", "0"]]}'])
+BAD_MARKS = ("{", "[]", "{}", '{"files": [["old", "0"]]}', '{"files": {"old": 0}}')
+OUTSIDE = ('{"files": {"/dev/zero": "0"}}', '{"files": {"a/../../dev/zero": "0"}}')
+
+
+@pytest.mark.parametrize("content", BAD_MARKS + OUTSIDE)
 def test_a_damaged_mark_is_told_and_nothing_is_added(tmp_path, content):
     folder = written(tmp_path / "d")
     (folder / MARK).write_text(content)
@@ -235,6 +260,8 @@ def test_a_pipe_in_a_folder_of_ours_is_not_waited_for(tmp_path):
     os.mkfifo(folder / "old")
     with pytest.raises(UserError, match="holds 'old'"):
         check_output_folder(folder)
+    with pytest.raises(UserError, match="old: not as it was written"):
+        check_unchanged(folder)
 
 
 def test_a_file_that_comes_while_the_work_is_done_stays(tmp_path):
@@ -269,5 +296,14 @@ def test_a_file_beside_a_record_is_replaced_with_it_only(tmp_path):
     beside.write_text("mine")
     with pytest.raises(UserError, match=r"r\.validation\.parquet: is there"):
         check_output_beside(record, beside)
-    record.write_text('{"stage": "evaluate", "key": "k", "settings": {}}')
+    sha256 = hashlib.sha256(b"mine").hexdigest()
+    for outputs in ("null", "[1]", "[]", '[{"name": "x", "sha256": 1}]'):
+        record.write_text(f'{{"stage": "evaluate", "outputs": {outputs}}}')
+        with pytest.raises(UserError, match=r"not one that r\.json lists"):
+            check_output_beside(record, beside)
+    outputs = f'[{{"name": "{beside.name}", "sha256": "{sha256}"}}]'
+    record.write_text(f'{{"stage": "evaluate", "outputs": {outputs}}}')
     check_output_beside(record, beside)
+    beside.write_text("changed")
+    with pytest.raises(UserError, match=r"not one that r\.json lists"):
+        check_output_beside(record, beside)

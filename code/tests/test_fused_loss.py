@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_loss import triple_loss_plain
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilbert_kit.losses import (
     ROWS_PER_THREAD,
     fused_triple_loss,
-    triple_loss_plain,
 )
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM

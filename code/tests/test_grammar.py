@@ -14,7 +14,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from distilbert_kit.data import grammar
-from distilbert_kit.data.grammar import LABELS, PHENOMENA, TEMPLATES, build_sentiment, opinion_words
+from distilbert_kit.data.grammar import (
+    ADJECTIVES,
+    EFFECTS,
+    FEELINGS,
+    LABELS,
+    NOUNS,
+    PHENOMENA,
+    TEMPLATES,
+    build_sentiment,
+)
 from distilbert_kit.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -24,6 +33,14 @@ TURNED = ("negation", "contrast", "comparison")
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[dict]]:
     return {split: build_sentiment(split) for split in SPLITS}
+
+
+def opinion_words(split: str) -> tuple[set[str], set[str]]:
+    """The (negative, positive) opinion words that sentences of `split` may use."""
+    tables = [group[split] for group in ADJECTIVES.values()]
+    tables += [table[split] for table in (NOUNS, FEELINGS, EFFECTS)]
+    negative, positive = ({word for table in tables for word in table[i].split()} for i in (0, 1))
+    return negative, positive
 
 
 def words(row: dict) -> set[str]:

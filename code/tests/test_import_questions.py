@@ -273,11 +273,20 @@ def test_answers_of_a_model_score_the_same_by_the_official_rules(tmp_path, monke
     command += ["--checkpoint", str(tmp_path / "model"), "--answers", str(tmp_path / "a.json")]
     command += ["--out", str(tmp_path / "evaluation.json")]
     environment = os.environ | {"DATA_DIR": str(tmp_path / "own"), "PYTHONPATH": str(CODE)}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for _ in range(2):  # the second run takes the place of the first, and of nothing else
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    other = [str(notes) if word.endswith("a.json") else word for word in command]
+    refused = subprocess.run(other, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2 and "notes.txt: is there" in refused.stderr
+    assert notes.read_text() == "mine"
     answers = json.loads((tmp_path / "a.json").read_text())
     assert answers.keys() == {f"q{n}" for n in range(len(asked))}
     expected = official_scores(answers, json.loads(path.read_text()))
-    record = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["validation"]
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [given["name"] for given in record["inputs"]] == ["weights:model"]
+    record = record["metrics"]["validation"]
     assert {n: 100 * record[n] for n in expected} == pytest.approx(expected)
     assert expected["f1"] > 0
     golds = {key: [answer] for key, _, (answer, _) in asked}

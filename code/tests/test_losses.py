@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_loss import triple_loss_plain
 from torch import nn
 
 from distilbert_kit.losses import (
@@ -15,7 +16,6 @@ from distilbert_kit.losses import (
     response_distillation,
     span_distillation,
     span_loss,
-    triple_loss_plain,
 )
 
 

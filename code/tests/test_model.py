@@ -1,14 +1,21 @@
 """The kit's models against transformers' own, weight for weight."""
 
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 import transformers
+from rounding import ROUNDING
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.models import model as kit
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import PRESETS, ModelConfig, create_model_config
 from distilbert_kit.models.model import count_parameters
+from distilbert_kit.paths import CODE
 
 PADDING = {"bert": 0, "distilbert": 0, "mpnet": 1}
 HEADS = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"]
@@ -219,3 +226,22 @@ def test_tokenizer_offline_equals_the_packaged_one(monkeypatch):
     for text in ("Don't stop—naïve café 中文 \U0001f600 unbelievableness", "a  b\tc [MASK]"):
         assert ours(text)["input_ids"] == reference(text)["input_ids"]
     assert len(ours) == 30522
+
+
+def test_kernels_of_other_processors_move_logits_by_rounding_only():
+    """The README promises no bits across processors; oneDNN and torch can play an older one."""
+    program = (
+        "import torch; from distilbert_kit.models.config import create_model_config as shape\n"
+        "from distilbert_kit.models.model import DistilBERTForMaskedLM\n"
+        "torch.manual_seed(0)\n"
+        "model = DistilBERTForMaskedLM(shape('tiny', vocab_size=64)).eval()\n"
+        "with torch.no_grad():\n    logits = model(torch.arange(64).view(2, 32)).logits\n"
+        "print(*logits.double().flatten().tolist())"
+    )
+    found = []
+    for older in ({}, {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}):
+        environment = os.environ | {"PYTHONPATH": str(CODE)} | older
+        command = [sys.executable, "-c", program]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.append(np.array(run.stdout.split(), dtype=float))
+    np.testing.assert_allclose(*found, rtol=ROUNDING, atol=ROUNDING)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rounding import ROUNDING
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from distilbert_kit.corpus.prepare import prepare_corpus
@@ -69,7 +70,7 @@ def test_whole_lengths_equal_transformers(tmp_path, length):
     ids = torch.randint(4, 30000, (2, length))
     with torch.no_grad():
         mine, reference = ours(ids).last_hidden_state, theirs(ids).last_hidden_state
-    torch.testing.assert_close(mine, reference, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine, reference, atol=ROUNDING, rtol=ROUNDING)
     with pytest.raises(UserError, match="513 tokens: this model takes 512"):
         ours(torch.full((1, 513), 5))
 
@@ -80,7 +81,9 @@ def test_training_path_without_dropout_equals_evaluation():
     mask = (torch.arange(9) < torch.tensor([[9], [5]])).long()
     with torch.no_grad():
         evaluated, trained = model(ids, mask).logits, model.train()(ids, mask).logits
-    torch.testing.assert_close(evaluated[mask.bool()], trained[mask.bool()], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        evaluated[mask.bool()], trained[mask.bool()], atol=ROUNDING, rtol=ROUNDING
+    )
     with torch.autocast("cpu", torch.bfloat16):
         low = model(ids, mask).logits[mask.bool()].float()
     assert torch.nn.functional.cosine_similarity(low, trained[mask.bool()], dim=-1).min() > 0.99
@@ -190,9 +193,9 @@ def test_saved_models_predict_as_transformers(tmp_path):
         expected = pipe(**batch).logits.softmax(-1)
     rows = load_predictor(tmp_path / "m")(texts)
     found = torch.tensor([list(row["probabilities"].values()) for row in rows])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=0)
     graph = OnnxModel(tmp_path / "graphs", "fp32")(**batch).logits.softmax(-1)
-    torch.testing.assert_close(graph, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(graph, expected, atol=ROUNDING, rtol=0)
 
 
 def test_real_weights_equal_transformers():

@@ -69,8 +69,8 @@ def test_untrained_head_and_unknown_names_are_one_line(tmp_path, run, capsys):
 @pytest.mark.parametrize(
     ("given", "foreign", "message"),
     [
-        ([], "record.validation.parquet", "record.validation.parquet: is there, and no record"),
-        (["--answers", "a.json"], "a.json", "a.json: is there, and no record"),
+        ([], "record.validation.parquet", "record.validation.parquet: is there, and not one that"),
+        (["--answers", "a.json"], "a.json", "a.json: is there, and not one that"),
         (["--answers", "record.json"], None, "another output has that name"),
     ],
 )

@@ -29,7 +29,7 @@ from distilbert_kit.study.cells import (
 )
 from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
 from distilbert_kit.study.recipes import load_recipe
-from distilbert_kit.study.records import read_record, recording
+from distilbert_kit.study.records import Record, read_record, recording
 from distilbert_kit.training import loop
 from distilbert_kit.training.checkpointing import CHECKPOINT
 
@@ -162,6 +162,25 @@ def test_stale_parents_are_refused_by_every_script(write, monkeypatch, capsys, t
     assert not list(results.glob("distill/*")) and not list(results.glob("finetune/*"))
 
 
+def test_what_is_in_the_way_is_told_before_the_work(write, monkeypatch, capsys, tmp_path):
+    recipe, results = write(), tmp_path / "results" / "tiny"
+    run(monkeypatch, prepare_corpus, recipe)
+    run(monkeypatch, extract_student, recipe, "--model", "cut")
+    (results / "predictions").write_text("mine")
+    for name in ("distilled", "cut-sentiment-0"):
+        (results / "models" / name).mkdir()
+        (results / "models" / name / "notes.txt").write_text("mine")
+    monkeypatch.setattr(loop, "_update", None)  # no training begins
+    task = ("--model", "cut", "--task", "sentiment")
+    for words, script, *arguments in (
+        ("holds 'notes.txt'", distill, "--model", "distilled"),
+        ("predictions: a file, no folder", finetune, *task),
+    ):
+        assert words in refused(monkeypatch, capsys, script, recipe, *arguments)
+    (results / "predictions").unlink()
+    assert "holds 'notes.txt'" in refused(monkeypatch, capsys, finetune, recipe, *task, "--save")
+
+
 def test_changed_text_makes_corpus_and_what_descends_from_it_stale(write, monkeypatch, tmp_path):
     recipe = write()
     run(monkeypatch, prepare_corpus, recipe)
@@ -180,6 +199,26 @@ def test_changed_text_makes_corpus_and_what_descends_from_it_stale(write, monkey
     record = read_record(corpus_cell(second).record)
     assert [given.name for given in record.inputs] == ["lines:dump.txt", "weights:source"]
     assert str(tmp_path) not in corpus_cell(second).record.read_text()
+
+
+def test_a_corpus_that_was_killed_before_its_record_is_not_taken_for_the_one_before(
+    write, monkeypatch, tmp_path
+):
+    recipe, dump = write(), tmp_path / "dump.txt"
+    run(monkeypatch, prepare_corpus, recipe)
+    text = dump.read_text()
+    dump.write_text(text.replace("film", "play"))
+
+    def killed(*_):
+        raise StopError
+
+    with monkeypatch.context() as patched, pytest.raises(StopError):
+        patched.setattr(Record, "model_dump_json", killed)
+        run(patched, prepare_corpus, recipe)
+    dump.write_text(text)
+    assert not corpus_cell(load_recipe(recipe)).has_folder()
+    run(monkeypatch, prepare_corpus, recipe)
+    assert corpus_cell(load_recipe(recipe)).has_folder()
 
 
 def test_changed_weights_make_their_descendants_stale(write, monkeypatch, tmp_path):
@@ -207,6 +246,28 @@ def test_a_clone_without_the_files_knows_their_content(write, monkeypatch, tmp_p
     assert cell.key != key
     with pytest.raises(UserError, match=r"no lines dump\.txt"):
         cell.provenance  # noqa: B018
+
+
+def test_weights_by_a_relative_path_have_one_key_where_they_are_missing_too(
+    write, monkeypatch, tmp_path
+):
+    """`models/bert` is a folder here, and a name on the hub in a clone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "source").rename(tmp_path / "models" / "bert")
+
+    def recipe(weights):
+        models = yaml.safe_load(write().read_text())["models"]
+        models["teacher"]["weights"] = weights
+        return write(models=models)
+
+    with pytest.raises(UserError, match=r"'models/bert' is a folder here.*; write \./models/bert"):
+        open_recipe(recipe("models/bert"))
+    path = recipe("./models/bert")
+    cell = model_cell(open_recipe(path), "cut")
+    assert [given.name for given in cell.inputs] == ["weights:bert"]
+    shutil.rmtree(tmp_path / "models")
+    assert model_cell(open_recipe(path), "cut").key == cell.key
 
 
 def test_names_on_the_hub_are_pinned_to_a_commit(write, monkeypatch):
@@ -253,11 +314,19 @@ def test_teachers_of_one_name_do_not_replace_each_other(write, monkeypatch, tmp_
     assert names[1].startswith("distilled-from-bert-")
 
 
-def test_a_copied_recipe_needs_a_name_of_its_own(tmp_path):
-    copy = tmp_path / "mine.yaml"
-    copy.write_text((RECIPES / "quick.yaml").read_text())
-    with pytest.raises(UserError, match=r"mine\.yaml: name: 'quick' is a recipe of the project"):
-        load_recipe(copy)
+def test_a_copied_recipe_needs_a_name_of_its_own(tmp_path, monkeypatch):
+    """Wherever the copy is: beside the recipe too."""
+    content = (RECIPES / "quick.yaml").read_text()
+    copies = [tmp_path / "mine.yaml", tmp_path / "recipes" / "mine.yaml"]
+    copies[1].parent.mkdir()
+    monkeypatch.setattr(recipes, "RECIPES", copies[1].parent)
+    (copies[1].parent / "quick.yaml").write_text(content)
+    for copy in copies:
+        copy.write_text(content)
+        with pytest.raises(UserError, match=r"mine\.yaml: name: 'quick' is a recipe of the pro"):
+            load_recipe(copy)
+        copy.write_text(content.replace("name: quick", "name: other"))
+        assert load_recipe(load_recipe(copy).argument).name == "other"
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,23 @@ def test_logits_are_kept_until_weights_texts_or_precision_change(tmp_path):
     assert len(list(folder.glob("logits-*"))) == 4
 
 
+def test_logits_and_teachers_of_other_token_types_are_told_apart(tmp_path):
+    """What the student's tokenizer does not give, the teacher of pairs cannot read."""
+    folder, untyped = save_teacher(tmp_path / "t"), get_tokenizer()
+    untyped.model_input_names = ["input_ids", "attention_mask"]
+    dataset = ClassificationDataset(PAIRS, None, untyped)
+    with pytest.raises(UserError, match="only one gives token types"):
+        teacher_logits(folder, MRPC, dataset, untyped, "fp32")
+    single = save_teacher(tmp_path / "s", SENTIMENT.labels)
+    teacher_logits(single, SENTIMENT, dataset, untyped, "fp32")  # of one text all are alike
+    typed = teach(folder, ClassificationDataset(PAIRS, None, TOKENIZER))
+    path = folder / "tokenizer_config.json"
+    names = {"model_input_names": untyped.model_input_names}
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    found = teacher_logits(folder, MRPC, dataset, untyped, "fp32")
+    assert np.abs(found - typed).max() > 1e-3
+
+
 def test_teacher_with_another_label_order_teaches_in_the_order_of_the_task(tmp_path):
     folder = save_teacher(tmp_path / "t")
     dataset = ClassificationDataset(PAIRS, None, TOKENIZER)

@@ -248,6 +248,8 @@ def _begin(folder: Path, settings: dict, key: str | None) -> dict:
             split: {"documents": 0, "sequences": 0, "tokens": 0, "shards": []} for split in SPLITS
         },
     }
+    if key is not None:  # the stamp of the recipe's cell is of the corpus before
+        (folder / "record.json").unlink(missing_ok=True)
     # First: what the old one lists is then no corpus.
     write_json(folder / "manifest.json", with_sha256(state))
     splits = old["splits"].values() if old else ()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..foreign import read_bytes
+from ..foreign import MOST_BYTES, read_bytes
 
 SEPARATORS = ",;\t|"
 MOST_COLUMNS = 10_000
@@ -49,7 +49,8 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
                 na_values=["", "NaN", "nan"],
                 index_col=False,
             )
-        _check_quotes(table, path, separator)
+        _check_quotes(content, path, separator)
+        _check_swallowed(table, path, separator)
         return table
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
@@ -67,7 +68,21 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
         ) from None
 
 
-def _check_quotes(table: pd.DataFrame, path: Path, separator: str) -> None:
+def _check_quotes(content: str, path: Path, separator: str) -> None:
+    """Refuse a quote that ends before its field does, which pandas reads over."""
+    csv.field_size_limit(MOST_BYTES)
+    rows = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
+    try:
+        for _ in rows:
+            pass
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: a lone double quote in line {rows.line_num} or before it ({error}); "
+            'write "" for a quote inside of a text in double quotes'
+        ) from None
+
+
+def _check_swallowed(table: pd.DataFrame, path: Path, separator: str) -> None:
     """Refuse a field that swallowed whole rows: a quote begins it and the next lone one ends it.
 
     Its lines but the first and last have as many separators as a row; a text with line breaks

@@ -72,7 +72,9 @@ def _from_hub(dataset: str, source: dict, split: str) -> datasets.Dataset:
     if "hub" not in source:
         raise UserError(f"{dataset}/{split}: data/sources.yaml names no origin; put the file there")
     try:
-        return datasets.load_dataset(source["hub"], source.get("config"), split=split)
+        return datasets.load_dataset(
+            source["hub"], source.get("config"), split=split, revision=source.get("revision")
+        )
     except Exception as error:
         raise_if_disk_full(error)
         raise UserError(

@@ -336,14 +336,6 @@ TEMPLATES = {
 # ---- Sentences -----------------------------------------------------------------------------------
 
 
-def opinion_words(split: str) -> tuple[set[str], set[str]]:
-    """The (negative, positive) opinion words that sentences of `split` may use."""
-    tables = [group[split] for group in ADJECTIVES.values()]
-    tables += [table[split] for table in (NOUNS, FEELINGS, EFFECTS)]
-    negative, positive = ({word for table in tables for word in table[i].split()} for i in (0, 1))
-    return negative, positive
-
-
 @functools.cache
 def _adjectives(group: str, split: str, polarity: int, phenomenon: str) -> list[str]:
     """Adjectives that fit subjects of `group` and the templates of `phenomenon`."""

@@ -28,6 +28,7 @@ class _Source(BaseModel):
     splits: dict[FileName, _Split]
     columns: list[str] = []
     hub: str = ""
+    revision: str = ""
     config: str | None = None
     archive: str = ""
     files: NonNegativeInt = 0

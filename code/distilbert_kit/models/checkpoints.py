@@ -279,6 +279,14 @@ def _without_other_head(
     return {name: tensor for name, tensor in state.items() if name not in old}
 
 
+def _check_architecture(folder: Path) -> None:
+    """Refuse a model of transformers whose layer `classifier` is no classifier of texts."""
+    names = read_json(folder / "config.json").get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    if name.endswith(("ForMultipleChoice", "ForTokenClassification")):
+        raise UserError(f"{folder}: a {name}, no classifier of texts; give a fine-tuned one")
+
+
 # Of weights; integers are those of a quantised model.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -351,7 +359,9 @@ class Pretrained(HubModel):
         if hasattr(model, "decoder_bias"):
             _check_decoder(tensors, hub, folder)
         state = from_hub_layout(tensors, wanted, hub.shape.model_type)
-        if classifies and not require_head:
+        if classifies and require_head:
+            _check_architecture(folder)
+        elif classifies:
             state = _without_other_head(state, hub.labels, model.labels, folder)
         _check_tensors(wanted, state, folder)
         _check_complete(cls, wanted, state, require_head, folder)

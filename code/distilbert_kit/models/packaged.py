@@ -48,11 +48,14 @@ ORIGINS = {
 }
 
 
+def is_path(weights: str) -> bool:
+    """Whether given weights are written as a path, be there a folder or not: /a, ./a, a/b/c."""
+    return Path(weights).is_absolute() or weights.startswith(".") or weights.count("/") > 1
+
+
 def is_hub_name(weights: str) -> bool:
     """Whether given weights are a name on the hub: no folder, no path to one, none known here."""
-    path = Path(weights)
-    local = path.is_dir() or path.is_absolute() or weights.count("/") > 1
-    return not local and weights not in PACKAGED_SHA256
+    return not (is_path(weights) or Path(weights).is_dir() or weights in PACKAGED_SHA256)
 
 
 def fetched_folder(name: str) -> Path | None:

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from ..data.listed import expected_split
 from ..errors import UserError
-from ..files import add_files, check_unchanged, content_key, write_atomically
+from ..files import (
+    add_files,
+    check_output_file,
+    check_output_folder,
+    check_unchanged,
+    content_key,
+    write_atomically,
+)
 from .recipes import Recipe
 from .records import Input, Record, is_current, read_record
 
@@ -133,6 +140,16 @@ class Cell:
             "settings": self.settings,
             "key": self.key,
         }
+
+    def check_outputs(self, saves: bool = True) -> None:
+        """Raise UserError unless all that it makes can be written: asked before the work is done.
+
+        `saves`: whether it makes its folder too.
+        """
+        for path in self.outputs:
+            check_output_file(path)
+        if saves:
+            check_output_folder(self.folder)
 
     def stamp_folder(self) -> None:
         """Leave the record, and of weights a model card, with what was made.

@@ -13,7 +13,7 @@ from ..corpus.text_sources import docs_versions, source_files
 from ..errors import UserError
 from ..files import content_key, known_sha256, write_json
 from ..foreign import read_json
-from ..models.packaged import PACKAGED_SHA256, is_hub_name
+from ..models.packaged import PACKAGED_SHA256, is_hub_name, is_path
 from .recipes import Recipe, load_recipe
 from .records import Input
 
@@ -31,7 +31,7 @@ _WEIGHTS = (
 def public_name(weights: str) -> str:
     """Given weights as a record names them: of a folder only its own name."""
     path = Path(weights)
-    return path.name if path.is_absolute() or path.is_dir() else weights
+    return path.name if is_path(weights) or path.is_dir() else weights
 
 
 def public_source(source: str) -> str:
@@ -59,6 +59,15 @@ def _files_content(paths: list[Path]) -> str | None:
     return f"sha256:{content_key([[p.name, known_sha256(p)] for p in paths])}" if paths else None
 
 
+def _weights_content(folder: Path) -> str | None:
+    return _files_content(sorted({path for name in _WEIGHTS for path in folder.glob(name)}))
+
+
+def checkpoint_input(weights: str, folder: Path) -> Input:
+    """Weights of a command line and their content, which is in `folder`."""
+    return Input(name=f"weights:{public_name(weights)}", content=_weights_content(folder))
+
+
 def weights_input(recipe: Recipe, weights: str) -> Input:
     """Given weights and their content."""
     given, _, commit = weights.partition("@")
@@ -68,8 +77,7 @@ def weights_input(recipe: Recipe, weights: str) -> Input:
     elif is_hub_name(weights):
         content = f"commit:{commit}" if commit else None
     else:
-        found = {path for pattern in _WEIGHTS for path in Path(weights).glob(pattern)}
-        content = _files_content(sorted(found))
+        content = _weights_content(Path(weights))
     return Input(name=name, content=content or _pins(recipe).get(name))
 
 
@@ -111,6 +119,11 @@ def open_recipe(name_or_file: str | Path) -> Recipe:
     given = {spec.weights for spec in recipe.models.values() if spec.weights}
     seen = {}
     for weights in sorted(given - PACKAGED_SHA256.keys()):
+        if Path(weights).is_dir() and not is_path(weights):
+            raise UserError(
+                f"{recipe.file.name}: weights {weights!r} is a folder here, and a name on the hub "
+                f"where that is missing; write ./{weights}"
+            )
         found = weights_input(recipe, weights)
         seen[found.name] = found.content
         if found.content is None and is_hub_name(weights):

@@ -236,7 +236,9 @@ class Recipe(Strict):
                 raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
         for stage in ("quantize", "demo"):
             for asked in getattr(self, stage):
-                get_task(asked.task)
+                task = get_task(asked.task)
+                if stage == "quantize" and task.kind != "classification":
+                    raise ValueError(f"quantize: {task.name!r} is no classification or regression")
                 for name in asked.models:
                     if name not in self.models:
                         raise ValueError(f"{stage}: {name!r} is not among the models")
@@ -357,7 +359,8 @@ class Recipe(Strict):
     @property
     def argument(self) -> str:
         """What a script is given as --recipe: the name, or the file of a recipe from elsewhere."""
-        return self.name if self._file.parent == RECIPES else str(self._file.resolve())
+        own = self._file == RECIPES / f"{self.name}.yaml"
+        return self.name if own else str(self._file.resolve())
 
     @property
     def file(self) -> Path:
@@ -404,7 +407,8 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
         raise _explain(error, path.name) from None
     except UserError as error:
         raise UserError(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from None
-    if path.resolve().parent != RECIPES and (RECIPES / f"{recipe.name}.yaml").is_file():
+    own = RECIPES / f"{recipe.name}.yaml"
+    if own.is_file() and not own.samefile(path):
         raise UserError(
             f"{path.name}: name: {recipe.name!r} is a recipe of the project; this one would "
             "overwrite its results; give yours another name"

@@ -68,6 +68,7 @@ def train_cell(
     """
     masking, corpus = cell.recipe.require("corpus"), corpus_cell(cell.recipe).made
     with recording(cell.record, **cell.provenance) as draft:
+        cell.check_outputs()
         device = create_accelerator(settings.precision).device
         size = 1024 if device.type == "cpu" else 8192  # a fraction of a second
         rate = matrix_product_rate(

@@ -121,17 +121,17 @@ def _between_seeds(covariance: ArrayLike, seeds: int, models: int) -> np.ndarray
     return (vectors * values.clip(min=0)) @ vectors.T
 
 
-def score_interval(tasks: Mapping[str, Scores], level: float = LEVEL) -> dict:
+def score_interval(tasks: Mapping[str, Scores]) -> dict:
     """Interval of one model's mean score over the tasks.
 
     Returns {"estimate", "low", "high", "standard_error", "df"}.
     """
     found = list(tasks.values())
     mean = float(np.mean([scores.mean[0] for scores in found]))
-    return _student(mean, *_spread(found, np.ones((len(found), 1)) / len(found)), level)
+    return _student(mean, *_spread(found, np.ones((len(found), 1)) / len(found)))
 
 
-def gap_interval(tasks: Mapping[str, Scores], level: float = LEVEL) -> dict:
+def gap_interval(tasks: Mapping[str, Scores]) -> dict:
     """Second model's mean score over the tasks minus the first's.
 
     Returns {"estimate", "low", "high", "standard_error", "df", "p", "seeds"}; p is that of the
@@ -144,7 +144,7 @@ def gap_interval(tasks: Mapping[str, Scores], level: float = LEVEL) -> dict:
     p = 1.0 if estimate == 0 else 0.0
     if error > 0:
         p = float(2 * stats.t.sf(abs(estimate) / error, degrees))
-    interval = _student(estimate, error, degrees, level)
+    interval = _student(estimate, error, degrees)
     return interval | {"p": p, "seeds": {task: tasks[task].seeds for task in tasks}}
 
 
@@ -152,7 +152,6 @@ def ratio_interval(
     tasks: Mapping[str, Scores],
     exclude: Collection[str] = (),
     chance: Mapping[str, float] | None = None,
-    level: float = LEVEL,
 ) -> dict:
     """Second model's mean score over the tasks, divided by the first's: what a student retains.
 
@@ -180,7 +179,7 @@ def ratio_interval(
         )
     ratio = above / below
     error, degrees = _spread(found, np.tile([-ratio, 1.0], (len(found), 1)) / len(found))
-    t = stats.t.ppf((1 + level) / 2, degrees)
+    t = stats.t.ppf((1 + LEVEL) / 2, degrees)
     covariance = sum(s.seed_covariance + s.example_covariance for s in found) / len(found) ** 2
     (a, b), (_, c) = np.array([[below**2, below * above], [0, above**2]]) - t**2 * covariance
     if a <= 0:
@@ -217,8 +216,8 @@ def _spread(tasks: Sequence[Scores], weights: np.ndarray) -> tuple[float, float]
     return math.sqrt(variance), float(variance**2 / sum(p**2 / d for p, d in zip(parts, degrees)))
 
 
-def _student(estimate: float, error: float, degrees: float, level: float) -> dict[str, float]:
-    half = error * float(stats.t.ppf((1 + level) / 2, degrees))
+def _student(estimate: float, error: float, degrees: float) -> dict[str, float]:
+    half = error * float(stats.t.ppf((1 + LEVEL) / 2, degrees))
     return {
         "estimate": float(estimate),
         "low": float(estimate - half),
@@ -233,7 +232,6 @@ def curve_over_tokens(
     tasks: Mapping[str, Scores],
     target: float,
     budget: float,
-    level: float = LEVEL,
 ) -> dict:
     """What is retained as a straight line over log10 of the tokens of distillation.
 
@@ -266,7 +264,7 @@ def curve_over_tokens(
 
     def along(at: Sequence[float]) -> dict:
         weights = np.tile(np.asarray(at) @ per_run, (len(found), 1))
-        return _student(np.asarray(at) @ line, *_spread(found, weights), level)
+        return _student(np.asarray(at) @ line, *_spread(found, weights))
 
     covariance = sum(
         per_run @ (s.seed_covariance + s.example_covariance) @ per_run.T for s in found
@@ -274,7 +272,7 @@ def curve_over_tokens(
     reached = (target - line[0]) / line[1] if line[1] > 0 else None
     low = high = None
     if reached is not None:
-        t = stats.t.ppf((1 + level) / 2, along([1, reached])["df"])
+        t = stats.t.ppf((1 + LEVEL) / 2, along([1, reached])["df"])
         low, high = _reaches(line, t**2 * covariance, target)
     return {
         "points": points.tolist(),
@@ -335,11 +333,11 @@ def bootstrap_interval(
     return {"estimate": estimate, "low": float(low), "high": float(high)}
 
 
-def wilson_interval(successes: int, n: int, level: float = LEVEL) -> dict[str, float]:
+def wilson_interval(successes: int, n: int) -> dict[str, float]:
     """Wilson's interval of a proportion -> {"estimate", "low", "high"}; UserError if n is 0."""
     if not 0 <= successes <= n or n == 0:
         raise UserError(f"no proportion from {successes} of {n}: give 0 <= successes <= n, n > 0")
-    interval = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+    interval = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
     return {
         "estimate": successes / n,
         "low": float(interval.low),

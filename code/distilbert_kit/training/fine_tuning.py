@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.batches import LengthBatchSampler, TokenDataset, create_dataloader
+from ..data.batches import LengthBatchSampler, TokenDataset, create_dataloader, model_inputs
 from ..data.listed import DataUsed
 from ..data.tasks import Task
 from ..errors import UserError
@@ -186,16 +186,23 @@ def teacher_logits(
 ) -> np.ndarray:
     """What a teacher fine-tuned on the task says of a data set, in evaluation mode.
 
-    Computed once and kept beside the teacher's weights, under a hash of these weights, the tokens
+    Computed once and kept beside the teacher's weights, under a hash of these weights, the inputs
     and the precision: all students and seeds share it; a damaged file is made again. Raises
     UserError as `fine_tuned`, and for a teacher of another vocabulary than that of `tokenizer`,
-    which made the data set.
+    which made the data set, or that reads pairs with other token types.
     """
     folder = resolve_checkpoint(checkpoint)
     teacher = fine_tuned(folder, task)  # also refuses what cannot teach, cached or not
-    check_same_vocabulary(get_tokenizer(folder), tokenizer, str(checkpoint))
+    theirs = get_tokenizer(folder)
+    check_same_vocabulary(theirs, tokenizer, str(checkpoint))
+    typed = {"token_type_ids" in both.model_input_names for both in (theirs, tokenizer)}
+    if teacher.config.type_vocab_size and len(task.text_columns) > 1 and len(typed) > 1:
+        raise UserError(
+            f"{checkpoint}: of the teacher's tokenizer and the student's, only one gives token "
+            "types, which tell the texts of a pair apart; save the teacher's with both"
+        )
     precision = usable_precision(precision)
-    key = content_key([model_sha256(folder), _tokens_sha256(dataset), precision])
+    key = content_key([model_sha256(folder), _inputs_sha256(dataset), precision])
     path = folder / f"logits-{key}.safetensors"
     if path.is_file():
         try:
@@ -214,8 +221,10 @@ def teacher_logits(
     return logits
 
 
-def _tokens_sha256(dataset: TokenDataset) -> str:
+def _inputs_sha256(dataset: TokenDataset) -> str:
+    """Hash of all that a model reads of each example."""
     digest = hashlib.sha256()
     for index in range(len(dataset)):
-        digest.update(np.asarray(dataset[index]["input_ids"], dtype=np.int32).tobytes())
+        for name, values in model_inputs(dataset.collate([dataset[index]])).items():
+            digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()

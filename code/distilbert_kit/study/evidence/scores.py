@@ -249,7 +249,7 @@ def provenance(recipe: Recipe) -> dict:
                 "peak_memory_bytes": record.measured.peak_memory_bytes,
                 "finished": record.measured.finished,
                 "commit": record.measured.git_commit or "unknown",
-                "dirty": bool(record.measured.git_dirty),
+                "dirty": record.measured.git_dirty,  # None: unknown
             }
             for name, record in found.items()
         ],
