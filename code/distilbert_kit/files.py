@@ -233,7 +233,7 @@ def _is_listed(record: Path, path: Path) -> bool:
     except (OSError, UserError):
         return False
     listed = [o for o in outputs if isinstance(o, dict)] if isinstance(outputs, list) else []
-    return any(o.get("name") == path.name and _is_same(path, o.get("sha256")) for o in listed)
+    return any(o.get("name") == path.name and _is_same(path, str(o.get("sha256"))) for o in listed)
 
 
 def check_output_folder(folder: Path, *inputs: str | Path) -> None:

@@ -210,12 +210,13 @@ class Comparison:
                 raise BusyError(503, f"no turn within {PATIENCE:.0f} s; ask again in a moment")
             try:  # one after the other: times are those of an idle machine
                 function = answer if task == "question-answering" else classify
-                if function is answer:
-                    for model in self.of(task):
-                        check_windows(model.predictors[precision], *texts)
+                predictors = {model.name: model.predictors[precision] for model in self.of(task)}
+                for predictor in predictors.values():
+                    if isinstance(predictor, Answerer):
+                        check_windows(predictor, *texts)
                 calls = {
-                    model.name: partial(function, model.predictors[precision], *texts)
-                    for model in self.of(task)
+                    name: partial(function, predictor, *texts)
+                    for name, predictor in predictors.items()
                 }
                 rows = in_turn(calls)
             finally:
