@@ -156,7 +156,7 @@ def test_means_of_what_is_lost_are_over_the_tasks_that_both_students_have():
     rows = [row("s", "sst2", 0.9), row("s", "mnli", 0.7), row("c", "sst2", 0.6)]
     second = row("s", "sst2", 0.1) | {"split": "another split"}
     said = answers.lost({"rows": [*rows, second], "scale": "paper scale"}, "s")
-    assert said.startswith("Over 1 task ") and "90.0 % (c: 60.0 %)" in said
+    assert said.startswith("Over SST-2 ") and "90.0 % (c: 60.0 %)" in said
     assert "no answer" in answers.lost({"rows": [rows[1], rows[2]], "scale": ""}, "s")
 
 
@@ -230,11 +230,11 @@ def test_size_and_speed_by_hand(results, tmp_path):
     judged = claims.find(claim, recipe)
     assert (judged.value, judged.low, judged.high) == (1.5, 1.4, 1.6)
     assert judged.detail == "our implementation with 2 threads; all: 2.00, 1.50"
-    assert judged.interval == "over 2 passes"  # a record without the interval over pairs
+    assert judged.interval == "range of 2 passes"  # a record without the interval over pairs
     first["over_pairs"] = {"low": 1.3, "high": 1.9}  # the wider bounds count
     assert speed.least_favourable(found["rows"])["bounds"] == [1.3, 2.2]
     said = answers.size_speed(tables.size_speed(recipe), tables.paper())
-    assert "40.0 % fewer" in said and "1.50 times as long [1.40, 1.60]" in said
+    assert "40.0 % fewer" in said and "1.50 times as long (1.40 to 1.60 over" in said
     assert "least favourable of 2 settings" in said and "39.4 % and 1.63 times" in said
     fill_speed(recipe, ((20.0, 10.0), (30.0, 10.0)), parameters=75)
     said = answers.size_speed(tables.size_speed(recipe), tables.paper())
