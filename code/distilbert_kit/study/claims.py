@@ -187,7 +187,7 @@ def measure(claim: Claim, recipe: Recipe, models: list[str], tasks: list[str]) -
 def find_language(claim: Claim, recipe: Recipe) -> Finding:
     """A claim on scores, on those of its tasks that are recorded for all of its models."""
     models = models_of(claim, recipe)
-    for name in models:
+    for name in reversed(models):  # the claim's own before its counterpart
         if name not in recipe.models:
             return Finding(untested=f"this recipe has no model {name!r}")
     if len(models) == 2 and models[0] == models[1]:
