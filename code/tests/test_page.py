@@ -275,5 +275,5 @@ def test_a_text_that_was_cut_and_labels_that_do_not_hold_are_told(open_page):
 
 
 def test_the_page_has_the_colours_of_the_figures():
-    style = (CODE / "static" / "page.css").read_text()
+    style = (CODE / "distilbert_kit" / "serve" / "static" / "page.css").read_text()
     assert f"--first: {TEACHER.lower()};" in style and f"--second: {STUDENT.lower()};" in style

@@ -13,7 +13,6 @@ from pydantic.json_schema import models_json_schema
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from ..errors import UserError, first_problem, one_line
-from ..paths import CODE
 from .comparison import WAITING, BusyError, Comparison
 
 LONGEST, LONGEST_QUESTION = 12_000, 1_000  # characters: of English, 20 windows
@@ -211,7 +210,7 @@ def create_app(comparison: Comparison, host: str = "127.0.0.1") -> flask.Flask:
     `host`, where they are served, and the names of this machine are the only ones that requests may
     be for, unless it is every address. The name of a foreign page may lead here too.
     """
-    app = flask.Flask(__name__, static_folder=CODE / "static", static_url_path="/static")
+    app = flask.Flask(__name__)  # the page is in static/, beside this file
     app.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
     described = describe()
     tasks = list(dict.fromkeys(model.task for model in comparison.models))
