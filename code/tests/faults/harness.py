@@ -22,12 +22,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import patch
 
-import hypothesis
-
 from distilbert_kit.paths import CODE
 
-# `pytest --hypothesis-profile=nightly code/tests/faults`: the full counts, as of generated cases.
-NIGHTLY = hypothesis.settings.get_current_profile_name() == "nightly"
 FORKS = multiprocessing.get_context("forkserver")
 BAR = re.compile(r"\[\d\d:\d\d")  # of progress, with the time since it began
 CHANGES = {"open", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}

@@ -12,7 +12,8 @@ import signal
 import datasets
 import pandas as pd
 import pytest
-from harness import NIGHTLY, Signal
+from harness import Signal
+from nightly import NIGHTLY
 from world import made
 
 import build_report

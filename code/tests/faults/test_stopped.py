@@ -12,7 +12,9 @@ import subprocess
 from contextlib import ExitStack
 
 import pytest
-from harness import NIGHTLY, Quota, Signal, Unprivileged
+from harness import Quota, Signal, Unprivileged
+from hypothesis import settings
+from nightly import NIGHTLY
 from world import STEPS, made
 
 STATUS = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -33,6 +35,10 @@ ROWS = [
     for fault, few in STOPS.items()
     for step in (STAGES if NIGHTLY else few)
 ]
+
+
+def test_the_counts_are_those_of_the_profile():
+    assert (settings.get_current_profile_name() == "nightly") == NIGHTLY
 
 
 def draw_fault(name, step, draw, ended, largest):

@@ -9,7 +9,8 @@ import time
 
 import pytest
 import torch
-from harness import NIGHTLY, use_two_threads
+from harness import use_two_threads
+from nightly import NIGHTLY
 from safetensors.torch import load_file
 from world import made, write_recipe
 
