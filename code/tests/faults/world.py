@@ -74,8 +74,8 @@ def made(results: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(path for path in results.rglob("*") if path.is_file()):
         name = path.relative_to(results).as_posix()
-        if "/failed/" in name or path.name == MARK:
-            continue  # stopped runs are counted; hashes of times
+        if "/failed/" in name or path.name == MARK or path.suffix == ".lock":
+            continue  # stopped runs are counted; hashes of times; a lock that nobody holds
         content = path.read_bytes()
         if path.suffix == ".json" and b'"measured"' in content:
             record = json.loads(content)
