@@ -33,6 +33,7 @@ from .hub_layout import (
     has_own_decoder,
     hub_config,
     plain_label,
+    read_architecture,
     read_config,
     to_hub_layout,
 )
@@ -281,8 +282,7 @@ def _without_other_head(
 
 def _check_architecture(folder: Path) -> None:
     """Refuse a model of transformers whose layer `classifier` is no classifier of texts."""
-    names = read_json(folder / "config.json").get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else ""
+    name, _ = read_architecture(folder)
     if name.endswith(("ForMultipleChoice", "ForTokenClassification")):
         raise UserError(f"{folder}: a {name}, no classifier of texts; give a fine-tuned one")
 

@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from ..errors import UserError, first_problem, one_line
-from .comparison import WAITING, BusyError, Comparison
+from .comparison import WAITING, Comparison, RefusedError
 
 LONGEST, LONGEST_QUESTION = 12_000, 1_000  # characters: of English, 20 windows
 MOST_BYTES = 12 * 2 * LONGEST + 1000  # of a body: two texts, 12 bytes for an escaped character
@@ -279,7 +279,7 @@ def _report_errors(app: flask.Flask) -> None:
 
     handlers: dict[type[Exception], Callable] = {
         UserError: lambda error: line(str(error), 400),
-        BusyError: lambda error: line(str(error), error.status),
+        RefusedError: lambda error: line(str(error), error.status),
         HTTPException: http_line,
     }
     for kind, handler in handlers.items():

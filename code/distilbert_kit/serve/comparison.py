@@ -34,7 +34,7 @@ N_BEST = 20  # candidates that share the probability, as in BERT's run_squad.py
 SHOWN = 3  # of them
 
 
-class BusyError(Exception):
+class RefusedError(Exception):
     """What cannot be answered here, or not now; `status` is the HTTP status that says so."""
 
     def __init__(self, status: int, message: str):
@@ -80,7 +80,7 @@ def check_windows(predictor: Answerer, question: str, context: str) -> None:
     """Refuse what would take minutes: each window is a run of the model."""
     if (count := len(predictor.windows([question], [context]))) > WINDOWS:
         most = predictor.settings.max_length
-        raise BusyError(
+        raise RefusedError(
             413,
             f"context: {count} windows of {most} tokens, at most {WINDOWS} are read; shorten it",
         )
@@ -191,7 +191,7 @@ class Comparison:
     def ask(self, task: str, precision: str, *texts: str) -> list[dict]:
         """What each model of a task says of the texts, with milliseconds and size.
 
-        Raises UserError for input that the models refuse, BusyError past the bounds above and for
+        Raises UserError for input that the models refuse, RefusedError past the bounds above and for
         models that are not there.
         """
         if not self.of(task):
@@ -199,15 +199,17 @@ class Comparison:
         doing = self.doing  # before what is ready, which may be more by then
         if not self.is_ready(task, precision):
             if doing:
-                raise BusyError(503, f"the {precision} models are not ready yet; wait a little")
+                raise RefusedError(503, f"the {precision} models are not ready yet; wait a little")
             if self.error and not all(model.predictors for model in self.of(task)):
-                raise BusyError(500, self.error)
+                raise RefusedError(500, self.error)
             raise UserError(f"not every model has an {precision} form; ask for another")
         if not self._places.acquire(blocking=False):
-            raise BusyError(429, f"{WAITING} requests are waiting already; ask again in a moment")
+            raise RefusedError(
+                429, f"{WAITING} requests are waiting already; ask again in a moment"
+            )
         try:
             if not self._turn.acquire(timeout=PATIENCE):
-                raise BusyError(503, f"no turn within {PATIENCE:.0f} s; ask again in a moment")
+                raise RefusedError(503, f"no turn within {PATIENCE:.0f} s; ask again in a moment")
             try:  # one after the other: times are those of an idle machine
                 function = answer if task == "question-answering" else classify
                 predictors = {model.name: model.predictors[precision] for model in self.of(task)}
