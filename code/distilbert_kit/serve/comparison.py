@@ -191,8 +191,8 @@ class Comparison:
     def ask(self, task: str, precision: str, *texts: str) -> list[dict]:
         """What each model of a task says of the texts, with milliseconds and size.
 
-        Raises UserError for input that the models refuse, RefusedError past the bounds above and for
-        models that are not there.
+        Raises UserError for input that the models refuse, RefusedError past the bounds above and
+        for models that are not there.
         """
         if not self.of(task):
             raise UserError(f"no model for {task} is loaded; start demo.py with one")
