@@ -234,11 +234,11 @@ def test_size_and_speed_by_hand(results, tmp_path):
     first["over_pairs"] = {"low": 1.3, "high": 1.9}  # the wider bounds count
     assert speed.least_favourable(found["rows"])["bounds"] == [1.3, 2.2]
     said = answers.size_speed(tables.size_speed(recipe), tables.paper())
-    assert "40.0 % fewer" in said and "1.50 times as long (1.40 to 1.60 over" in said
+    assert "40.0 % fewer" in said and "1.50 times as long (1.40 to 1.60) in" in said
     assert "least favourable of 2 settings" in said and "39.4 % and 1.63 times" in said
     fill_speed(recipe, ((20.0, 10.0), (30.0, 10.0)), parameters=75)
     said = answers.size_speed(tables.size_speed(recipe), tables.paper())
-    assert "25.0 % fewer" in said and "2.00 times as long (1.80 to 2.20 over" in said
+    assert "25.0 % fewer" in said and "2.00 times as long (1.80 to 2.20) in" in said
 
 
 def test_distillation_by_hand(one_seed):

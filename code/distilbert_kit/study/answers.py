@@ -41,7 +41,7 @@ def size_speed(table: dict, paper: dict) -> str:
     return (
         f"DistilBERT has {1 - count['distilbert'] / count['bert']:.1%} fewer parameters than "
         f"BERT-base ({count['distilbert']:,} against {count['bert']:,}), and BERT-base takes "
-        f"{least['ratio']:.2f} times as long ({low:.2f} to {high:.2f} over the passes) in the "
+        f"{least['ratio']:.2f} times as long ({low:.2f} to {high:.2f}) in the "
         f"least favourable of {len(table['rows'])} settings; the paper's own figures give "
         f"{paper['recomputed']['smaller']:.1%} and {paper['recomputed']['speedup']:.2f} times."
     ).replace("%", " %")
