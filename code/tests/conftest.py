@@ -62,7 +62,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """`squad` and `news`, two tiny models, as weights and (`-int8`) as graphs.
+    """`squad`, `news` and `similarity`, tiny models, as weights and (`-int8`) as graphs.
 
     An export takes seconds: the first of the workers makes them for all.
     """
@@ -84,6 +84,7 @@ def exported(tmp_path_factory):
             for name, model in {
                 "squad": DistilBERTForQuestionAnswering(tiny),
                 "news": DistilBERTForSequenceClassification(tiny, labels=labels),
+                "similarity": DistilBERTForSequenceClassification(tiny, 1, ("score",)),
             }.items():
                 for parameter in model.parameters():
                     torch.nn.init.normal_(parameter, std=0.3)

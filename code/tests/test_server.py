@@ -1,12 +1,26 @@
-"""The page's server: headers on every answer, and only the loopback listens."""
+"""The page's server: headers, bounds, broken and hostile requests, many at once."""
 
+import http.client
+import json
+import os
+import random
+import re
 import socket
+import statistics
+import subprocess
+import sys
 import threading
-from contextlib import ExitStack
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
+import psutil
 import pytest
+from test_app import TEXT
 
-from distilbert_kit.serve import server
+from distilbert_kit.paths import CODE
+from distilbert_kit.serve import app, server
 from distilbert_kit.serve.app import HEADERS, create_app
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.server import create_server
@@ -90,3 +104,134 @@ def test_a_name_with_two_addresses_is_served_at_the_first(original, tmp_path, mo
         answer = sender.makefile("rb").read().decode()
     assert '{"error": ' in answer
     served.close()
+
+
+# The full count is 500 and 1000 (HOSTILE=500 REQUESTS=1000 pytest -s); here every second counts.
+HOSTILE = int(os.environ.get("HOSTILE", 60))
+
+
+REQUESTS = int(os.environ.get("REQUESTS", 100))
+
+
+IN_FLIGHT = 16
+
+
+@contextmanager
+def serving(*models):
+    command = [sys.executable, CODE / "demo.py", *models, "--port", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        address = re.fullmatch(r"http://(127\.0\.0\.1:\d+)", process.stdout.readline().split()[0])
+        while json.loads(ask(address[1], "/state", method="GET")[1])["doing"]:
+            time.sleep(0.05)
+        yield address[1], process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(address, path, body=None, method="POST", content_type="application/json"):
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request(method, path, body, {"Content-Type": content_type})
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    return answer.status, text
+
+
+@pytest.fixture(scope="module")
+def running(exported):
+    names = ("squad", "news")
+    with serving(*[exported / f"{name}-int8" for name in names]) as (address, process):
+        yield address, process
+
+
+def hostile(kind, rng):
+    """A body that no client of good will sends."""
+    noise = rng.randbytes(rng.randrange(1, 2000))
+    return [
+        lambda: b'{"text": "' + b"a" * rng.choice([300_000, 3_000_000]) + b'"}',
+        lambda: b"\xff" + noise,
+        lambda: b"[" * rng.randrange(1, 100_000),
+        lambda: b'{"text": ' * rng.randrange(1, 20_000),
+        lambda: b"<html><script>alert(1)</script>" + noise.hex().encode(),
+        lambda: b'{"text": "a\0' + noise.hex().encode() + b'"}',
+        lambda: b'{"text": "a\\u0000b"}',
+        lambda: b'{"text": "\\ud800"}',
+        lambda: json.dumps({"text": rng.choice([1, None, [], {}, 1e308, True])}).encode(),
+        lambda: b'{"text": "fine", "precision": ' + b"9" * rng.randrange(1, 9000) + b"}",
+        lambda: b"",
+        lambda: json.dumps({"text": "fine", noise.hex()[:50]: 1}).encode(),
+        lambda: '{"text": "fine"}'.encode("utf-16"),
+    ][kind % 13]()
+
+
+def test_hostile_bodies_get_a_line_each_and_the_server_stays_up(running):
+    address, process = running
+    rng = random.Random(0)
+    for number in range(HOSTILE):
+        body = hostile(number, rng)
+        status, text = ask(address, "/classify", body)
+        assert 400 <= status < 500, body[:80]
+        assert list(json.loads(text)) == ["error"] and text.count(b"\n") <= 1, text
+        assert b"Traceback" not in text and len(text) < 500
+    assert ask(address, "/classify", json.dumps(TEXT))[0] == 200 and process.poll() is None
+
+
+def test_broken_http_and_slow_senders_get_a_line_too(exported):
+    """A request line of garbage; a sender of a byte now and then; one that never goes on."""
+    compared = Comparison({"news": exported / "news"}, Path())
+    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
+    thread = threading.Thread(target=served.run, daemon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "ARRIVAL", 1.0)
+        thread.start()
+        where = ("127.0.0.1", served.effective_port)
+        head = (
+            b"POST /classify HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n"
+        )
+
+        def told(first, *drops):
+            with socket.create_connection(where, timeout=20) as sender:
+                sender.sendall(first)
+                for drop in drops:
+                    time.sleep(0.3)
+                    try:
+                        sender.sendall(drop)
+                    except OSError:
+                        break  # it is told already
+                head, _, body = sender.makefile("rb").read().partition(b"\r\n\r\n")
+            return int(head.split()[1]), json.loads(body)["error"]
+
+        assert told(b"GET / HTTP/1.1\r\nbad header\r\n\r\n")[0] == 400
+        assert told(head + b"\r\n{")[0] == 408
+        assert told(head[:30])[0] == 408
+        status, line = told(head + b"\r\n", *[b"a"] * 5)
+        assert status == 408 and "within 1 s" in line
+        huge = head.replace(b"50", b"90000000") + b"\r\n{"
+        assert told(huge)[0] == 413
+    served.close()
+
+
+def test_requests_side_by_side_are_all_answered(running):
+    address, process = running
+    body = json.dumps(TEXT | {"precision": "int8"})
+
+    def timed(_):
+        began = time.perf_counter()
+        status, text = ask(address, "/classify", body)
+        return status, time.perf_counter() - began, json.loads(text)
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        list(pool.map(timed, range(IN_FLIGHT * 3)))
+        memory = psutil.Process(process.pid).memory_info().rss
+        found = list(pool.map(timed, range(REQUESTS)))
+        grown = psutil.Process(process.pid).memory_info().rss / memory
+    assert {status for status, *_ in found} <= {200, 429, 503}
+    times = [taken for status, taken, _ in found if status == 200]
+    p99 = statistics.quantiles(times, n=100)[-1]
+    middle = statistics.median(times)
+    print(f"{len(times)} of {len(found)} with 200, p50 {middle:.3f} s, p99 {p99:.3f} s, x{grown}")
+    assert len(times) > len(found) / 2 and p99 < 10 * middle and grown < 1.05
