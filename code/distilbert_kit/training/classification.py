@@ -20,7 +20,7 @@ from ..metrics import compute_confusion_matrix, compute_metrics
 from ..models.hub_layout import HubModel, plain_label
 from ..settings import SoftTargets
 from .inference import run_in_buckets
-from .objectives import Objective, fine_tuning
+from .objectives import Objective, check_single_label, fine_tuning
 
 
 def load_task_split(
@@ -85,11 +85,7 @@ def evaluate_classification_metrics(model: HubModel, loader: DataLoader) -> dict
     Batches go to the device where the model is: on a GPU after training there. Raises UserError
     for a multi-label model.
     """
-    if getattr(model, "multi_label", False):  # transformers' models are measured too
-        raise UserError(
-            "a multi-label model: these metrics take one label an example; give a single-label "
-            "model"
-        )
+    check_single_label(model)
     predictions, references = [], []
     device = next(model.parameters()).device
     model.eval()

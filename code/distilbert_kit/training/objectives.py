@@ -42,6 +42,14 @@ class Objective:
     prepare: Callable[[Batch, torch.Generator], Batch] = _unchanged
 
 
+def check_single_label(model: nn.Module) -> None:
+    """Refuse a multi-label model, ours or transformers': here an example has one label."""
+    if getattr(model, "multi_label", False):
+        raise UserError(
+            "a multi-label model: one label an example is read; give a single-label model"
+        )
+
+
 def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None = None) -> Objective:
     """Fine-tuning on a task; with `targets`, also towards the teacher's logits in the batch.
 
@@ -55,11 +63,7 @@ def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None = No
         return dict.fromkeys(weights, torch.tensor(float(len(batch["input_ids"]))))
 
     def loss(model: nn.Module, batch: Batch, denominators: dict[str, float]) -> tuple[Tensor, Sums]:
-        if getattr(model, "multi_label", False):
-            raise UserError(
-                "a multi-label model: this objective takes one label an example; give a "
-                "single-label model"
-            )
+        check_single_label(model)
         output = model(**model_inputs(batch))
         sums = {"loss": hard(output, batch)}
         if targets:
