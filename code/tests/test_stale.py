@@ -27,6 +27,7 @@ from distilbert_kit.study.cells import (
     finetune_cell,
     model_cell,
 )
+from distilbert_kit.study.evidence.scores import tasks_by_run
 from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import Record, read_record, recording
@@ -160,6 +161,23 @@ def test_stale_parents_are_refused_by_every_script(write, monkeypatch, capsys, t
         checkpoint(load_recipe(recipe), "cut")
     results = tmp_path / "results" / "tiny"
     assert not list(results.glob("distill/*")) and not list(results.glob("finetune/*"))
+
+
+def test_a_record_names_the_run_of_the_weights_that_it_read(write, monkeypatch, tmp_path):
+    """Weights that were lost and made again are of another run, though all settings are equal."""
+    recipe = write(seeds=[0, 1], finetune_tasks={"sentiment": {"epochs": 0.01}})
+    results, extracted = tmp_path / "results" / "tiny", []
+    for seed in ("0", "1"):
+        run(monkeypatch, extract_student, recipe, "--model", "cut")
+        asked = ("--model", "cut", "--task", "sentiment", "--seed", seed)
+        run(monkeypatch, finetune, recipe, *asked)
+        shutil.rmtree(results / "models" / "cut")
+        extracted.append(read_record(results / "extract" / "cut.json").sha256)
+        record = read_record(results / "finetune" / f"cut-sentiment-{seed}.json")
+        assert record.measured.made_from == {"cut": extracted[-1]}
+    assert extracted[0] != extracted[1]
+    assert tasks_by_run(load_recipe(recipe), "cut") == [["sentiment"], ["sentiment"]]
+    assert tasks_by_run(load_recipe(recipe), "teacher") == []
 
 
 def test_what_is_in_the_way_is_told_before_the_work(write, monkeypatch, capsys, tmp_path):

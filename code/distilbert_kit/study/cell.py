@@ -139,6 +139,7 @@ class Cell:
             "recipe": self.recipe.name,
             "settings": self.settings,
             "key": self.key,
+            "made_from": self.made_from,
         }
 
     def check_outputs(self, saves: bool = True) -> None:
@@ -189,9 +190,20 @@ class Cell:
         """Whether what it makes is here too, from exactly this cell."""
         return is_current(self.folder / "record.json", self.key)
 
+    @property
+    def read_by_others(self) -> Path:
+        """The record of what other cells read of it: of a tuning its own, else its folder's."""
+        return self.record if self.stage == "tune" else self.folder / "record.json"
+
     def is_ready(self) -> bool:
-        """Whether what other cells read of it is here: of a tuning its record, else its folder."""
-        return self.is_recorded() if self.stage == "tune" else self.has_folder()
+        """Whether what other cells read of it is here, from exactly this cell."""
+        return is_current(self.read_by_others, self.key)
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """Hashes of the records of its parents' runs that it reads, by the parents' names."""
+        read = {p.name: read_record(p.read_by_others) for p in self.parents if p.is_ready()}
+        return {name: record.sha256 for name, record in read.items() if record.sha256}
 
     @property
     def made(self) -> Path:

@@ -44,7 +44,9 @@ class Measured(BaseModel):
     """What differs between two equal runs: time, memory, machine, versions, commit.
 
     `git_dirty`: code or data differ from the commit, or code is not in it; other records may.
-    Both are None where git does not know the project.
+    Both are None where git does not know the project. `made_from`: the `sha256` of the records of
+    what it read, by their names; older records have none. Weights made again, with equal settings
+    but on another machine, differ in their rounding.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -56,6 +58,7 @@ class Measured(BaseModel):
     versions: dict[str, str]
     git_commit: str | None
     git_dirty: bool | None
+    made_from: dict[str, str] = Field(default_factory=dict)
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -218,6 +221,7 @@ def recording(
     key: str | None = None,
     stage_version: int = 1,
     inputs: Sequence[Input] = (),
+    made_from: dict[str, str] | None = None,
 ) -> Iterator[Draft]:
     """Run a stage and write its record to `path`; a failed run is recorded under `failed/`.
 
@@ -266,6 +270,7 @@ def recording(
                     machine=machine(),
                     versions=_versions(),
                     **git_state(),
+                    made_from=made_from or {},
                     extra=draft.extra,
                 ),
             )

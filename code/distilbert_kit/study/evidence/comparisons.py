@@ -20,6 +20,7 @@ from .scores import (
     seed_predictions,
     seed_scores,
     task_score_function,
+    tasks_by_run,
 )
 
 
@@ -83,7 +84,8 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
 def told_scores(recipe: Recipe) -> dict:
     """What a report on another recipe shows of this one's scores.
 
-    {"recipe", "rows": those of `main_scores`, "gaps": `compare` of student and teacher}.
+    {"recipe", "rows": those of `main_scores`, "gaps": `compare` of student and teacher,
+    "student_runs": `tasks_by_run` of the student}.
     """
     keys = ("model", "label", "task", "metric", "examples", "over_seeds", "interval")
     rows = main_scores(recipe, score_rows(recipe))
@@ -93,6 +95,7 @@ def told_scores(recipe: Recipe) -> dict:
         "student": recipe.student,
         "rows": [{key: row[key] for key in keys} for row in rows],
         "gaps": compare(recipe, recipe.student, recipe.teacher),
+        "student_runs": tasks_by_run(recipe, recipe.student),
     }
 
 
