@@ -20,7 +20,12 @@ from distilbert_kit.study.claims import first_settings, judge_all
 from distilbert_kit.study.evidence.comparisons import told_scores
 from distilbert_kit.study.evidence.scores import present_records
 from distilbert_kit.study.figures import save_table
-from distilbert_kit.study.ledger import evidence_by_column, load_ledger, scores_at_paper_size
+from distilbert_kit.study.ledger import (
+    decided,
+    evidence_by_column,
+    load_ledger,
+    scores_at_paper_size,
+)
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import recording
 
@@ -57,10 +62,12 @@ def main() -> None:
         if recipe.name in row.recipes
     ]
     (recipe.folder / "notebooks").mkdir(exist_ok=True)  # they run next; papermill makes no folder
+    columns = evidence_by_column(recipe, ledger, rows)
     table = {
         **settings,
         "claims": rows,
-        "columns": evidence_by_column(recipe, ledger, rows),
+        "columns": columns,
+        "decided": decided(columns),
         "paper_size": scores_at_paper_size(recipe, ledger),
         "deviations": deviations,
         "first_settings": first_settings(recipe, ledger),

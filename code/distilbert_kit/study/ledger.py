@@ -3,6 +3,7 @@
 The claims are in `recipes/claims.yaml`; study/claims.py judges them on the records of a recipe.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -66,6 +67,11 @@ class Ledger(Strict):
     claims: list[Claim]
     deviations: list[Deviation]
 
+    @property
+    def expected(self) -> dict[str, float]:
+        """What each claim says, in its unit, by its id."""
+        return {claim.id: claim.expected for claim in self.claims}
+
 
 def paper() -> dict:
     """What the paper printed: `data/paper.yaml`."""
@@ -107,8 +113,8 @@ def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list
 
     `rows` are the recipe's own; the other recipes of a column speak by their committed records,
     in the order of the ledger, after the recipe itself. A cell is the first that tested the claim:
-    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "tasks"}, or {"verdict": "not
-    tested", "reason"}.
+    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "tasks", "tokens"}, or
+    {"verdict": "not tested", "reason"}.
     """
     every = {recipe.name: rows}
     for name in (name for names in ledger.columns.values() for name in names):
@@ -127,6 +133,16 @@ def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list
     ]
 
 
+def decided(columns: Sequence[dict]) -> dict | None:
+    """The cell of `evidence_by_column` that answers the claim on understanding.
+
+    That of the authors' weights, else that of models made at paper size; None before either.
+    """
+    [claim] = (row for row in columns if row["id"] == "glue")
+    cells = (claim[column] for column in ("reproduction", "replication"))
+    return next((cell for cell in cells if cell["verdict"] != "not tested"), None)
+
+
 def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) -> dict:
     if claim.kind == "none":
         return {"verdict": "not tested", "reason": claim.reason}
@@ -137,7 +153,7 @@ def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) ->
                 continue
             if row["column_verdict"] != "not tested":
                 said = {"verdict": row["column_verdict"], "reason": row["column_reason"]}
-                shown = {key: row[key] for key in ("value", "low", "high", "detail", "tasks")}
-                return {**said, "recipe": name, **shown}
+                keys = ("value", "low", "high", "detail", "tasks", "tokens")
+                return {**said, "recipe": name, **{key: row[key] for key in keys}}
             reasons.append(f"{name}: {row['column_reason']}")
     return {"verdict": "not tested", "reason": "; ".join(reasons) or "not run"}

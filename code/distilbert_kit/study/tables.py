@@ -33,7 +33,7 @@ from .evidence.scores import (
     recorded_main_models,
     score_rows,
 )
-from .ledger import load_ledger, paper
+from .ledger import decided, evidence_by_column, load_ledger, paper, verdict_rows
 from .recipes import Recipe, finetune_name
 from .tuning import tuning_rows
 
@@ -137,6 +137,22 @@ def scores(recipe: Recipe) -> dict:
         "confusion": [row for row in confusion_rows(recipe) if row["model"] in main],
         "errors_figure": bool(errors),
     }
+
+
+def kept(recipe: Recipe, macro: Sequence[dict]) -> dict:
+    """What a student keeps of its teacher's mean: {"scale", "tasks", "estimate", "low", "high"}.
+
+    That of models of paper size once they are tested, else of the recipe's own in its `macro_rows`:
+    without tasks and the last three where it has none either.
+    """
+    verdicts = verdict_rows(recipe, recipe.name)
+    if found := decided(evidence_by_column(recipe, load_ledger(), verdicts)):
+        share = {"estimate": found["value"], "low": found["low"], "high": found["high"]}
+        return {"scale": "paper size", "tasks": found["tasks"], **share}
+    for row in macro:
+        if row["model"] == recipe.student and row.get("retention"):
+            return {"scale": scale_of(recipe), "tasks": row["tasks"], **row["retention"]}
+    return {"scale": scale_of(recipe), "tasks": []}
 
 
 def training(recipe: Recipe) -> dict:
@@ -290,7 +306,6 @@ def latency(recipe: Recipe) -> dict:
     if record is None:
         return table
     extra = record.measured.extra
-    printed = {claim.id: claim.expected for claim in load_ledger().claims}
     return table | {
         "machine": record.measured.machine,
         "backends": latency_evidence.BACKENDS,
@@ -299,7 +314,7 @@ def latency(recipe: Recipe) -> dict:
         "not_measured": latency_evidence.not_measured(record),
         "over_eager": latency_evidence.over_eager(record),
         "student_faster": latency_evidence.student_faster(record),
-        "on_device": latency_evidence.on_device_rows(record, printed),
+        "on_device": latency_evidence.on_device_rows(record, load_ledger().expected),
     }
 
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..figures import FULL, PAPER, SHADES, STUDENT, TEACHER
-from ..recipes import Recipe
 from .shared import grid, name_rows
 
 ENCODERS = {"bert": "BERT-base", "distilbert": "DistilBERT"}
@@ -20,16 +19,13 @@ PRINTED = ("bert_base", "distilbert")  # their names in data/paper.yaml
 LINES = {"ours": "-", "transformers": "--"}
 
 
-def answer(recipe: Recipe, size: list[dict], slow: dict, macro: list[dict], paper: dict) -> Figure:
+def answer(size: list[dict], slow: dict, kept: dict, paper: dict) -> Figure:
     """Size, time and score of teacher and student, the paper's below ours.
 
-    Time is that of `slow`, the least favourable setting; the score is the mean over the recipe's
+    Time is that of `slow`, the least favourable setting; the score is `tables.kept`, a mean over
     tasks (the paper's: over nine, where it lacks one of these). Both are in percent of the
     teacher's, the score's interval too.
     """
-    by_model = {row["model"]: row for row in macro}
-    pair = [by_model[name] for name in (recipe.teacher, recipe.student) if name in by_model]
-    kept = pair[1]["retention"] if len(pair) == 2 else None
     table3 = paper["table3_size_speed"]
     figure, panels = grid(3, 1.3)
     side_by_side(
@@ -48,11 +44,11 @@ def answer(recipe: Recipe, size: list[dict], slow: dict, macro: list[dict], pape
     )
     side_by_side(
         panels[2],
-        f"Score, {recipe.scale} scale",
-        [1.0, kept["estimate"]] if kept else [1.0] * len(pair),
-        [printed_mean(paper["table1_glue_dev"][name], macro) for name in PRINTED],
+        f"Score, {kept['scale']}",
+        [1.0, kept["estimate"]] if kept["tasks"] else [],
+        [printed_mean(paper["table1_glue_dev"][name], kept["tasks"]) for name in PRINTED],
         lambda value, share: f"{share:.1f} %",
-        kept and (100 * kept["low"], 100 * kept["high"]),
+        (100 * kept["low"], 100 * kept["high"]) if kept["tasks"] else None,
     )
     name_rows(panels[2], ["teacher", "student"])
     for label, colour in {"teacher": TEACHER, "student": STUDENT, "the paper": PAPER}.items():
@@ -61,9 +57,8 @@ def answer(recipe: Recipe, size: list[dict], slow: dict, macro: list[dict], pape
     return figure
 
 
-def printed_mean(scores: dict[str, float], macro: list[dict]) -> float:
-    """Mean of what the paper printed over the tasks of `macro`; its own mean if it lacks one."""
-    tasks = macro[0]["tasks"] if macro else []
+def printed_mean(scores: dict[str, float], tasks: Sequence[str]) -> float:
+    """Mean of what the paper printed over tasks; its own mean if it lacks one, or for none."""
     if tasks and set(tasks) <= set(scores):
         return sum(scores[task] for task in tasks) / len(tasks)
     return scores["score"]
@@ -89,7 +84,7 @@ def side_by_side(
             if interval and values is ours and place == 1:
                 axes.plot(interval, [place + shift] * 2, "k|-", lw=1.2, ms=6)
                 end = max(end, interval[1])
-            axes.text(end + 4, place + shift, write(value, share), va="center")
+            axes.text(end + 6, place + shift, write(value, share), va="center")
     axes.set_title(title)
     axes.set_xlim(0, 175)
     axes.xaxis.set_visible(False)

@@ -84,8 +84,8 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
 def told_scores(recipe: Recipe) -> dict:
     """What a report on another recipe shows of this one's scores.
 
-    {"recipe", "rows": those of `main_scores`, "gaps": `compare` of student and teacher,
-    "student_runs": `tasks_by_run` of the student}.
+    {"recipe", "teacher", "student", "macro": the tasks of the mean, "rows": those of `main_scores`,
+    "gaps": `compare` of student and teacher, "student_runs": `tasks_by_run` of the student}.
     """
     keys = ("model", "label", "task", "metric", "examples", "over_seeds", "interval")
     rows = main_scores(recipe, score_rows(recipe))
@@ -93,6 +93,7 @@ def told_scores(recipe: Recipe) -> dict:
         "recipe": recipe.name,
         "teacher": recipe.teacher,
         "student": recipe.student,
+        "macro": recipe.macro_tasks,
         "rows": [{key: row[key] for key in keys} for row in rows],
         "gaps": compare(recipe, recipe.student, recipe.teacher),
         "student_runs": tasks_by_run(recipe, recipe.student),

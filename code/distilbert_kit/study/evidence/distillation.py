@@ -6,13 +6,11 @@ from ...data.tasks import get_task
 from ...errors import UserError
 from .. import statistics
 from ..cells import model_cell
-from ..ledger import paper
+from ..ledger import load_ledger, paper
 from ..recipes import Recipe
 from ..records import Record
 from .comparisons import crossed_scores, shared_tasks
 from .scores import recorded_seeds, seed_scores
-
-TARGET = 0.97  # arXiv 1910.01108, abstract
 
 
 def corpus_runs(recipe: Recipe) -> dict[str, Record]:
@@ -99,9 +97,9 @@ def token_curve(recipe: Recipe) -> dict | None:
     if not tasks:
         return None
     scores, training = crossed_scores(recipe, models, tasks), paper()["training"]
+    target, budget = load_ledger().expected["glue"], training["words"] * training["epochs"]
     try:
-        budget = training["words"] * training["epochs"]
-        found = statistics.curve_over_tokens(tokens, scores, TARGET, budget)
+        found = statistics.curve_over_tokens(tokens, scores, target, budget)
     except UserError:  # there is no curve
         return None
-    return {"models": models[1:], "tokens": tokens, "tasks": tasks, "target": TARGET} | found
+    return {"models": models[1:], "tokens": tokens, "tasks": tasks, "target": target} | found
