@@ -98,22 +98,34 @@ def test_killed_graph_finishes_what_is_missing_and_then_does_nothing(recipe_file
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in others.items())
 
 
-def test_slurm_profile_is_read_and_plans_a_job_a_cell(recipe_file):
-    """The cluster's plugin is optional: without it the same profile plans for this machine."""
+def plan(recipe_file: Path, *arguments) -> str:
+    """What Snakemake would run."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", CODE / "Snakefile", "--dry-run"]
-    command += ["--workflow-profile", CODE / "examples" / "slurm"]
-    command += ["--config", f"recipe={recipe_file}", "publish=False"]
-    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-        command += ["--executor", "local", "--cores", "16"]
     environment = os.environ | {"RESULTS_DIR": str(recipe_file.parent / "results")}
-    plan = subprocess.run(
-        [*command, "--directory", recipe_file.parent],
+    found = subprocess.run(
+        [*command, "--directory", recipe_file.parent, *arguments],
         capture_output=True,
         text=True,
         env=environment,
     )
-    assert plan.returncode == 0, plan.stderr[-2000:]
-    jobs = plan.stdout.split("rule cell:")[1:]
+    assert found.returncode == 0, found.stderr[-2000:]
+    return found.stdout
+
+
+def test_notebooks_are_made_again_from_the_records_that_are_there(recipe_file):
+    config = ("--cores", "1", "--config", f"recipe={recipe_file}")
+    assert "rule cell:" in plan(recipe_file, *config)
+    again = plan(recipe_file, *config, "republish=True")
+    assert "rule publish:" in again and "rule cell:" not in again
+
+
+def test_slurm_profile_is_read_and_plans_a_job_a_cell(recipe_file):
+    """The cluster's plugin is optional: without it the same profile plans for this machine."""
+    arguments = ["--workflow-profile", CODE / "examples" / "slurm"]
+    arguments += ["--config", f"recipe={recipe_file}", "publish=False"]
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        arguments += ["--executor", "local", "--cores", "16"]
+    jobs = plan(recipe_file, *arguments).split("rule cell:")[1:]
     cells = experiment.cells_to_run(load_recipe(recipe_file))
     assert len(jobs) == len(cells)
     asked = ("slurm_partition=cpu", "runtime=120", "threads: 8")
