@@ -270,6 +270,8 @@ def test_all_sources_of_questions_give_the_same(folders, run, tmp_path):
     table.to_csv(tmp_path / "asked.csv", index_label="n")
     command = ("--file", tmp_path / "asked.csv", "--columns", "q", "text")
     assert run(*model, *command) == together
+    table.rename(columns={"Q": "Query", "Text": "Passage"}).to_csv(tmp_path / "usual.csv")
+    assert run(*model, "--file", tmp_path / "usual.csv") == together
     (tmp_path / "context.txt").write_text(CONTEXT)
     asked = (*model, "--question", QUESTION)
     assert run(*asked, "--context-file", tmp_path / "context.txt") == alone[0]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.csv import TEXT_NAMES, find_column, read_csv
+from ..data.questions import COLUMNS
 from ..errors import UserError
 from ..foreign import kind_of, parse_json, read_bytes, read_whole
 from .prediction import Texts
@@ -143,7 +144,12 @@ def read_questions(
         raise UserError("--columns: name the question's column and the context's")
     if path and kind_of(path) in _TABLES:
         table = read_csv(path, encoding)
-        found = [find_column(list(table.columns), n, (), "--columns", where) for n in names]
+        usual = (COLUMNS["question"], COLUMNS["context"])
+        given = columns or (None, None)
+        found = [
+            find_column(list(table.columns), name, known, "--columns", where)
+            for name, known in zip(given, usual)
+        ]
         rows = [dict(zip(names, row)) for row in table[found].fillna("").itertuples(index=False)]
     else:
         advice = "give JSON or CSV with question and context"
