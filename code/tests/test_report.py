@@ -15,6 +15,7 @@ from distilbert_kit.study.drawings import distillation, size_speed
 from distilbert_kit.study.evidence import history
 from distilbert_kit.study.ledger import load_ledger
 from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import read_record
 
 STUDY = ROOT / "results" / "study"
 FORMATS = {"percent": (100, "{:.1f}\u00a0%"), "times": (1, "{:.2f}\u00a0times")}
@@ -68,6 +69,9 @@ def changed(tmp_path):
         for kind in ("reproduction", "replication", "reduced"):
             if row[kind]["verdict"] != "not tested":
                 row[kind]["value"] += 0.0234 * (number + 1)
+    if tables["claims"]["decided"]:
+        for key in ("value", "low", "high"):
+            tables["claims"]["decided"][key] += 0.0345
     for row in tables["size_speed"]["size"]:
         row["parameters"] += 1_234_567
     slowest = tables["size_speed"]["least_favourable"]
@@ -84,14 +88,15 @@ def headline(tables):
     """What both page 1 and poster say in numbers."""
     found = {claim["id"]: claim for claim in tables["claims"]["claims"]}
     low, high = tables["size_speed"]["least_favourable"]["bounds"]
+    kept = tables["claims"]["decided"] or found["glue"]
     return [
         written(found["smaller"]["value"], "percent"),
         *(f"{row['parameters'] / 1e6:.1f}" for row in tables["size_speed"]["size"]),
         f"{found['faster']['value']:.2f}",
         f"{low:.2f} to {high:.2f}",
         f"{tables['paper']['recomputed']['speedup']:.2f}",
-        written(found["glue"]["value"], "percent"),
-        "[{:.1f}, {:.1f}]".format(*(100 * found["glue"][end] for end in ("low", "high"))),
+        written(kept["value"], "percent"),
+        "[{:.1f}, {:.1f}]".format(*(100 * kept[end] for end in ("low", "high"))),
         written(found["distillation_helps"]["value"], "ratio"),
     ]
 
@@ -123,6 +128,7 @@ def test_scores_of_another_recipe_at_paper_size_are_shown(changed):
     row = {"model": "student", "label": "six layers", "task": "rte", "over_seeds": {"n": 2}}
     row["over_seeds"]["mean"], row["interval"] = 0.617, {"low": 0.581, "high": 0.653}
     other = {"recipe": "base", "teacher": "t", "student": "student", "rows": [row], "gaps": []}
+    other["macro"] = ["rte"]
     claims_table = tables["claims"] | {"paper_size": other}
     (folder / "tables" / "claims.json").write_text(json.dumps(claims_table))
     text = text_of("report", "paper-size", folder)
@@ -144,17 +150,13 @@ def test_the_figure_of_page_one_says_sizes_times_and_scores(tmp_path, monkeypatc
     figures.use_style()
     sizes = [{"model": "bert", "parameters": 80e6}, {"model": "distilbert", "parameters": 60e6}]
     slow = {"seconds": {"bert": 10.0, "distilbert": 6.0}}
-    macro = [
-        {"model": "distilled", "retention": {"estimate": 0.8, "low": 0.7, "high": 1.1}},
-        {"model": "teacher"},
-    ]
+    share = {"scale": "paper size", "estimate": 0.8, "low": 0.7, "high": 1.1}
     paper = yaml.safe_load(PAPER.read_text())
     for task, printed in (
         ("sentiment", "96.9 %"),
         ("rte", "86.4 %"),
     ):  # its nine tasks; 59.9 / 69.3
-        rows = [row | {"tasks": [task]} for row in macro]
-        drawn = size_speed.answer(load_recipe("quick"), sizes, slow, rows, paper)
+        drawn = size_speed.answer(sizes, slow, share | {"tasks": [task]}, paper)
         found = texts(drawn, tmp_path, monkeypatch)
         for said in ("80.0", "60.0 (−25.0 %)", "60 %", "80.0 %", printed, "61 %"):
             assert said in found, said
@@ -201,9 +203,10 @@ def test_runs_side_by_side_count_once():
 
 
 def test_superseded_runs_are_not_those_that_count():
-    for run in yaml.safe_load(EARLIER.read_text())["study"]["superseded"]:
-        record = json.loads((STUDY / f"{run['record']}.json").read_text())
-        assert record["measured"]["finished"] != run["finished"], run["record"]
+    for recipe, earlier in yaml.safe_load(EARLIER.read_text()).items():
+        for run in earlier["superseded"]:
+            record = read_record(ROOT / "results" / recipe / f"{run['record']}.json")
+            assert record.measured.finished != run["finished"], run["record"]
 
 
 def test_first_settings_are_those_of_their_commit():
