@@ -95,8 +95,13 @@ def save_figure(figure: Figure, recipe: Recipe, name: str) -> None:
 
 
 def save_table(recipe: Recipe, name: str, content: dict) -> None:
-    """Write `results/<recipe>/tables/<name>.json`, which report and poster read."""
-    text = json.dumps(with_sha256(content), indent=1, ensure_ascii=False, allow_nan=False)
+    """Write `results/<recipe>/tables/<name>.json`, which report and poster read.
+
+    Numbers have 12 digits: the last ones of a sum depend on the processor.
+    """
+    plain = json.dumps(content, allow_nan=False)
+    content = json.loads(plain, parse_float=lambda digits: float(f"{float(digits):.12g}"))
+    text = json.dumps(with_sha256(content), indent=1, ensure_ascii=False)
     write_atomically(recipe.folder / "tables" / f"{name}.json", text + "\n")
 
 

@@ -33,7 +33,13 @@ from .evidence.scores import (
     recorded_main_models,
     score_rows,
 )
-from .ledger import decided, evidence_by_column, load_ledger, paper, verdict_rows
+from .ledger import (
+    decided,
+    evidence_by_column,
+    load_ledger,
+    paper,
+    verdict_rows,
+)
 from .recipes import Recipe, finetune_name
 from .tuning import tuning_rows
 

@@ -36,7 +36,8 @@ def gaps(recipe: Recipe, compared: list[dict], printed: dict[str, float]) -> Fig
     tasks = [task for task in recipe.tasks if any(row["task"] == task for row in compared)]
     models = list(dict.fromkeys(row["model"] for row in compared))
     looks = model_looks(recipe)
-    figure, axes = plt.subplots(figsize=(FULL, 0.85 + len(tasks) * (0.12 + 0.08 * len(models))))
+    row = max(0.3, 0.12 + 0.08 * len(models))
+    figure, axes = plt.subplots(figsize=(FULL, 0.85 + row * len(tasks)))
     for shift, model in enumerate(models):
         offset = 0.6 * (shift + 1) / (len(models) + 1) - 0.35
         for row in (row for row in compared if row["model"] == model):
