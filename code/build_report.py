@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distilbert_kit.script import entry_point
 
+import segno
 import typst
 
 from distilbert_kit.errors import UserError
@@ -26,7 +27,7 @@ from distilbert_kit.study.publication import (
     publication_record,
 )
 from distilbert_kit.study.recipes import Recipe, load_recipe
-from distilbert_kit.study.records import recording
+from distilbert_kit.study.records import recording, repository_address
 
 
 def typeset(document: str, recipe: Recipe) -> bytes:
@@ -37,12 +38,14 @@ def typeset(document: str, recipe: Recipe) -> bytes:
     """
     check_tables(recipe)
     root = Path(os.path.commonpath([ROOT, recipe.folder]))
-    results = "/" + recipe.folder.relative_to(root).as_posix()
+    inputs = {"recipe": recipe.name, "results": f"/{recipe.folder.relative_to(root).as_posix()}"}
+    if address := repository_address():
+        inputs |= {"address": address, "qr": segno.make(address).svg_inline()}
     try:
         return typst.compile(
             ROOT / document / f"{document}.typ",
             root=root,
-            sys_inputs={"recipe": recipe.name, "results": results},
+            sys_inputs=inputs,
             ignore_system_fonts=True,  # the bundled fonts: the same pages everywhere
         )
     except typst.TypstError as error:

@@ -97,6 +97,35 @@ def test_without_git_commit_and_changes_are_unknown(tmp_path, project, monkeypat
     assert found.git_commit is None and found.git_dirty is None
 
 
+PAGE = "https://example.org/group/project"
+
+
+@pytest.mark.parametrize(
+    ("remote", "page"),
+    [
+        (f"{PAGE}.git", PAGE),
+        (f"{PAGE}/", PAGE),
+        ("https://user:secret@example.org/group/project", PAGE),
+        ("git@example.org:group/project.git", PAGE),
+        ("ssh://git@example.org/group/project.git", PAGE),
+        ("/a/folder", ""),
+        ("file:///a/folder", ""),
+        ("../a folder", ""),
+    ],
+)
+def test_the_page_of_the_repository_is_that_of_its_remote(project, remote, page):
+    assert records.repository_address() == ""
+    subprocess.run(["git", "remote", "add", "origin", remote], cwd=project, check=True)
+    assert records.repository_address() == page
+
+
+def test_a_repository_around_the_project_is_not_its_own(project, monkeypatch):
+    subprocess.run(["git", "remote", "add", "origin", PAGE], cwd=project, check=True)
+    (project / "unpacked").mkdir()
+    monkeypatch.setattr(records, "ROOT", project / "unpacked")
+    assert records.repository_address() == ""
+
+
 def test_records_of_the_first_schema_are_read_and_never_current(tmp_path):
     key = write(tmp_path / "a.json", accuracy=0.5).key
     content = json.loads((tmp_path / "a.json").read_text()) | {"schema_version": 1}

@@ -4,6 +4,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -161,16 +162,26 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def git_state() -> dict[str, Any]:
-    """The commit, and whether code or data differ from it; None where git does not know them.
+def _in_repository() -> bool:
+    """Whether git knows this project: one unpacked inside of another repository is not of that."""
+    return _git("ls-files", "--error-unmatch", "code/distilbert_kit/study/records.py") is not None
 
-    A project unpacked inside of another repository is unknown to that.
-    """
-    if _git("ls-files", "--error-unmatch", "code/distilbert_kit/study/records.py") is None:
+
+def git_state() -> dict[str, Any]:
+    """The commit, and whether code or data differ from it; None where git does not know them."""
+    if not _in_repository():
         return {"git_commit": None, "git_dirty": None}
     changed = _git("status", "--porcelain", "--untracked-files=no", "code", "data")
     added = _git("status", "--porcelain", "--untracked-files=all", "code")
     return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(changed or added)}
+
+
+def repository_address() -> str:
+    """The web page of the repository that this clone came from; "" where it has none."""
+    remote = (_in_repository() and _git("remote", "get-url", "origin")) or ""
+    start = r"(?:https://(?:[^@/]+@)?|(?:ssh://)?git@)"  # whoever cloned is left out
+    found = re.fullmatch(rf"{start}([\w.-]+)[:/]([\w./-]+?)(?:\.git)?/?", remote)
+    return f"https://{found[1]}/{found[2]}" if found else ""
 
 
 @cache
