@@ -17,17 +17,17 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key
 from distilbert_kit.study.cells import plan_key
 from distilbert_kit.study.claims import first_settings, judge_all
-from distilbert_kit.study.evidence.comparisons import told_scores
-from distilbert_kit.study.evidence.scores import present_records
+from distilbert_kit.study.evidence.scores import finetune_records, present_records
 from distilbert_kit.study.figures import save_table
 from distilbert_kit.study.ledger import (
     decided,
     evidence_by_column,
     load_ledger,
-    scores_at_paper_size,
+    summary_at_paper_size,
 )
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import recording
+from distilbert_kit.study.tables import summary
 
 
 @entry_point
@@ -54,8 +54,9 @@ def main() -> None:
         key=content_key([ledger.model_dump(mode="json"), keys]),
     ) as draft:
         rows = judge_all(recipe, ledger)
-        told = told_scores(recipe) if recipe.scale == "paper" else {}
-        draft.metrics = {"claims": rows} | ({"scores": told} if told.get("rows") else {})
+        draft.metrics = {"claims": rows}
+        if recipe.scale == "paper" and finetune_records(recipe):
+            draft.metrics["summary"] = summary(recipe)
     deviations = [
         row.model_dump(exclude={"recipes"})
         for row in ledger.deviations
@@ -68,7 +69,7 @@ def main() -> None:
         "claims": rows,
         "columns": columns,
         "decided": decided(columns),
-        "paper_size": scores_at_paper_size(recipe, ledger),
+        "paper_size": summary_at_paper_size(recipe, ledger),
         "deviations": deviations,
         "first_settings": first_settings(recipe, ledger),
         "task_titles": {name: task.title for name, task in TASKS.items()},

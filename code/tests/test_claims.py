@@ -10,14 +10,13 @@ from invented import RECIPE, make_recipe, write_evidence
 from benchmarks import shared
 from distilbert_kit.errors import UserError
 from distilbert_kit.paths import RECIPES
-from distilbert_kit.study import claims
+from distilbert_kit.study import claims, tables
 from distilbert_kit.study.evidence import scores
-from distilbert_kit.study.evidence.comparisons import told_scores
 from distilbert_kit.study.ledger import (
     Claim,
     evidence_by_column,
     load_ledger,
-    scores_at_paper_size,
+    summary_at_paper_size,
 )
 from distilbert_kit.study.records import recording
 
@@ -241,16 +240,16 @@ def test_other_recipes_speak_beside_ones_own(results, tmp_path):
 
 def test_scores_at_paper_size_are_told_beside_those_of_small_models(results, tmp_path):
     own, ledger = make_recipe(tmp_path), load_ledger()
-    assert scores_at_paper_size(own, ledger) is None
+    assert summary_at_paper_size(own, ledger) is None
     big = make_recipe(tmp_path, name="other", scale="paper", tasks=["sst2"])
     write_evidence(big)
     path = own.folder.parent / "base" / "claims" / "verdicts.json"
     with recording(
         path, stage="claims", cell={}, scale="paper", recipe="base", settings={}
     ) as draft:
-        draft.metrics = {"claims": [], "scores": told_scores(big)}
-    told = scores_at_paper_size(own, ledger)
-    assert told == json.loads(json.dumps(told_scores(big)))
+        draft.metrics = {"claims": [], "summary": tables.summary(big)}
+    told = summary_at_paper_size(own, ledger)
+    assert told == json.loads(json.dumps(tables.summary(big)))
     assert {row["model"] for row in told["rows"]} >= {big.teacher, big.student}
     [gap] = told["gaps"]
     means = {row["model"]: row["over_seeds"]["mean"] for row in told["rows"]}

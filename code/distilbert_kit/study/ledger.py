@@ -101,11 +101,11 @@ def _verdicts(recipe: Recipe, name: str) -> dict:
     return read_record(path).metrics if path.exists() else {}
 
 
-def scores_at_paper_size(recipe: Recipe, ledger: Ledger) -> dict | None:
-    """`comparisons.told_scores` of the first other recipe at paper size that has any, or None."""
+def summary_at_paper_size(recipe: Recipe, ledger: Ledger) -> dict | None:
+    """`tables.summary` of the first other recipe at paper size that has scores, or None."""
     names = (*ledger.columns["reproduction"], *ledger.columns["replication"])
-    found = (_verdicts(recipe, name).get("scores") for name in names if name != recipe.name)
-    return next((scores for scores in found if scores), None)
+    found = (_verdicts(recipe, name).get("summary") for name in names if name != recipe.name)
+    return next((summary for summary in found if summary), None)
 
 
 def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list[dict]:

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..files import content_key
 from ..paths import CODE, EARLIER, NOTEBOOKS, PAPER, RECIPES, ROOT
 from .cells import evidence_cells, plan_key, script_command
-from .ledger import evidence_by_column, load_ledger, scores_at_paper_size, verdict_rows
+from .ledger import evidence_by_column, load_ledger, summary_at_paper_size, verdict_rows
 from .recipes import Recipe
 from .records import is_current
 
@@ -112,7 +112,7 @@ def publication_key(recipe: Recipe) -> str:
         path.relative_to(CODE).as_posix(): path.read_text(encoding="utf-8")
         for path in modules_behind(programs)
     }
-    return content_key([texts, modules, others, scores_at_paper_size(recipe, ledger)])
+    return content_key([texts, modules, others, summary_at_paper_size(recipe, ledger)])
 
 
 def publication_record(recipe: Recipe) -> Path:

@@ -28,10 +28,12 @@ from .evidence.scores import (
     confusion_rows,
     csv_records,
     finetune_records,
+    main_scores,
     present_records,
     provenance,
     recorded_main_models,
     score_rows,
+    tasks_by_run,
 )
 from .ledger import (
     decided,
@@ -202,6 +204,28 @@ def study(recipe: Recipe) -> dict:
             for name, spec in recipe.models.items()
         ],
         "evidence": provenance(recipe),
+    }
+
+
+def summary(recipe: Recipe) -> dict:
+    """What the report on another recipe shows of this one: `study`, and parts of other tables.
+
+    {"macro": the tasks of the mean, "rows": scores of the main models, "gaps" and "over_control":
+    `compare` of the student with teacher and control, "student_runs": `tasks_by_run`, "settings"
+    and "tuning" of fine-tuning, "corpus": `validation_rows`, "int8": `quantized_rows`}.
+    """
+    keys = ("model", "label", "task", "metric", "examples", "over_seeds", "interval")
+    rows = main_scores(recipe, score_rows(recipe))
+    return study(recipe) | {
+        "macro": recipe.macro_tasks,
+        "rows": [{key: row[key] for key in keys} for row in rows],
+        "gaps": compare(recipe, recipe.student, recipe.teacher),
+        "over_control": over_control(recipe),
+        "student_runs": tasks_by_run(recipe, recipe.student),
+        "settings": {task: recipe.shown_settings(task) for task in recipe.tasks},
+        "tuning": tuning_rows(recipe),
+        "corpus": validation_rows(recipe),
+        "int8": speed.quantized_rows(recipe),
     }
 
 

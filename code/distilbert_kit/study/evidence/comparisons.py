@@ -14,13 +14,10 @@ from .. import statistics
 from ..recipes import Recipe
 from .scores import (
     guessing,
-    main_scores,
     recorded_seeds,
-    score_rows,
     seed_predictions,
     seed_scores,
     task_score_function,
-    tasks_by_run,
 )
 
 
@@ -79,25 +76,6 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
     for row, adjusted in zip(tested, statistics.holm([row["gap"]["p"] for row in tested])):
         row["p_holm"] = adjusted
     return rows
-
-
-def told_scores(recipe: Recipe) -> dict:
-    """What a report on another recipe shows of this one's scores.
-
-    {"recipe", "teacher", "student", "macro": the tasks of the mean, "rows": those of `main_scores`,
-    "gaps": `compare` of student and teacher, "student_runs": `tasks_by_run` of the student}.
-    """
-    keys = ("model", "label", "task", "metric", "examples", "over_seeds", "interval")
-    rows = main_scores(recipe, score_rows(recipe))
-    return {
-        "recipe": recipe.name,
-        "teacher": recipe.teacher,
-        "student": recipe.student,
-        "macro": recipe.macro_tasks,
-        "rows": [{key: row[key] for key in keys} for row in rows],
-        "gaps": compare(recipe, recipe.student, recipe.teacher),
-        "student_runs": tasks_by_run(recipe, recipe.student),
-    }
 
 
 def over_control(recipe: Recipe) -> list[dict]:
