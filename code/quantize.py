@@ -5,8 +5,9 @@
     python code/quantize.py --checkpoint my-model --task sst2 --output my-model-int8
 
 Writes a folder with both graphs and the tokenizer (predict.py takes it as --model) and a record:
-bytes, parameters, scores and their distance from fp32, all after reloading. A folder of your own is
-timed too, one text at a time; a recipe has the benchmark's stage `latency` for that.
+bytes, parameters, scores and their distance from fp32, all after reloading. A layer whose
+activations 8 bits are too coarse for, on some training rows of the task, stays in fp32. A folder
+of your own is timed too, one text at a time; a recipe has the benchmark's stage `latency` for that.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder, check_output_record
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
-from distilbert_kit.serve.export import save_onnx
+from distilbert_kit.serve.export import calibration_rows, save_onnx
 from distilbert_kit.settings import read_seed
 from distilbert_kit.study.cells import quantize_cell
 from distilbert_kit.study.deployment import (
@@ -64,13 +65,14 @@ def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: 
     model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
     order = label_order(model.labels, task, str(checkpoint), model.multi_label)
     tokenizer = get_tokenizer(checkpoint)
-    save_onnx(model, folder, tokenizer)
+    text = (tokenizer, settings["max_length"], settings.get("truncation", "head"))
+    training, _, used = load_task_split(task, settings["train_split"], *text)
+    draft.data.append(used)
+    draft.metrics["in_fp32"] = save_onnx(model, folder, tokenizer, calibration_rows(training))
     variants = load_variants(checkpoint, folder)
     draft.metrics["size"] = size_of_variants(checkpoint, folder)
     for split in task.eval_splits:
-        dataset, table, used = load_task_split(
-            task, split, tokenizer, settings["max_length"], settings.get("truncation", "head")
-        )
+        dataset, table, used = load_task_split(task, split, *text)
         references = np.asarray(table[task.label_column])
         draft.metrics[split] = score_variants(variants, dataset, references, task, order)
         draft.data.append(used)
@@ -112,7 +114,7 @@ def main() -> None:
             "scale": "embedded" if is_embedded(task.dataset) else "reduced",
             "recipe": "none",
             "inputs": [checkpoint_input(arguments.checkpoint, checkpoint)],
-            "settings": {"max_length": 512}
+            "settings": {"max_length": 512, "train_split": task.train_split}
             | recipe.require("speed").model_dump(
                 mode="json", include={"lengths", "length_repeats"}
             ),

@@ -19,6 +19,7 @@ from distilbert_kit.study.statistics import (
     crossed_scores,
     gap_interval,
     holm,
+    paired_shares,
     ratio_interval,
     score_interval,
     summarise,
@@ -210,6 +211,31 @@ def test_interval_is_that_of_the_exact_bootstrap_distribution(level):
     assert found["estimate"] == 0.75
     ends = np.quantile(every, [(1 - level) / 2, (1 + level) / 2])
     assert [found["low"], found["high"]] == ends.tolist()
+
+
+def test_paired_shares_by_hand():
+    first, second = np.ones(98, bool), np.ones(98, bool)
+    first[:3], second[5:12] = False, False  # 3 better, 7 worse
+    found = paired_shares(first, second)
+    up, down = 4 / 100, 8 / 100
+    half = 1.959964 * ((up + down - 0.04**2) / 100) ** 0.5
+    assert found["estimate"] == pytest.approx(-4 / 98)
+    assert found["low"] == pytest.approx(-0.04 - half) and found["high"] == pytest.approx(
+        half - 0.04
+    )
+    none = paired_shares(first, first)  # nothing differs: no proof that nothing could
+    assert none["estimate"] == 0 and none["low"] == -none["high"] < -0.01
+
+
+@pytest.mark.parametrize("better, worse", [(0.002, 0.005), (0.01, 0.04)])
+@pytest.mark.parametrize("examples", [71, 277, 872])
+def test_paired_shares_cover_the_truth(better, worse, examples):
+    random, truth = np.random.default_rng(0), better - worse
+    covered = []
+    for drawn in random.random((2000, examples)):
+        found = paired_shares(drawn >= better, (drawn < better) | (drawn >= better + worse))
+        covered.append(found["low"] <= truth <= found["high"])
+    assert np.mean(covered) > 0.94
 
 
 def test_wilson_by_hand():

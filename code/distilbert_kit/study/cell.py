@@ -32,7 +32,7 @@ STAGE_VERSIONS = {
     "distill": 1,
     "tune": 1,
     "finetune": 1,
-    "quantize": 3,  # 1: int8 weights of 8 bits; 2: latency beside the scores, no interval
+    "quantize": 4,  # 1: weights of 8 bits; 2: latency beside scores; 3: all layers in int8
     "cross_evaluate": 1,
 }
 

@@ -208,16 +208,18 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
 def quantize_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
     """int8 and ONNX versions of a fine-tuned model, measured beside it."""
     parent, task = finetune_cell(recipe, model, task_name, seed), get_task(task_name)
+    train_split, texts = recipe.train_split(task_name), {"max_length", "truncation"}
     arguments = ("--model", model, "--task", task_name, "--seed", str(seed))
     return Cell(
         recipe=recipe,
         stage="quantize",
         name=f"{parent.name}-int8",
         identity=parent.identity,
-        settings=recipe.finetune_for(task_name).model_dump(include={"max_length", "truncation"}),
+        settings=recipe.finetune_for(task_name).model_dump(include=texts)
+        | {"train_split": train_split},
         command=script_command("quantize.py", recipe, *arguments),
         parents=(parent,),
-        data=tuple((task.dataset, split) for split in task.eval_splits),
+        data=tuple((task.dataset, split) for split in (train_split, *task.eval_splits)),
     )
 
 

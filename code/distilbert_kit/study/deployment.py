@@ -18,7 +18,7 @@ from ..models.model import DistilBERTForSequenceClassification
 from ..serve.export import FILES, OnnxModel, size_on_disk
 from ..training.classification import predict_logits, predictions_from_logits, score
 from .measure import alternate
-from .statistics import crossed_scores, gap_interval
+from .statistics import crossed_scores, gap_interval, paired_shares
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedModel
@@ -80,8 +80,8 @@ def score_variants(
 ) -> dict[str, dict]:
     """The task's metrics of each variant, and how far it is from the first (PyTorch's fp32).
 
-    `gap`: its primary metric minus the first's, with the interval over the same examples. `order`:
-    the models' labels in the task's order.
+    `gap`: its primary metric minus the first's, with the interval over the same examples; not of
+    the first itself. `order`: the models' labels in the task's order.
     """
     scores, reference = {}, None
     score_fn = score_function(task.primary, task.num_labels)
@@ -92,7 +92,12 @@ def score_variants(
         scores[name]["largest_logit_difference"] = float(np.abs(logits - reference).max())
         if not task.is_regression:
             scores[name] |= agreement(reference, logits)
+        if logits is reference:
+            continue
         pair = [predictions_from_logits(each, task) for each in (reference, logits)]
-        crossed = crossed_scores([(*pair, references)], score_fn)
-        scores[name]["gap"] = gap_interval({task.name: crossed})
+        if task.primary == "accuracy":
+            gap = paired_shares(*(each == references for each in pair))
+        else:
+            gap = gap_interval({task.name: crossed_scores([(*pair, references)], score_fn)})
+        scores[name]["gap"] = gap
     return scores

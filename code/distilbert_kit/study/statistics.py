@@ -20,6 +20,9 @@ to 4.30 / 1.96 * sqrt(3 / 2) = 2.7, when seeds make all of the spread. Two sourc
 comparisons of trained models, and why both must count: Dietterich (1998), Dror et al. (2018,
 doi:10.18653/v1/P18-1128), Bouthillier et al. (2021, arXiv 2103.03098).
 
+Shares of single answers, of one model or of two forms of it, have intervals of their own
+(`wilson_interval`, `paired_shares`), which hold where few answers are wrong or none differs.
+
 What the intervals cover is fine-tuning seeds and examples. A student that was distilled once is
 one draw of distillation: how much another would differ is not in them.
 
@@ -342,6 +345,25 @@ def wilson_interval(successes: int, n: int) -> dict[str, float]:
         "estimate": successes / n,
         "low": float(interval.low),
         "high": float(interval.high),
+    }
+
+
+def paired_shares(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """The second share of right answers minus the first, on the same examples.
+
+    Both are bool [N]. {"estimate", "low", "high"}: the adjusted Wald interval of Bonett and Price
+    (2012, J. Educ. Behav. Stat. 37, 479), which keeps its coverage where a few answers differ, or
+    none, and the bootstrap has nothing to draw from.
+    """
+    examples = len(first)
+    better, worse = (int((a & ~b).sum()) for a, b in ((second, first), (first, second)))
+    up, down = ((count + 1) / (examples + 2) for count in (better, worse))
+    error = math.sqrt((up + down - (up - down) ** 2) / (examples + 2))
+    spread = float(stats.norm.ppf(0.975)) * error
+    return {
+        "estimate": (better - worse) / examples,
+        "low": up - down - spread,
+        "high": up - down + spread,
     }
 
 
