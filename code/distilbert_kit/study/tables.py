@@ -40,6 +40,7 @@ from .ledger import (
     evidence_by_column,
     load_ledger,
     paper,
+    summary_at_paper_size,
     verdict_rows,
 )
 from .recipes import Recipe, finetune_name
@@ -95,12 +96,19 @@ def training_speed(recipe: Recipe) -> dict:
 
 
 def deployment(recipe: Recipe) -> dict:
-    """Exported and quantised models, questions answered in a second, models made of a CSV."""
-    rows, csv = speed.quantized_rows(recipe), made_of_csv(recipe)
+    """Exported and quantised models, questions answered in a second, models made of a CSV.
+
+    `int8`: `quantized_rows` of the recipe `int8_recipe`: another one at paper size that has any,
+    else this one.
+    """
+    csv, told = made_of_csv(recipe), summary_at_paper_size(recipe, load_ledger())
+    own, other = speed.quantized_rows(recipe), told["int8"] if told else []
     return {
-        "records": sorted({row["record"] for row in (*rows, *csv)}),
+        "records": sorted({row["record"] for row in (*own, *csv)}),
         "scale": scale_of(recipe),
-        "rows": rows,
+        "int8": other or own,
+        "int8_recipe": told["name"] if told and other else recipe.name,
+        "int8_scale": "paper scale" if other else scale_of(recipe),
         "csv": csv,
         "answering": speed.answering(benchmark_record(recipe, "question_answering_speed")),
     }
@@ -323,15 +331,19 @@ def lost(recipe: Recipe) -> dict:
 
 
 def latency(recipe: Recipe) -> dict:
-    """The table `latency` of a recipe, ready for JSON; without the record scores and bytes only."""
+    """Latency by software, and scores against it; without the record scores and bytes only.
+
+    `pareto` has the scores of another recipe at paper size where there is one: `pareto_recipe`.
+    """
     record = benchmark_record(recipe, "latency") if recipe.latency else None
-    pareto = latency_evidence.pareto_rows(recipe, record)
+    told = summary_at_paper_size(recipe, load_ledger()) or summary(recipe)
     table: dict = {
         "records": ["benchmark/latency"] if record else [],
         "scale": "paper size and study size",
         "note": None if record else latency_evidence.NO_RECORD,
         "energy": latency_evidence.energy(),
-        "pareto": pareto,
+        "pareto": latency_evidence.pareto_rows(told, record),
+        "pareto_recipe": told["name"],
     }
     if record is None:
         return table

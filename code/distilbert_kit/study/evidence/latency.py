@@ -1,13 +1,9 @@
 """From the record of the latency stage to rows: by length, against score and bytes, and claims."""
 
+import itertools
 from pathlib import Path
 
-from ...data.tasks import get_task
-from ..recipes import Recipe
 from ..records import Record
-from .comparisons import macro_rows
-from .scores import recorded_seeds, seed_scores
-from .speed import quantized_rows
 
 BACKENDS = {
     "torch_ours": "PyTorch, ours",
@@ -72,49 +68,45 @@ def energy() -> str:
     return "a counter is there, no stage reads it" if readable else "not measured: no counter"
 
 
-def pareto_rows(recipe: Recipe, record: Record | None) -> list[dict]:
+def pareto_rows(told: dict, record: Record | None) -> list[dict]:
     """Score against milliseconds (batch 1, 128 tokens, one thread) and bytes.
 
-    Teacher, student and the cut that the student starts from, by their mean over the tasks and on
-    the first task of `quantize`; their int8 forms have a score on the latter only. Times are those
-    of the study-size models of the same depth; None without a record of latency.
+    `told`: `tables.summary` of the recipe whose scores these are. Its teacher, student and control,
+    by their mean over the tasks of the macro and on the first task in int8; their int8 forms on
+    the latter only. Times are those of the model of the same depth and size (paper or study) with
+    random weights; None without a record of latency.
     """
-    spec = recipe.models[recipe.student].distill
-    models = [recipe.teacher, recipe.student, *([spec.student] if spec else [])]
-    means = {row["model"]: row["mean"] for row in macro_rows(recipe)}
-    task = get_task(recipe.quantize[0].task) if recipe.quantize else None
-    quantized = {
-        (row["model"], row["form"]): row
-        for row in quantized_rows(recipe)
-        if task and row["task"] == task.name
-    }
-    names = {"torch_fp32": "torch_ours", "onnx_int8": "onnx_int8"}
+    size = "paper" if told["scale"] == "paper" else "study"
+    scores = {(row["model"], row["task"]): row["over_seeds"]["mean"] for row in told["rows"]}
+    labels = {row["model"]: row["label"] for row in told["rows"]}
+    task = told["int8"][0]["task"] if told["int8"] else None
+    files = {(row["model"], row["form"]): row for row in told["int8"] if row["task"] == task}
     rows = []
-    for model in dict.fromkeys(models):
-        shape = STUDENTS["study"][model != recipe.teacher]
-        for form, backend in names.items():
-            one, fp32 = quantized.get((model, form)), form == "torch_fp32"
-            score = one and one["score"]
-            if fp32 and score is None and task and recorded_seeds(recipe, model, task.name):
-                score = seed_scores(recipe, model, task)["mean"]
-            size = one or quantized.get((recipe.student, form))  # the cut has the student's shape
-            point = {"model": shape, "backend": backend, "threads": 1, "batch": 1, "length": 128}
-            times = rows_at(record, size="study", **point) if record else []
-            macro = means.get(model) if fp32 else None
-            if score is None and macro is None:
-                continue
-            rows.append(
-                {
-                    "model": model,
-                    "label": recipe.models[model].label,
-                    "form": form,
-                    "task": task and task.name,
-                    "score": score,
-                    "macro": macro,
-                    "milliseconds": times[0]["p50"] if times else None,
-                    "bytes": size and size["bytes"],
-                }
-            )
+    for model, (form, backend) in itertools.product(
+        labels, {"torch_fp32": "torch_ours", "onnx_int8": "onnx_int8"}.items()
+    ):
+        fp32, shape = form == "torch_fp32", STUDENTS[size][model != told["teacher"]]
+        own = files.get((model, form))
+        score = own["score"] if own else scores.get((model, task)) if fp32 else None
+        means = [scores.get((model, each)) for each in told["macro"]]
+        macro = sum(means) / len(means) if fp32 and means and None not in means else None
+        if score is None and macro is None:
+            continue
+        file = own or files.get((told["student"], form))  # the control has the student's shape
+        point = {"model": shape, "backend": backend, "threads": 1, "batch": 1, "length": 128}
+        times = rows_at(record, size=size, **point) if record else []
+        rows.append(
+            {
+                "model": model,
+                "label": labels[model],
+                "form": form,
+                "task": task,
+                "score": score,
+                "macro": macro,
+                "milliseconds": times[0]["p50"] if times else None,
+                "bytes": file["bytes"] if file else None,
+            }
+        )
     return rows
 
 
