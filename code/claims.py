@@ -41,7 +41,7 @@ def main() -> None:
     recipe, ledger = load_recipe(arguments.recipe), load_ledger()
     if arguments.plan not in (None, plan_key(recipe)):
         raise UserError(f"recipe {recipe.name}: changed while its cells ran; run make again")
-    rules = {"minimum_seeds", "minimum_tokens", "rules_changed"}
+    rules = {"minimum_seeds", "minimum_tokens", "rules_changed", "rules_changed_on"}
     settings = ledger.model_dump(include=rules) | {"fixed": str(ledger.fixed)}
     keys = {name: record.key for name, record in present_records(recipe).items()}
     with recording(
@@ -57,10 +57,12 @@ def main() -> None:
         draft.metrics = {"claims": rows}
         if recipe.scale == "paper" and finetune_records(recipe):
             draft.metrics["summary"] = summary(recipe)
+    told = summary_at_paper_size(recipe, ledger)
+    shown = [recipe.name, *([told["name"]] if told else [])]
     deviations = [
-        row.model_dump(exclude={"recipes"})
+        row.model_dump() | {"recipes": [name for name in shown if name in row.recipes]}
         for row in ledger.deviations
-        if recipe.name in row.recipes
+        if set(shown) & set(row.recipes)
     ]
     (recipe.folder / "notebooks").mkdir(exist_ok=True)  # they run next; papermill makes no folder
     columns = evidence_by_column(recipe, ledger, rows)
@@ -69,7 +71,7 @@ def main() -> None:
         "claims": rows,
         "columns": columns,
         "decided": decided(columns),
-        "paper_size": summary_at_paper_size(recipe, ledger),
+        "paper_size": told,
         "deviations": deviations,
         "first_settings": first_settings(recipe, ledger),
         "task_titles": {name: task.title for name, task in TASKS.items()},

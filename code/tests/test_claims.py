@@ -59,8 +59,8 @@ def test_too_few_seeds_and_untested():
     assert claims.judge(claim(), claims.Finding(**inside, seeds=2), LEDGER)[0] == "undecided"
     outside = {"value": 1.0, "low": 0.5, "high": 1.5}
     assert claims.judge(claim(), claims.Finding(**outside, seeds=3), LEDGER)[0] == "not supported"
-    few = claims.judge(claim(), claims.Finding(**outside, seeds=1, incomplete="on 2 tasks"), LEDGER)
-    why = "outside the supporting range, but with fewer than 3 seeds and on 2 tasks"
+    few = claims.judge(claim(), claims.Finding(**outside, seeds=1, incomplete="2 tasks"), LEDGER)
+    why = "outside the supporting range, but too few to decide: 1 seed of 3, 2 tasks"
     assert few == ("undecided", why)
     # A value that is only an indication never decides.
     untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
@@ -82,7 +82,7 @@ def test_a_score_too_low_needs_a_student_that_read_enough(low, tokens, verdict):
     finding = claims.Finding(value=low, low=low, high=low + 1, seeds=3, tokens=tokens)
     found, reason = claims.judge(claim(), finding, LEDGER)
     assert found == verdict
-    assert ("1.0 million tokens" in reason) == (verdict == "undecided")
+    assert ("1.0 of 1,000 million tokens" in reason) == (verdict == "undecided")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_paper_scale_with_a_distilled_student_is_judged(results, tmp_path):
     }
     assert finding.value == pytest.approx(100 * (mean["student"] - mean["teacher"]))
     glue = claims.find(next(c for c in ledger.claims if c.id == "glue"), recipe)
-    assert "only on 2 of the claim's 9 tasks" in glue.untested
+    assert "only 2 of the claim's 9 tasks" in glue.untested
     control = claims.find(
         claim(kind="retention", reference="undistilled", tasks=["sst2", "rte"]), recipe
     )
@@ -200,10 +200,10 @@ def test_a_difference_that_is_not_shown_is_said_to_be_none():
     ):
         verdict, reason = claims.judge(other, claims.Finding(value=0.7, low=-3, high=3), LEDGER)
         assert verdict == "undecided" and "crosses the edge" in reason
-    inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="on 2 of 9 tasks")
+    inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="2 of 9 tasks")
     assert claims.judge(helps, inside, LEDGER) == (
         "undecided",
-        "inside the supporting range, but on 2 of 9 tasks",
+        "inside the supporting range, but too few to decide: 2 of 9 tasks",
     )
 
 

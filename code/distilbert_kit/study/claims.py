@@ -40,8 +40,8 @@ class Finding(Strict):
     """What the records say about a claim: a value with its interval, or why there is none.
 
     `untested`: why there is nothing to judge. `incomplete`: which tasks are there, if not all.
-    `tasks`: those that are recorded. `tokens`: those that the student was distilled on; None for
-    one that came distilled.
+    `tasks`: those that are recorded. `tokens`: the fewest that one of its models was distilled on;
+    None for those that came distilled.
     """
 
     value: float | None = None
@@ -90,13 +90,14 @@ def judge(claim: Claim, finding: Finding, ledger: Ledger) -> tuple[Verdict, str]
     where = f"{'outside' if outside else 'inside'} the supporting range"
     few = []
     if finding.seeds is not None and finding.seeds < ledger.minimum_seeds:
-        few.append(f"with fewer than {ledger.minimum_seeds} seeds")
+        few.append(f"{finding.seeds} seed{'s' * (finding.seeds > 1)} of {ledger.minimum_seeds}")
     if finding.incomplete:
         few.append(finding.incomplete)
     if outside and finding.tokens is not None and finding.tokens < ledger.minimum_tokens:
-        few.append(f"with a student distilled on {finding.tokens / 1e6:,.1f} million tokens")
+        least = f"{ledger.minimum_tokens / 1e6:,.0f}"
+        few.append(f"{finding.tokens / 1e6:,.1f} of {least} million tokens of distillation")
     if few:
-        return "undecided", f"{where}, but {' and '.join(few)}"
+        return "undecided", f"{where}, but too few to decide: {', '.join(few)}"
     return "not supported" if outside else "supported", f"the whole interval is {where}"
 
 
@@ -212,9 +213,10 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
     labels = " against ".join(recipe.models[name].label for name in reversed(models))
     if claim.kind == "order":
         labels = " < ".join(recipe.models[name].label for name in models)
-    lacking = f"on {len(own)} of the claim's {len(claim.tasks)} tasks"
+    lacking = f"{len(own)} of the claim's {len(claim.tasks)} tasks"
     # An indication takes what is there; what decides needs half of the tasks.
-    read = corpus_runs(recipe).get(recipe.body(recipe.student))
+    runs = [corpus_runs(recipe).get(recipe.body(name)) for name in models]
+    read = [run.metrics["train_tokens"] for run in runs if run and run.stage == "distill"]
     few = not own or (column_of(recipe) != "reduced" and 2 * len(own) < len(claim.tasks))
     over = "over seeds and examples" if found["seeds"] > 1 else "over examples, one seed"
     return Finding(
@@ -226,7 +228,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         detail=f"{labels}; {', '.join(get_task(task).title for task in tasks)}",
         seeds=found["seeds"],
         tasks=tuple(tasks),
-        tokens=read.metrics["train_tokens"] if read else None,
+        tokens=min(read, default=None),
         incomplete=lacking if len(own) < len(claim.tasks) else "",
         untested=("only " + lacking) if few else "",
         records=tuple(

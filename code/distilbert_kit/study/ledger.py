@@ -63,6 +63,7 @@ class Ledger(Strict):
     minimum_seeds: int
     minimum_tokens: int
     rules_changed: str
+    rules_changed_on: Any
     columns: dict[Column, list[str]]
     claims: list[Claim]
     deviations: list[Deviation]

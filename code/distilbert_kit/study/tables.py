@@ -22,6 +22,7 @@ from .evidence.comparisons import (
     shared_seeds,
 )
 from .evidence.distillation import budget_rows, corpus_runs, token_curve, validation_rows
+from .evidence.history import earlier_runs
 from .evidence.lost import cross_rows, error_rows, lost_rows, students
 from .evidence.scores import (
     benchmark_record,
@@ -218,22 +219,26 @@ def study(recipe: Recipe) -> dict:
 def summary(recipe: Recipe) -> dict:
     """What the report on another recipe shows of this one: `study`, and parts of other tables.
 
-    {"macro": the tasks of the mean, "rows": scores of the main models, "gaps" and "over_control":
-    `compare` of the student with teacher and control, "student_runs": `tasks_by_run`, "settings"
-    and "tuning" of fine-tuning, "corpus": `validation_rows`, "int8": `quantized_rows`}.
+    Of `scores` the main models' rows on first splits; "gaps": `compare` of student and teacher;
+    "student_runs": `tasks_by_run`; "settings" and "tuning" of fine-tuning; "corpus":
+    `validation_rows`; "int8": `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
     """
-    keys = ("model", "label", "task", "metric", "examples", "over_seeds", "interval")
+    keys = ("model", "label", "task", "metric", "primary", "examples", "over_seeds", "interval")
     rows = main_scores(recipe, score_rows(recipe))
     return study(recipe) | {
-        "macro": recipe.macro_tasks,
         "rows": [{key: row[key] for key in keys} for row in rows],
+        "macro": macro_rows(recipe),
+        "macro_tasks": recipe.macro_tasks,
+        "guessing": guessing_scores(recipe),
         "gaps": compare(recipe, recipe.student, recipe.teacher),
         "over_control": over_control(recipe),
+        "mean_over_control": mean_over_control(recipe),
         "student_runs": tasks_by_run(recipe, recipe.student),
         "settings": {task: recipe.shown_settings(task) for task in recipe.tasks},
         "tuning": tuning_rows(recipe),
         "corpus": validation_rows(recipe),
         "int8": speed.quantized_rows(recipe),
+        "first_runs": earlier_runs(recipe).get("first_runs"),
     }
 
 

@@ -79,6 +79,7 @@ def pareto_rows(told: dict, record: Record | None) -> list[dict]:
     size = "paper" if told["scale"] == "paper" else "study"
     scores = {(row["model"], row["task"]): row["over_seeds"]["mean"] for row in told["rows"]}
     labels = {row["model"]: row["label"] for row in told["rows"]}
+    means = {row["model"]: row["mean"] for row in told["macro"]}
     task = told["int8"][0]["task"] if told["int8"] else None
     files = {(row["model"], row["form"]): row for row in told["int8"] if row["task"] == task}
     rows = []
@@ -88,8 +89,7 @@ def pareto_rows(told: dict, record: Record | None) -> list[dict]:
         fp32, shape = form == "torch_fp32", STUDENTS[size][model != told["teacher"]]
         own = files.get((model, form))
         score = own["score"] if own else scores.get((model, task)) if fp32 else None
-        means = [scores.get((model, each)) for each in told["macro"]]
-        macro = sum(means) / len(means) if fp32 and means and None not in means else None
+        macro = means.get(model) if fp32 else None
         if score is None and macro is None:
             continue
         file = own or files.get((told["student"], form))  # the control has the student's shape

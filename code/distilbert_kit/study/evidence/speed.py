@@ -295,7 +295,8 @@ def preparing(record: Record | None) -> dict | None:
 def quantized_rows(recipe: Recipe) -> list[dict]:
     """Size and score of each exported or quantised form, measured after reloading.
 
-    `gap`: the score minus that of PyTorch in fp32; None in records before it was kept.
+    `gap`: the score minus that of PyTorch in fp32, whose own is None. `in_fp32`: how many linear
+    layers the int8 form keeps in fp32.
     """
     rows = []
     for name, record in present_records(recipe).items():
@@ -315,6 +316,7 @@ def quantized_rows(recipe: Recipe) -> list[dict]:
                     "score": scores[form][task.primary],
                     "agreement": scores[form].get("agreement"),
                     "gap": scores[form].get("gap"),
+                    "in_fp32": len(record.metrics["in_fp32"]) if form == "onnx_int8" else None,
                 }
             )
     return rows
