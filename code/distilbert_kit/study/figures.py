@@ -36,8 +36,8 @@ FULL = 6.7  # inches: text width of the report
 STYLE: dict[RcKeyType, Any] = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
-    "font.size": 10,
-    "axes.titlesize": 10,
+    "font.size": 10.5,  # 24 points on the poster
+    "axes.titlesize": "medium",
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.prop_cycle": cycler(color=[STUDENT, TEACHER, PAPER]),
@@ -48,11 +48,11 @@ STYLE: dict[RcKeyType, Any] = {
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 10,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "errorbar.capsize": 3,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,  # words are wider in FACE than as measured
     "figure.dpi": 110,
     "svg.hashsalt": "distilbert",
     "svg.fonttype": "none",  # text stays text, set in FACE
@@ -71,18 +71,17 @@ def use_style() -> None:
 def model_looks(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """How matplotlib draws each model of a recipe: colour, marker and filling, in all figures.
 
-    Teacher and student are filled. What else was there before distillation has the teacher's
-    colour, what was cut or distilled the student's, both hollow and told apart by their markers.
+    Teacher and student are filled, in their colours. The others are black and hollow, and told
+    apart by their markers.
     """
-    looks, marks = {}, itertools.cycle(MARKS)
-    for name, spec in recipe.models.items():
-        if name in (recipe.teacher, recipe.student):
-            colour = TEACHER if name == recipe.teacher else STUDENT
-            look = {"color": colour, "marker": "o" if name == recipe.teacher else "s"}
-        else:
-            made = spec.extract or spec.distill or spec.task_distill
-            look = {"color": STUDENT if made else TEACHER, "marker": next(marks), "mfc": "white"}
-        looks[name] = look
+    marks = itertools.cycle(MARKS)
+    looks = {
+        name: {"color": "k", "marker": next(marks), "mfc": "white"}
+        for name in recipe.models
+        if name not in (recipe.teacher, recipe.student)
+    }
+    looks[recipe.teacher] = {"color": TEACHER, "marker": "o"}
+    looks[recipe.student] = {"color": STUDENT, "marker": "s"}
     return looks
 
 

@@ -22,7 +22,7 @@ LOOKS = {
 def latency(rows: list[dict], threads: int) -> Figure:
     """p50 by length at batch 1, a panel a size: models by colour, backends by line and marker."""
     sizes = [size for size in STUDENTS if any(row["size"] == size for row in rows)]
-    figure, panels = grid(len(sizes), 2.6, columns=2)
+    figure, panels = grid(len(sizes), 3.0, columns=2)
     drawn = {}
     for axes, size in zip(panels, sizes, strict=True):
         for model, colour in zip(STUDENTS[size], (TEACHER, STUDENT), strict=True):
@@ -32,15 +32,20 @@ def latency(rows: list[dict], threads: int) -> Figure:
                 found = [r for r in rows if all(r[key] == value for key, value in point.items())]
                 if found:
                     points = zip(*((r["length"], r["p50"]) for r in found), strict=True)
-                    (curve,) = axes.plot(*points, line, marker=marker, color=colour)
-                    drawn.setdefault(BACKENDS[backend], curve)
-        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
+                    axes.plot(*points, line, marker=marker, color=colour, lw=1.2, alpha=0.8)
+                    if backend not in drawn:
+                        (drawn[backend],) = axes.plot([], [], line, marker=marker, color="k")
+        axes.set(xscale="log", yscale="log", xlabel="tokens")
         lengths = sorted({row["length"] for row in rows if row["size"] == size})
         axes.set_xticks(lengths, labels=lengths)
         axes.minorticks_off()
         axes.yaxis.set_major_formatter("{x:,g}")
-        axes.set_title(f"{size} size, threads: {threads}")
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
+        axes.set_title(f"{size} size, {threads} thread{'s' * (threads > 1)}")
+        axes.set_ylabel("milliseconds" if axes is panels[0] else "")
+    names = {BACKENDS[backend]: drawn[backend] for backend in LOOKS if backend in drawn}
+    for name, colour in (("teacher", TEACHER), ("student", STUDENT)):
+        (names[name],) = panels[0].plot([], [], color=colour, lw=3)
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -65,7 +70,8 @@ def pareto(recipe: Recipe, rows: list[dict]) -> Figure:
                 name = pretty(row["label"]) + ", int8" * small
                 look = dict(looks[row["model"]], ms=4 if small else 8)
                 axes.plot(unit * row[cost], 100 * row[score], ls="", label=name, **look)
-        axes.set(xlabel=label, ylabel=f"{scores[score]}, %")
+        axes.margins(0.12)
+        axes.set(xlabel=label, ylabel=f"{scores[score]}, %", xlim=(0, None))
     names = {}
     for axes in panels:
         names |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

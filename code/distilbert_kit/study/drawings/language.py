@@ -35,24 +35,24 @@ def gaps(recipe: Recipe, compared: list[dict], printed: dict[str, float]) -> Fig
     """Each model's score minus its teacher's by task; `printed` are the paper's gaps in points."""
     tasks = [task for task in recipe.tasks if any(row["task"] == task for row in compared)]
     models = list(dict.fromkeys(row["model"] for row in compared))
-    looks = model_looks(recipe)
-    row = max(0.3, 0.12 + 0.08 * len(models))
-    figure, axes = plt.subplots(figsize=(FULL, 0.85 + row * len(tasks)))
-    for shift, model in enumerate(models):
-        offset = 0.6 * (shift + 1) / (len(models) + 1) - 0.35
+    looks, known = model_looks(recipe), [task for task in tasks if task in printed]
+    lanes = len(models) + bool(known)  # of a row
+    figure, axes = plt.subplots(figsize=(FULL, 0.85 + max(0.3, 0.1 + 0.09 * lanes) * len(tasks)))
+    axes.axvline(0, color=TEACHER, lw=1.6, label="the teacher")
+    for lane, model in enumerate(models):
+        aside = 0.8 * ((lane + 0.5) / lanes - 0.5)
         for row in (row for row in compared if row["model"] == model):
-            interval(axes, row["gap"], tasks.index(row["task"]) + offset, looks[model])
+            interval(axes, row["gap"], tasks.index(row["task"]) + aside, looks[model])
         axes.plot([], [], **looks[model], label=recipe.models[model].label)
-    known = [task for task in tasks if task in printed]
     if known:
-        places = [tasks.index(task) + 0.3 for task in known]
+        places = [tasks.index(task) + 0.4 - 0.4 / lanes for task in known]
         points = [printed[task] for task in known]
-        axes.plot(points, places, "D", color=PAPER, ms=4, label="the paper, its own scale")
-    axes.axvline(0, color=TEACHER, lw=1.2)
-    name_rows(axes, [get_task(task).title for task in tasks])
-    axes.set(xlabel="model minus teacher, points")
+        axes.plot(points, places, "D", color=PAPER, label="the paper, its own scale")
+    name_rows(axes, [get_task(task).title for task in tasks], bands=True)
+    left, right = axes.get_xlim()
+    axes.set(xlabel="model minus teacher, points", xlim=(left, max(right, -0.06 * left)))
     if models:
-        figure.legend(loc="outside upper center", ncols=2)
+        figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
@@ -78,7 +78,7 @@ def length_errors(recipe: Recipe, rows: list[dict]) -> Figure:
         dodge(axes, recipe, here, "tokens", groups)
         axes.set_xticks(range(len(groups)), groups, fontsize=9)
         axes.set(title=task_label(*place), xlabel="tokens")
-    figure.supylabel("errors, percent", size=10)
+    figure.supylabel("errors, percent", size="medium")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
@@ -94,11 +94,12 @@ def dodge(axes: Axes, recipe: Recipe, rows: list[dict], group: str, groups: list
             [100 * max(row["high"] - row["error"], 0) for row in own],
         ]
         axes.errorbar(
-            [groups.index(row[group]) + 0.17 * (shift - (len(models) - 1) / 2) for row in own],
+            [groups.index(row[group]) + 0.2 * (shift - (len(models) - 1) / 2) for row in own],
             [100 * row["error"] for row in own],
             yerr=spread,
             ls="",
             capsize=2,
+            elinewidth=1.2,
             label=recipe.models[model].label,
             **looks[model],
         )
@@ -116,8 +117,9 @@ def confusion(recipe: Recipe, rows: list[dict]) -> Figure:
             for j, count in enumerate(values):
                 ink = "w" if count > counts.loc[i].sum() / 2 else "k"
                 axes.text(j, i, count, ha="center", va="center", color=ink)
-        axes.set_xticks(range(len(counts)), row["labels"], fontsize=8)
-        axes.set_yticks(range(len(counts)), row["labels"], fontsize=8, rotation=90, va="center")
+        names = [label.replace("_", " ") for label in row["labels"]]
+        axes.set_xticks(range(len(counts)), names, fontsize=8)
+        axes.set_yticks(range(len(counts)), names, fontsize=8, rotation=90, va="center")
         axes.set_title(f"{row['label']}\n{task_label(row['task'], row['split'])}", fontsize=8)
         axes.grid(visible=False)
     return figure
@@ -152,58 +154,75 @@ def cross(recipe: Recipe, rows: list[dict]) -> Figure:
 
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "both": ("both right", {"color": "#F0F0F0", "ec": "#9A9A9A"}),
+    "both": ("both right", {"color": "#DEDEDE", "ec": "#9A9A9A"}),
     "only_teacher": ("only the teacher", {"color": TEACHER}),
     "only_student": ("only the model", {"color": STUDENT}),
-    "neither": ("both wrong", {"color": "w", "ec": "#9A9A9A", "hatch": "////"}),
+    "neither": ("both wrong", {"color": "w", "ec": "#9A9A9A"}),
 }
 
 
 def lost_split(recipe: Recipe, rows: list[dict]) -> Figure:
     """Who is right, in percent of the examples: a panel a model, a bar a task."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    places = list(dict.fromkeys((row["task"], row["split"]) for row in rows))
-    figure, panels = grid(len(models), 0.5 + 0.21 * len(places), sharey=True)
+    examples = {(row["task"], row["split"]): row["examples"] for row in rows}
+    figure, panels = grid(len(models), 0.5 + 0.23 * len(examples), sharey=True)
     for axes, model in zip(panels, models):
-        for row in (row for row in rows if row["model"] == model):
-            place, left = places.index((row["task"], row["split"])), 0
-            for way, (_, look) in WAYS.items():
-                share = 100 * row["shares"][way]
-                axes.barh(place, share, left=left, height=0.72, lw=0.5, **look)
-                if share >= 8 and way != "neither":
-                    ink = "w" if way == "only_teacher" else "k"
-                    middle = left + share / 2
-                    axes.text(middle, place, f"{share:.0f}", ha="center", va="center", color=ink)
-                left += share
-        axes.set(xlabel="examples, percent", xlim=(0, 100))
-        name_rows(axes, [task_label(*place) for place in places])
+        own = {(row["task"], row["split"]): row for row in rows if row["model"] == model}
+        for y, place in enumerate(examples):
+            if place in own:
+                split_bar(axes, y, own[place]["shares"])
+            else:
+                axes.text(2, y, "not run", va="center")
+        axes.set(xlabel="examples, percent", xlim=(0, 128), xticks=range(0, 101, 25))
+        name_rows(axes, [f"{task_label(*place)}, n = {n:,}" for place, n in examples.items()])
         axes.set_title(recipe.models[model].label)
         axes.grid(visible=False)
+        axes.spines["bottom"].set_bounds(0, 100)
     for label, look in WAYS.values():
         panels[0].barh(0, 0, lw=0.5, label=label, **look)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 
+def split_bar(axes: Axes, y: float, shares: dict[str, float]) -> None:
+    """A bar of `lost_split`; the shares of its coloured parts, which may be small, stand beside."""
+    left = 0.0
+    for way, (_, look) in WAYS.items():
+        share, aside = 100 * shares[way], {"only_teacher": 108, "only_student": 121}.get(way)
+        axes.barh(y, share, left=left, height=0.74, lw=0.5, **look)
+        label: dict[str, Any] = {"ha": "center", "va": "center"}
+        if aside:
+            label["color"] = "w" if way == "only_teacher" else "k"
+            axes.barh(y, 12, left=aside - 6, height=0.74, **look)
+        if aside or share >= 4:
+            axes.text(aside or left + share / 2, y, f"{share:.0f}", **label)
+        left += share
+
+
+SPARSE = 20  # examples: the accuracy of fewer says little
+
+
 def reliability(recipe: Recipe, rows: list[dict]) -> Figure:
     """Accuracy against the probability of the predicted class, a panel a task.
 
-    The area of a point is the share of the examples in its bin.
+    The area of a point is the share of the examples in its bin; bins of fewer than `SPARSE` are
+    left out.
     """
     looks = model_looks(recipe)
     columns = 6 if len(rows) == 6 else 4
-    figure, panels = grid(len(rows), 1.5, columns, sharex=True, sharey=True)
+    figure, panels = grid(len(rows), 1.6, columns, sharex=True, sharey=True)
     for axes, row in zip(panels, rows):
         axes.plot([0, 1], [0, 1], color="k", lw=0.8, ls=":")
         for side, model in (("teacher", recipe.teacher), ("model", row["model"])):
-            bins = pd.DataFrame(row["calibration"][side]["bins"])
-            share = bins["count"] / bins["count"].sum()
-            x, y, look = bins["confidence"], bins["accuracy"], looks[model]
+            bins, look = pd.DataFrame(row["calibration"][side]["bins"]), looks[model]
+            total, shown = bins["count"].sum(), bins.where(bins["count"] >= SPARSE)
+            x, y, area = shown["confidence"], shown["accuracy"], 8 + 40 * shown["count"] / total
             axes.plot(x, y, color=look["color"], lw=1, alpha=0.6)
-            axes.scatter(x, y, 4 + 120 * share, look["color"], marker=look["marker"], alpha=0.8)
-        axes.set_title(task_label(row["task"], row["split"]))
-        axes.set(xlabel="probability", ylabel="accuracy", ylim=(-0.04, 1.04))
-        axes.label_outer()
+            axes.scatter(x, y, area, look["color"], look["marker"], alpha=0.7, lw=0)
+        axes.text(1.02, 0.03, f"n = {total:,}", ha="right")
+        axes.set(title=task_label(row["task"], row["split"]), ylim=(-0.04, 1.04))
+    panels[0].set_ylabel("accuracy")
+    figure.supxlabel("probability of the predicted class", size="medium")
     first = min(1 / get_task(row["task"]).num_labels for row in rows)
     panels[0].set_xlim(first - 0.03, 1.03)
     for model in (recipe.teacher, recipe.student):

@@ -49,11 +49,15 @@ def grid(count: int, height: float, columns: int = 3, **options) -> tuple[Figure
 def interval(axes: Axes, found: dict, place: float, look: dict, **options) -> None:
     """A point and its interval in percent, from {"estimate", "low", "high"}, lying at `place`."""
     low, high = 100 * found["low"], 100 * found["high"]
-    axes.plot([low, high], [place, place], color=look["color"], lw=2.2, alpha=0.55)
+    axes.plot([low, high], [place, place], color=look["color"], lw=1.4)
     axes.plot(100 * found["estimate"], place, ls="", **look, **options)
 
 
-def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Rows from top to bottom."""
+def name_rows(axes: Axes, names: Sequence[str], bands: bool = False) -> None:
+    """Rows from top to bottom; `bands` instead of lines, for rows of several marks."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    if bands:
+        axes.grid(axis="y", visible=False)
+        for place in range(0, len(names), 2):
+            axes.axhspan(place - 0.5, place + 0.5, color="#F3F3F3", lw=0, zorder=0)

@@ -1,6 +1,6 @@
 """Figures of size and speed, and the one that carries the answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 
 import matplotlib.pyplot as plt
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..figures import FULL, PAPER, SHADES, STUDENT, TEACHER
+from ..ledger import load_ledger
 from .shared import grid, name_rows
 
 ENCODERS = {"bert": "BERT-base", "distilbert": "DistilBERT"}
@@ -20,37 +21,46 @@ LINES = {"ours": "-", "transformers": "--"}
 
 
 def answer(size: list[dict], slow: dict, kept: dict, paper: dict) -> Figure:
-    """Size, time and score of teacher and student, the paper's below ours.
+    """Size, time and score of teacher and student in percent of the teacher's, with the claims.
 
-    Time is that of `slow`, the least favourable setting; the score is `tables.kept`, a mean over
-    tasks (the paper's: over nine, where it lacks one of these). Both are in percent of the
-    teacher's, the score's interval too.
+    The paper's are below ours. Time is that of `slow`, the least favourable setting; the score is
+    `tables.kept`, a mean over tasks (the paper's: over nine, where it lacks one of these).
     """
-    table3 = paper["table3_size_speed"]
-    figure, panels = grid(3, 1.3)
+    table3, claimed = paper["table3_size_speed"], load_ledger().expected
+    figure, panels = grid(3, 1.3, sharey=True, width_ratios=(1, 1, 1.3))
     side_by_side(
         panels[0],
-        "Parameters, millions",
         [row["parameters"] / 1e6 for row in size],
         [table3["parameters_millions"][name] for name in PRINTED],
-        lambda value, share: f"{value:.1f}" + (f" (−{100 - share:.1f} %)" if share < 100 else ""),
+        "{:.1f}",
     )
     side_by_side(
         panels[1],
-        "Time of a pass",
         [slow["seconds"][model] for model in ENCODERS],
         [table3["inference_seconds"][name] for name in PRINTED],
-        lambda value, share: f"{share:.0f} %",
+        "{:.3g}",
     )
     side_by_side(
         panels[2],
-        f"Score, {kept['scale']}",
         [1.0, kept["estimate"]] if kept["tasks"] else [],
         [printed_mean(paper["table1_glue_dev"][name], kept["tasks"]) for name in PRINTED],
-        lambda value, share: f"{share:.1f} %",
-        (100 * kept["low"], 100 * kept["high"]) if kept["tasks"] else None,
+        "",
+        [100 * kept["low"], 100 * kept["high"]] if kept["tasks"] else [],
     )
-    name_rows(panels[2], ["teacher", "student"])
+    smaller, faster, as_good = claimed["smaller"], claimed["faster"], claimed["glue"]
+    claims = (
+        ("Million parameters", 1 - smaller, f"{100 * smaller:.0f} % smaller"),
+        ("Seconds of a pass", 1 / faster, f"{100 * (faster - 1):.0f} % faster"),
+        (f"Score, {kept['scale']}", as_good, f"{100 * as_good:.0f} % kept"),
+    )
+    for axes, (title, share, said) in zip(panels, claims, strict=True):
+        axes.plot([100 * share] * 2, [0.55, 1.5], "k--", lw=1)
+        side = "right" if share > 0.8 else "center"
+        axes.set_xticks([100 * share], [f"claim: {said}"], ha=side)
+        axes.set(title=title, xlim=(0, None))
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+    name_rows(panels[0], ["teacher", "student"])
     for label, colour in {"teacher": TEACHER, "student": STUDENT, "the paper": PAPER}.items():
         panels[0].barh(0, 0, color=colour, label=label)
     figure.legend(loc="outside upper center", ncols=3)
@@ -66,31 +76,24 @@ def printed_mean(scores: dict[str, float], tasks: Sequence[str]) -> float:
 
 def side_by_side(
     axes: Axes,
-    title: str,
     ours: Sequence[float],
     theirs: Sequence[float],
-    write: Callable[[float, float], str],
-    interval: tuple[float, float] | None = None,
+    form: str,
+    interval: Sequence[float] = (),
 ) -> None:
-    """Bars of teacher and student, ours above the paper's, each as `write(value, share)` says.
+    """Bars of teacher and student in percent of the teacher's, ours above the paper's.
 
-    The share is in percent of the teacher's; `interval` is that of our student's.
+    In a bar stand its value, written as `form`, and its share; `interval` is of our student's.
     """
-    for values, shift, height in ((ours, -0.17, 0.36), (theirs, 0.24, 0.22)):
+    for values, y, words in ((ours, -0.21, form), (theirs, 0.21, "{:g}" if form else "")):
         for place, (value, share) in enumerate(zip(values, shares(values))):
             colour = PAPER if values is theirs else (TEACHER, STUDENT)[place]
-            axes.barh(place + shift, share, height=height, color=colour)
-            end = share
-            if interval and values is ours and place == 1:
-                axes.plot(interval, [place + shift] * 2, "k|-", lw=1.2, ms=6)
-                end = max(end, interval[1])
-            axes.text(end + 6, place + shift, write(value, share), va="center")
-    axes.set_title(title)
-    axes.set_xlim(0, 175)
-    axes.xaxis.set_visible(False)
-    axes.grid(visible=False)
-    axes.spines["bottom"].set_visible(False)
-    name_rows(axes, list(ENCODERS.values()))
+            end = min([share, *interval]) if values is ours and place else share
+            look = {"va": "center", "size": 9, "color": "k" if colour == STUDENT else "w"}
+            axes.barh(place + y, share, height=0.4, color=colour)
+            axes.text(3, place + y, words.format(value), **look)
+            axes.text(end - 3, place + y, f"{share:.1f} %", ha="right", **look)
+    axes.plot(interval, [1 - 0.21] * len(interval), "k|-", lw=0.9, ms=6, mew=0.9)
 
 
 def shares(values: Sequence[float]) -> list[float]:
@@ -110,10 +113,11 @@ def parameters(sizes: list[dict]) -> Figure:
             axes.barh(place, width, left=left, height=0.6, color=colour, alpha=alpha, ec="w")
             if row[part] > 0.05 * row["parameters"]:
                 ink = "w" if row["model"] == "bert" and part == "layers" else "k"
+                named = f"{row['number_of_layers']} layers" if part == "layers" else part
                 axes.text(
                     left + width / 2,
                     place,
-                    f"{part} {width:.1f}",
+                    f"{named} {width:.1f}",
                     ha="center",
                     va="center",
                     color=ink,
@@ -128,20 +132,22 @@ def parameters(sizes: list[dict]) -> Figure:
 
 def speed_ratio(speeds: list[dict], printed: float) -> Figure:
     """BERT's time over DistilBERT's by setting, with the range of the passes."""
-    figure, axes = plt.subplots(figsize=(FULL, 0.75 + 0.26 * len(speeds)))
+    figure, axes = plt.subplots(figsize=(FULL, 0.95 + 0.26 * len(speeds)))
     for place, row in enumerate(speeds):
-        axes.plot([row["low"], row["high"]], [place, place], color=STUDENT, lw=2.2, alpha=0.55)
-        axes.plot(row["ratio"], place, "s", color=STUDENT)
-    axes.axvline(printed, color=PAPER, lw=2, label=f"the paper, {printed:.2f}")
-    both = max(row["flops_ratio"] for row in speeds)
-    axes.axvline(both, color="k", lw=0.8, ls=":", label=f"ratio of the arithmetic, {both:.2f}")
-    axes.plot([], [], "-s", color=STUDENT, label="measured, range of the passes")
+        axes.plot([row["low"], row["high"]], [place, place], "k-", lw=1.4)
+        axes.plot(row["ratio"], place, "kD", ms=4)
+    axes.plot([], [], "k-D", ms=4, label="measured, range of the passes")
+    both, claimed = max(row["flops_ratio"] for row in speeds), load_ledger().expected["faster"]
+    axes.axvline(both, color="k", lw=1, ls=":", label=f"ratio of the arithmetic, {both:.2f}")
+    axes.axvline(claimed, color="k", lw=1, ls="--", label=f"the claim, {claimed:.2f}")
+    axes.axvline(printed, color=PAPER, lw=2, label=f"the paper's times, {printed:.2f}")
     name_rows(
         axes,
         [f"{MAKERS[r['maker']]}, {r['threads']} thread{'s' * (r['threads'] > 1)}" for r in speeds],
     )
     axes.set(xlabel="time of BERT-base / time of DistilBERT")
-    figure.legend(loc="outside upper center", ncols=3)
+    axes.set_xlim(min(1.5, axes.get_xlim()[0]), None)
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
@@ -150,7 +156,7 @@ def latency(bins: list[dict], by_length: list[dict], pairs: str) -> Figure:
 
     A bin holds quantiles (0, 25, 50, 75, 100 %) by "model/maker"; the middle half is shaded.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(FULL, 2.15))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(FULL, 2.3), sharey=True)
     middles = [(row["from"] + row["to"]) / 2 for row in bins]
     for model, label in ENCODERS.items():
         for maker, by in MAKERS.items():
@@ -165,7 +171,7 @@ def latency(bins: list[dict], by_length: list[dict], pairs: str) -> Figure:
     for maker in MAKERS:
         values = [row[f"{maker}_milliseconds"] for row in by_length]
         right.plot(lengths, values, color=STUDENT, ls=LINES[maker], marker="s")
-    right.set(title="fixed lengths, DistilBERT", xlabel="tokens")
+    right.set(title="fixed lengths, DistilBERT only", xlabel="tokens")
     for axes, ticks in ((left, [8, 16, 32, 64]), (right, lengths)):
         axes.set(xscale="log", yscale="log")
         axes.set_xticks(ticks, labels=ticks)
@@ -179,11 +185,16 @@ def latency(bins: list[dict], by_length: list[dict], pairs: str) -> Figure:
 def step_cost(parts: pd.DataFrame) -> Figure:
     """Seconds of each part of an update; a row an implementation."""
     figure, axes = plt.subplots(figsize=(FULL, 0.8 + 0.35 * len(parts)))
-    left = 0
+    left, longest = 0, parts.sum(axis=1).max()
     for part, colour in zip(parts.columns, cycle(SHADES)):
         label = part.replace("_", " ")
-        axes.barh(parts.index, parts[part], left=left, color=colour, ec="k", lw=0.5, label=label)
+        bars = axes.barh(
+            parts.index, parts[part], left=left, color=colour, ec="k", lw=0.5, label=label
+        )
         left = left + parts[part].to_numpy()
+        words = [f"{seconds:.1f}" if seconds > 0.04 * longest else "" for seconds in parts[part]]
+        ink = "w" if colour in SHADES[:3] else "k"
+        axes.bar_label(bars, words, label_type="center", color=ink)
     axes.invert_yaxis()
     axes.set(xlabel="seconds an update")
     axes.grid(axis="y", visible=False)
