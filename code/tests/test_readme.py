@@ -40,9 +40,10 @@ def headline(claims, decided):
     times = f"{{value:.2f}} times {passes}".format(**faster, passes=faster["interval"].split()[2])
     kept, verdict = "at paper size: not yet", "not tested"
     if decided:
+        seeds = "one seed" if decided["seeds"] == 1 else f"{decided['seeds']} seeds"
         kept = (
-            f"{share(decided)} over {len(decided['tasks'])} tasks, with a student distilled on "
-            f"{decided['tokens'] / 1e6:.0f} M tokens (recipe `{decided['recipe']}`)"
+            f"{share(decided)} over {len(decided['tasks'])} tasks, {seeds}, with a student distilled "
+            f"on {decided['tokens'] / 1e6:.0f} M tokens (recipe `{decided['recipe']}`)"
         )
         verdict = decided["verdict"]
     return [
@@ -51,7 +52,7 @@ def headline(claims, decided):
         ("97 % of GLUE", kept, verdict),
         (
             "the same with small models (no evidence on BERT)",
-            f"{share(glue)} is kept by 3 layers of a 6-layer teacher",
+            f"{share(glue)} over {len(glue['tasks'])} tasks is kept by 3 layers of a 6-layer teacher",
             "indication",
         ),
     ]

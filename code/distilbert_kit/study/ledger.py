@@ -114,8 +114,8 @@ def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list
 
     `rows` are the recipe's own; the other recipes of a column speak by their committed records,
     in the order of the ledger, after the recipe itself. A cell is the first that tested the claim:
-    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "tasks", "tokens"}, or
-    {"verdict": "not tested", "reason"}.
+    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "seeds", "tasks", "tokens"},
+    or {"verdict": "not tested", "reason"}.
     """
     every = {recipe.name: rows}
     for name in (name for names in ledger.columns.values() for name in names):
@@ -154,7 +154,7 @@ def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) ->
                 continue
             if row["column_verdict"] != "not tested":
                 said = {"verdict": row["column_verdict"], "reason": row["column_reason"]}
-                keys = ("value", "low", "high", "detail", "tasks", "tokens")
+                keys = ("value", "low", "high", "detail", "seeds", "tasks", "tokens")
                 return {**said, "recipe": name, **{key: row[key] for key in keys}}
             reasons.append(f"{name}: {row['column_reason']}")
     return {"verdict": "not tested", "reason": "; ".join(reasons) or "not run"}
