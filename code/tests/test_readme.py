@@ -42,8 +42,8 @@ def headline(claims, decided):
     if decided:
         seeds = "one seed" if decided["seeds"] == 1 else f"{decided['seeds']} seeds"
         kept = (
-            f"{share(decided)} over {len(decided['tasks'])} tasks, {seeds}, with a student distilled "
-            f"on {decided['tokens'] / 1e6:.0f} M tokens (recipe `{decided['recipe']}`)"
+            f"{share(decided)} over {len(decided['tasks'])} tasks, {seeds}, with a student "
+            f"distilled on {decided['tokens'] / 1e6:.0f} M tokens (recipe `{decided['recipe']}`)"
         )
         verdict = decided["verdict"]
     return [
@@ -52,7 +52,8 @@ def headline(claims, decided):
         ("97 % of GLUE", kept, verdict),
         (
             "the same with small models (no evidence on BERT)",
-            f"{share(glue)} over {len(glue['tasks'])} tasks is kept by 3 layers of a 6-layer teacher",
+            f"{share(glue)} over {len(glue['tasks'])} tasks is kept by 3 layers of a "
+            "6-layer teacher",
             "indication",
         ),
     ]
