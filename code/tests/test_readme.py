@@ -64,6 +64,11 @@ def test_the_answer_is_that_of_the_committed_claims():
     claims, decided = found["claims"], found["decided"]
     table = TEXT.split("\n\n")[2].splitlines()[2:]
     assert [tuple(row.strip("| ").split(" | ")) for row in table] == headline(claims, decided)
+    if told := found["paper_size"]:
+        (control,) = (
+            row for row in told["macro"] if row["model"] not in (told["teacher"], told["student"])
+        )
+        assert f"without distillation ({100 * control['retention']['estimate']:.1f} %)" in TEXT
     for claim in claims:  # any other figure would be another answer
         if claim["id"] in ("smaller", "faster", "glue"):
             other = [{**c, "value": 1.1 * c["value"]} if c is claim else c for c in claims]
