@@ -125,7 +125,12 @@ def made_of_csv(recipe: Recipe) -> list[dict]:
             "tested": next(used.rows for used in record.data if used.name.endswith("/test")),
             **{key: record.settings[key] for key in ("teacher", "epochs", "max_length")},
             "models": [
-                {"model": model} | record.metrics[model]["size"] | accuracy
+                {
+                    "model": model,
+                    "milliseconds": record.measured.extra["milliseconds_per_text"][model],
+                }
+                | record.metrics[model]["size"]
+                | accuracy
                 for model, accuracy in record.metrics["accuracy"].items()
             ],
         }
