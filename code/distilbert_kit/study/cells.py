@@ -150,8 +150,7 @@ def teacher_cell(recipe: Recipe, model: str, task_name: str) -> Cell | None:
 
 def _finetune_settings(recipe: Recipe, model: str, task_name: str) -> dict:
     weights = recipe.models[recipe.body(model)].weights
-    settings = recipe.shown_settings(task_name, model)
-    return settings | {"weights": weights and public_name(weights)}
+    return recipe.shown_settings(task_name) | {"weights": weights and public_name(weights)}
 
 
 def tuning_cells(recipe: Recipe, model: str) -> list[Cell]:
