@@ -2,6 +2,7 @@
 
 import difflib
 import graphlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -368,12 +369,18 @@ class Recipe(Strict):
         return RESULTS / self.name
 
 
+def _kinds_of(part: type[Strict]) -> Iterator[type[Strict]]:
+    """The classes of settings below one, those below them too."""
+    for kind in part.__subclasses__():
+        yield kind
+        yield from _kinds_of(kind)
+
+
 def _explain(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
     if first["type"] != "extra_forbidden":
         return UserError(f"{where}: {first_problem(error, 'recipe')}")
-    models = [Recipe, *Strict.__subclasses__()]
-    known = {name for model in models for name in model.model_fields}
+    known = {name for kind in _kinds_of(Strict) for name in kind.model_fields}
     unknown = str(first["loc"][-1])  # it may be known in another place
     close = difflib.get_close_matches(unknown, sorted(known - {unknown}), n=1)
     hint = f"did you mean {close[0]!r}?" if close else "remove it"
