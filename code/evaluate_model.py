@@ -25,7 +25,7 @@ from distilbert_kit.study.inputs import checkpoint_input, public_name
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
-from distilbert_kit.training.loop import create_accelerator
+from distilbert_kit.training.loop import training_device
 
 
 def predictions(record: Path, split: str) -> Path:
@@ -74,7 +74,7 @@ def main() -> None:
     with recording(arguments.out, **provenance, settings=settings, inputs=[given]) as draft:
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(
-            model.to(create_accelerator(arguments.precision).device),
+            model.to(training_device(arguments.precision)),
             task,
             get_tokenizer(arguments.checkpoint),
             texts,

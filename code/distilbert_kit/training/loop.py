@@ -120,6 +120,11 @@ def create_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
 
 
+def training_device(precision: str) -> torch.device:
+    """Where a model is trained in this precision."""
+    return create_accelerator(precision).device
+
+
 @keeping_freed_memory()
 def train(
     model: nn.Module,
