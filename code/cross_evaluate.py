@@ -20,7 +20,7 @@ from distilbert_kit.study.cells import cross_evaluation_cell
 from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.fine_tuning import evaluate, fine_tuned
-from distilbert_kit.training.loop import create_accelerator
+from distilbert_kit.training.loop import training_device
 
 
 @entry_point
@@ -51,7 +51,7 @@ def main() -> None:
         for trained, task in tqdm(pairs, desc=f"{cell.name}, tested", unit="pair"):
             texts = recipe.finetune_for(task.name)
             model = fine_tuned(folders[trained], task)
-            model.to(create_accelerator(texts.precision).device)
+            model.to(training_device(texts.precision))
             found = evaluate(model, task, get_tokenizer(folders[trained]), texts, texts.precision)
             draft.metrics.setdefault(trained, {})[task.name] = {
                 split: each.metrics for split, each in found.items()

@@ -22,7 +22,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resol
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.models.vocabulary import check_same_vocabulary
-from distilbert_kit.study.cells import checkpoint, corpus_cell, model_cell, with_given_teacher
+from distilbert_kit.study.cells import checkpoint, distilled_from, model_cell
 from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.runs import train_cell
 
@@ -58,9 +58,7 @@ def main() -> None:
         layers = choose_layers(arguments.layers or "even", teacher.config.num_layers)
         student = extract_student(teacher, layers)
         sha256 = model_sha256(resolve_checkpoint(arguments.teacher))
-        corpus = (corpus_cell(recipe),)
-        given = {"layers": layers}
-        cell = with_given_teacher(cell, "from", arguments.teacher, sha256, given, parents=corpus)
+        cell = distilled_from(cell, arguments.teacher, sha256, layers)
     else:
         start = checkpoint(recipe, spec.student)
         check_same_vocabulary(tokenizer, get_tokenizer(start), arguments.model)

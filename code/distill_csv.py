@@ -38,7 +38,7 @@ from distilbert_kit.study.csv_pipeline import (
     make_models,
     results_table,
 )
-from distilbert_kit.study.inputs import checkpoint_input
+from distilbert_kit.study.inputs import checkpoint_input, public_name
 from distilbert_kit.study.model_card import write_model_card
 from distilbert_kit.study.records import read_record, recording
 
@@ -140,7 +140,7 @@ def run(
         "inputs": [checkpoint_input(arguments.teacher, resolve_checkpoint(arguments.teacher))],
         "settings": settings.model_dump(mode="json")
         | targets.model_dump(mode="json")
-        | {"teacher": Path(arguments.teacher).name, "layers": arguments.layers},
+        | {"teacher": public_name(arguments.teacher), "layers": arguments.layers},
     }
     with recording(output / "record.json", **provenance) as draft:
         for split, part in splits.items():

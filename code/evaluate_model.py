@@ -21,11 +21,11 @@ from distilbert_kit.data.tasks import Task, get_task, is_embedded
 from distilbert_kit.errors import UserError, first_problem
 from distilbert_kit.files import check_output_beside, check_output_record, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
-from distilbert_kit.study.inputs import checkpoint_input
+from distilbert_kit.study.inputs import checkpoint_input, public_name
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
-from distilbert_kit.training.loop import create_accelerator
+from distilbert_kit.training.loop import training_device
 
 
 def predictions(record: Path, split: str) -> Path:
@@ -67,14 +67,14 @@ def main() -> None:
     except ValidationError as error:
         raise UserError(f"--max-length: {first_problem(error, 'windows')}") from None
     settings = {"precision": arguments.precision} | texts.model_dump(mode="json")
-    cell = {"checkpoint": Path(arguments.checkpoint).name, "task": task.name}
+    cell = {"checkpoint": public_name(arguments.checkpoint), "task": task.name}
     scale = "embedded" if is_embedded(task.dataset) else "reduced"
     provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
     given = checkpoint_input(arguments.checkpoint, resolve_checkpoint(arguments.checkpoint))
     with recording(arguments.out, **provenance, settings=settings, inputs=[given]) as draft:
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(
-            model.to(create_accelerator(arguments.precision).device),
+            model.to(training_device(arguments.precision)),
             task,
             get_tokenizer(arguments.checkpoint),
             texts,

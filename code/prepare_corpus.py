@@ -63,8 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     given = parser.parse_args()
     if given.recipe is not None:
-        decided = {action.dest for action in parser._actions} - {"help", "recipe"}
-        refuse_options(parser, given, sorted(decided), "the recipe decides; leave it out")
+        decided = sorted(vars(given).keys() - {"recipe"})
+        refuse_options(parser, given, decided, "the recipe decides; leave it out")
     return given
 
 

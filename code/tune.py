@@ -57,7 +57,7 @@ def main() -> None:
         )
     start, asked = checkpoint(recipe, arguments.model), recipe.tuning
     tokenizer = get_tokenizer(start)
-    settings = recipe.finetune_for(task.name, arguments.model)
+    settings = recipe.finetune_for(task.name)
     settings = settings.model_copy(update={"learning_rate": arguments.learning_rate})
     with recording(cell.record, **cell.provenance) as draft:
         dataset, table, used = load_task_split(

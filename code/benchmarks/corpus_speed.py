@@ -24,7 +24,7 @@ from distilbert_kit.study.records import Draft
 
 
 def distinct_lines(documents: list[str], size: int) -> Iterator[str]:
-    """At least `size` bytes of lines: the documents, then ever other halves of two of them."""
+    """At least `size` bytes of lines: the documents, then halves of two, each pair once."""
     written = 0
     for shift in range(len(documents)):
         for index, document in enumerate(documents):

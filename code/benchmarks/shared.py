@@ -21,22 +21,21 @@ CONFIGS = {
     "bert": create_model_config("bert-base-uncased"),
     "distilbert": create_model_config("distilbert-base-uncased"),
 }
-LENGTH_PROFILE = ROOT / "data" / "stsb_lengths.yaml"
+LENGTHS = ROOT / "data" / "stsb_lengths.yaml"
 NO_BF16 = "not measured: no bf16 instructions"
 
 
 def stsb_pairs(count: int) -> tuple[ClassificationDataset, list[DataUsed], list[str] | None]:
     """The first `count` STS-B dev pairs in file order, what was read, and their texts.
 
-    Without the data: random tokens of the published length profile, from short to long.
+    Without the data: random tokens of the lengths that those pairs have.
     """
     tokenizer, task = get_tokenizer(), get_task("stsb")
     if (DATA / task.dataset / "validation.parquet").is_file():
         _, table, used = load_task_split(task, "validation", tokenizer, 512)
         texts = list(zip(table["sentence1"][:], table["sentence2"][:], strict=True))[:count]
         return ClassificationDataset(texts, None, tokenizer), [used], texts
-    profile = yaml.safe_load(LENGTH_PROFILE.read_text())
-    lengths = np.repeat(list(profile), list(profile.values()))[:count]
+    lengths = np.array(yaml.safe_load(LENGTHS.read_text())[:count])
     dataset = ClassificationDataset([("a", "b")] * count, None, tokenizer)
     random = np.random.default_rng(0)
     dataset.input_ids = [random.integers(1000, 30000, length).tolist() for length in lengths]

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
+from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
@@ -93,12 +94,11 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     """One epoch of SST-2 rows with MiniLM: our loop against transformers' Trainer."""
     settings, task, tokenizer = recipe.training_speed, get_task("sst2"), get_tokenizer()
     finetune = recipe.finetune_for(task.name)
-    source, table, used = load_task_split(task, task.train_split, tokenizer, finetune.max_length)
+    table, used = load_table(task.dataset, task.train_split, ("sentence", "label"))
     dev, dev_table, dev_used = load_task_split(task, "validation", tokenizer, finetune.max_length)
     draft.data = [used, dev_used]
-    chosen = np.random.default_rng(0).permutation(len(source))[: settings.examples]
-    texts = [table["sentence"][int(i)] for i in chosen]
-    labels = [table["label"][int(i)] for i in chosen]
+    chosen = np.random.default_rng(0).permutation(len(table))[: settings.examples]
+    texts, labels = (table.select(chosen)[column][:] for column in ("sentence", "label"))
     draft.extra["tokenisation_seconds"] = seconds(lambda: tokenizer(texts, truncation=True))
     dataset = ClassificationDataset(texts, labels, tokenizer, finetune.max_length)
     rows = [{**item, "attention_mask": [1] * len(item["input_ids"])} for item in dataset]

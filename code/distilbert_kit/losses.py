@@ -1,4 +1,4 @@
-"""The losses of DistilBERT (arXiv 1910.01108, §3), plain and fused, and those of its fine-tuning.
+"""The losses of DistilBERT (arXiv 1910.01108, §2), plain and fused, and those of its fine-tuning.
 
 Every loss is a SUM over its items (tokens, examples). The caller divides by the number of items
 over all accumulation micro-batches and processes, so that a token weighs the same in a short batch
@@ -25,9 +25,8 @@ CHUNK_SIZE = 512  # tokens per matrix product of the fused loss, see `fused_trip
 ROWS_PER_BLOCK = 1024  # rows of a weight gradient that are added at a time
 
 
-ROWS_PER_THREAD = (
-    16  # of fp32 work: 4 buffers x 16 x 30,522 x 4 B = 8 MB, within a core's share of L3
-)
+# Of fp32 work: 4 buffers x 16 x 30,522 x 4 B = 8 MB, within a core's share of L3.
+ROWS_PER_THREAD = 16
 
 
 CeRows = Literal["all", "masked"]

@@ -46,15 +46,17 @@ class Strict(BaseModel):
 
 
 class TrainSettings(Strict):
-    """Optimisation of one run. One update reads `batch_size` examples."""
+    """Optimisation of one run. An update has `accumulation` micro-batches on each process."""
 
     epochs: float = Field(gt=0, le=10_000)
     learning_rate: float = Field(gt=0)
-    batch_size: int = Field(gt=0)
+    batch_size: int = Field(gt=0, description="most examples in a micro-batch")
     batch_tokens: int | None = Field(
         default=None, gt=0, description="most padded tokens in a micro-batch"
     )
-    accumulation: int = Field(default=1, gt=0, description="micro-batches in an update")
+    accumulation: int = Field(
+        default=1, gt=0, description="micro-batches in an update, on each process"
+    )
     warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)

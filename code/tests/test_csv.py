@@ -194,6 +194,8 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
         card = ModelCard.load(folder / name / "README.md")
         values = {(r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results}
         assert values["test", "accuracy"] == scores["accuracy"]
+        assert {metric for _, metric in values} == {"accuracy", "precision", "recall", "f1"}
+        assert card.data.library_name == ("onnx" if name.endswith("int8") else "transformers")
         config = json.loads((folder / name / "config.json").read_text())
         assert config["id2label"] == {"0": "money", "1": "sport"}
         assert str(folder) not in card.content

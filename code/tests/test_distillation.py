@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from distilbert_kit.corpus.prepare import prepare_corpus
@@ -24,6 +25,7 @@ from distilbert_kit.models.initialisation import extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.settings import CorpusSettings, LossWeights, MaskedLMSettings
+from distilbert_kit.study.records import read_record
 from distilbert_kit.training.checkpointing import CHECKPOINT
 from distilbert_kit.training.distillation import (
     cast_linear_layers,
@@ -311,6 +313,13 @@ def test_scripts_run_from_a_recipe(tmp_path, corpus, monkeypatch, capsys):
         tmp_path / "results/tiny/models/distilled-from-source", require_head=True
     )
     assert other.config.num_layers == 1
+    record = read_record(tmp_path / "results/tiny/distill/distilled-from-source.json")
+    assert record.settings["teacher"] == record.settings["weights"]["source"] == "source"
+    student = record.settings["student"]["extract"]
+    assert (student["teacher"], student["layers"]) == ("source", [3])
+    assert [given.name for given in record.inputs] == ["teacher:source"]
+    card = ModelCard.load(tmp_path / "results/tiny/models/distilled-from-source/README.md")
+    assert card.data.base_model == ["source"]
     with pytest.raises(SystemExit) as stopped:
         run("distill", "--model", "cut")
     assert stopped.value.code == 2

@@ -20,7 +20,7 @@ from distilbert_kit.models.model import (
     DistilBERTModel,
     Dropout,
 )
-from distilbert_kit.paths import CODE
+from distilbert_kit.paths import CODE, DATA
 from distilbert_kit.study import measure
 from distilbert_kit.training.classification import predict_logits
 
@@ -48,10 +48,8 @@ def test_flops_equal_pytorchs_counter(kind):
     config, lengths = SHAPES[kind], [5, 17, 17, 1]
     encoder = DistilBERTModel(config)
     assert measure.forward_flops(config, lengths) == counted_flops(encoder, lengths)
-    classifier = DistilBERTForSequenceClassification(config, num_labels=3)
-    expected = measure.forward_flops(
-        config, lengths, head="classification", num_labels=3, trimmed=True
-    )
+    classifier = DistilBERTForSequenceClassification(config, num_labels=2)
+    expected = measure.forward_flops(config, lengths, head="classification", trimmed=True)
     assert expected == counted_flops(classifier, lengths)
     masked = DistilBERTForMaskedLM(config)
     assert measure.forward_flops(config, lengths, head="mlm") == counted_flops(masked, lengths)
@@ -120,20 +118,21 @@ def test_threads_are_put_back_after_an_error():
     assert torch.get_num_threads() == before
 
 
-def test_length_profile_is_that_of_1500_pairs():
-    profile = yaml.safe_load(shared.LENGTH_PROFILE.read_text())
-    assert sum(profile.values()) == 1500 and min(profile) >= 5
+def test_lengths_are_those_of_1500_pairs_in_file_order():
+    lengths = yaml.safe_load(shared.LENGTHS.read_text())
+    assert (len(lengths), min(lengths), max(lengths)) == (1500, 11, 87)
+    assert lengths[:4] != sorted(lengths)[:4]  # not from short to long
+    if (DATA / "glue/stsb/validation.parquet").is_file():
+        assert shared.stsb_pairs(1500)[0].lengths.tolist() == lengths
 
 
-def test_pairs_without_data_follow_the_profile(monkeypatch, tmp_path):
+def test_pairs_without_data_have_the_same_lengths(monkeypatch, tmp_path):
     monkeypatch.setattr(shared, "DATA", tmp_path)
-    dataset, used, texts = shared.stsb_pairs(1500)
+    dataset, used, texts = shared.stsb_pairs(60)
     assert (used, texts) == ([], None)
-    profile = yaml.safe_load(shared.LENGTH_PROFILE.read_text())
-    found = dict(zip(*np.unique(dataset.lengths, return_counts=True), strict=True))
-    assert found == profile
-    batch = dataset.collate([dataset[i] for i in (0, 1499)])
-    assert batch["attention_mask"].sum(1).tolist() == [min(profile), max(profile)]
+    assert dataset.lengths.tolist() == yaml.safe_load(shared.LENGTHS.read_text())[:60]
+    batch = dataset.collate([dataset[i] for i in (0, 59)])
+    assert batch["attention_mask"].sum(1).tolist() == dataset.lengths[[0, 59]].tolist()
 
 
 def test_bucketed_predictions_equal_transformers_padded_batches():

@@ -207,7 +207,11 @@ def test_too_long_sequence_is_refused():
 
 def test_presets_by_either_name_and_unknown_names():
     for name, config in PRESETS.items():
-        assert create_model_config(name) == create_model_config(name.split(" (")[0]) == config
+        short, millions = name.removesuffix("M)").split(" (")
+        assert create_model_config(name) == create_model_config(short) == config
+        with torch.device("meta"):
+            parameters = count_parameters(kit.DistilBERTModel(config))
+        assert parameters / 1e6 == pytest.approx(float(millions), rel=0.05)
     assert create_model_config("tiny", dropout=0.3).dropout == 0.3
     with pytest.raises(UserError, match="distilbert-base-uncased"):
         create_model_config("distilbert-huge")

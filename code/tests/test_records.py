@@ -243,6 +243,10 @@ def test_recipes_load_and_expand(name):
             {"finetune.learning_rat": 1},
             "unknown key 'finetune.learning_rat'; did you mean 'learning_rate'",
         ),
+        (
+            {"pretrain.checkpoint_evry": 1},
+            "unknown key 'pretrain.checkpoint_evry'; did you mean 'checkpoint_every'",
+        ),
         ({"task": ["sst2"]}, "unknown key 'task'; did you mean 'tasks'"),
         ({"finetune.epochs": "many"}, "finetune.epochs"),
         ({"finetune.epochs": -1}, "finetune.epochs"),

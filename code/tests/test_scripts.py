@@ -12,6 +12,7 @@ from distilbert_kit.metrics import compute_metrics
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.study.inputs import public_name
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 from distilbert_kit.training.classification import label_order, load_task_split
@@ -40,6 +41,24 @@ def test_evaluation_equals_transformers_in_either_label_order(tmp_path, run, lab
     predicted = [row["label"].lower() == "positive" for row in classify(table["sentence"][:])]
     expected = compute_metrics(("accuracy", "f1"), np.array(predicted, int), table["label"][:], 2)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_weights_of_the_folder_one_stands_in_have_its_name(tmp_path, run, monkeypatch):
+    model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2)
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    monkeypatch.chdir(tmp_path / "m")
+    out = tmp_path / "record.json"
+    run(evaluate_model, "--checkpoint", ".", "--task", "sentiment", "--out", out)
+    record = read_record(out)
+    assert record.cell["checkpoint"] == "m" and record.inputs[0].name == "weights:m"
+    names = {
+        "minilm": "minilm",
+        "an/other": "an/other",
+        "../m/": "m",
+        "/a/b": "b",
+        "..": tmp_path.name,
+    }
+    assert {given: public_name(given) for given in names} == names
 
 
 def test_labels_are_matched_by_name():

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,6 @@ def test_reading(tmp_path):
         shards[0][0] = 1
     with pytest.raises(IndexError):
         shards[len(shards)]
-    # What a data-loader process receives: the path, not the tokens.
-    data = pickle.dumps(shards)
-    assert len(data) < 500
-    assert np.array_equal(pickle.loads(data)[5], shards[5])
 
 
 def test_files_are_plain_little_endian(tmp_path):

@@ -1,5 +1,6 @@
 """The loop: exact accumulation, seeds, resume after kill -9, a loss that is not finite."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
+    Dropout,
 )
 from distilbert_kit.settings import LossWeights, TrainSettings
 from distilbert_kit.training.classification import (
@@ -31,6 +33,7 @@ from distilbert_kit.training.classification import (
 )
 from distilbert_kit.training.distillation import compute_mlm_loader_loss
 from distilbert_kit.training.loop import (
+    _generator,
     create_optimizer,
     learning_rate_factor,
     train,
@@ -74,6 +77,77 @@ def test_same_seed_same_weights_other_seed_other_weights():
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
+
+
+def drawn_with(seed):
+    """Of one update: the batch, masked; the unmasked one; what dropout makes of ones."""
+    texts = [row["sentence"] for row in build_sentiment("train")[:8]]
+    data, seen = create_mlm_dataloader(texts, get_tokenizer(), batch_size=8), []
+    model = DistilBERTForMaskedLM(create_model_config("tiny"))
+    plain = triple_objective(data.dataset, LossWeights(ce=0, cos=0))
+
+    def prepare(batch, generator):
+        seen.extend([plain.prepare(batch, generator), batch])
+        return seen[0]
+
+    def loss(model, *arguments):
+        seen.append(model.encoder.embeddings.dropout(torch.ones(997)))
+        return plain.loss(model, *arguments)
+
+    data.batch_sampler.shuffle = False  # the same batch for all seeds
+    train(model, data, replace(plain, prepare=prepare, loss=loss), settings(epochs=1), seed=seed)
+    masked, batch, dropped = seen
+    return data.dataset, masked, batch, dropped
+
+
+def test_masks_and_dropout_follow_the_seed():
+    """torch's CPU generator reads the low 32 bits of a seed only."""
+    dataset, masked, batch, dropped = drawn_with(0)
+    for seed in (1, 2, 56, 2**32 - 1):
+        _, other_masked, other_batch, other_dropped = drawn_with(seed)
+        assert torch.equal(batch["input_ids"], other_batch["input_ids"])
+        assert not torch.equal(masked["labels"], other_masked["labels"])
+        assert not torch.equal(dropped, other_dropped)
+    generator = torch.Generator().manual_seed(0)  # as in the records of seed 0
+    assert torch.equal(masked["input_ids"], dataset.mask(batch, generator)["input_ids"])
+    torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
+    assert torch.equal(dropped, Dropout(0.1)(torch.ones(997)))
+
+
+def test_no_two_micro_batches_of_a_thousand_seeds_share_their_numbers():
+    """Those of a seed are consecutive: a million of them end before the next seed's begin."""
+    firsts = sorted(_generator(seed, 0).initial_seed() for seed in range(1000))
+    gaps = [after - before for before, after in itertools.pairwise(firsts)]
+    assert min(*gaps, firsts[0] + 2**32 - firsts[-1]) > 10**6
+    assert [_generator(0, number).initial_seed() for number in (0, 1, 10**6)] == [0, 1, 10**6]
+
+
+def numbers_of(lengths, batch_tokens=None, **changes):
+    """The numbers of all micro-batches of a run with seed 0, in order, and its epochs' plans."""
+    data = loader(rows=len(lengths))
+    sampler = LengthBatchSampler(lengths, 8, batch_tokens, pool=1)
+    seen, plans = [], []
+
+    def prepare(batch, generator):
+        seen.append(generator.initial_seed())
+        return batch
+
+    objective = replace(CLASSIFICATION, prepare=prepare)
+    train(classifier(), create_dataloader(data.dataset, sampler), objective,
+          settings(**changes), seed=0)  # fmt: skip
+    for epoch in range(changes["epochs"]):
+        sampler.set_epoch(epoch)
+        plans.append(len(list(sampler)))
+    return seen, plans
+
+
+def test_numbers_of_micro_batches_never_repeat():
+    """Under a token budget the epochs have unlike numbers of batches."""
+    lengths = [5, 60] * 24
+    for accumulation in (1, 3):
+        found, plans = numbers_of(lengths, 200, epochs=4, accumulation=accumulation)
+        assert len(set(plans)) > 1 and len(set(found)) == len(found) == sum(plans)
+    assert numbers_of(lengths, epochs=3)[0] == list(range(18))  # as in records of equal plans
 
 
 def test_accumulation_weighs_examples_not_micro_batches():

@@ -100,12 +100,13 @@ def test_trials_come_before_fine_tuning(write):
         assert [[parent.key for parent in trial.parents] for trial in trials] == 2 * [[made]]
 
 
-def test_a_models_own_settings_and_seeds_by_task(write):
+def test_settings_are_the_same_for_all_models_and_seeds_go_by_task(write):
     content = yaml.safe_load((RECIPES / "quick.yaml").read_text())
     content["models"]["teacher"]["finetune"] = {"learning_rate": 3e-5}
-    recipe = write(tuning=None, models=content["models"], task_seeds={"sentiment": [3, 4]})
-    assert tuned_settings(recipe, "teacher", "sentiment").learning_rate == 3e-5
-    assert tuned_settings(recipe, "distilled", "sentiment").learning_rate == 1e-4
+    with pytest.raises(UserError, match=r"unknown key 'models\.teacher\.finetune'"):
+        write(tuning=None, models=content["models"])
+    recipe = write(tuning=None, task_seeds={"sentiment": [3, 4]})
+    assert tuned_settings(recipe, "teacher", "sentiment").learning_rate == 1e-4
     cells = [cell for cell in cells_to_run(recipe).values() if cell.stage == "finetune"]
     assert {cell.identity["seed"] for cell in cells} == {3, 4}
 

@@ -205,15 +205,13 @@ class Shard:
 class TokenShards(Sequence[np.ndarray]):
     """The sequences of one split. `shards[i]` is a read-only uint16 view [length] on the disk.
 
-    `lengths` [N] uint16 has the tokens of each sequence, CLS and SEP included; `total_tokens`
-    their sum; `token_counts` [V] int64 the occurrences in the training split; `manifest` the rest.
+    `lengths` [N] uint16 has the tokens of each sequence, CLS and SEP included; `token_counts` [V]
+    int64 the occurrences in the training split.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: dict, token_counts: np.ndarray):
-        self.folder, self.split, self.manifest = folder, split, manifest
+    def __init__(self, folder: Path, entries: list[dict], token_counts: np.ndarray):
         self.token_counts = token_counts
-        self.total_tokens: int = manifest["splits"][split]["tokens"]
-        self._shards = [Shard(folder, entry) for entry in manifest["splits"][split]["shards"]]
+        self._shards = [Shard(folder, entry) for entry in entries]
         self._ends = list(accumulate(map(len, self._shards)))
         self.lengths = np.concatenate(
             [np.diff(shard.offsets).astype(np.uint16) for shard in self._shards]
@@ -228,10 +226,6 @@ class TokenShards(Sequence[np.ndarray]):
         index %= len(self)
         shard = bisect_right(self._ends, index)
         return self._shards[shard][index - (self._ends[shard - 1] if shard else 0)]
-
-    def __reduce__(self):
-        # A pickled memory map would carry the corpus to every data-loader process.
-        return open_shards, (self.folder, self.split)
 
 
 def open_shards(
@@ -274,4 +268,4 @@ def open_shards(
     if not manifest["splits"][split]["sequences"]:
         how = "from more text" if split == "train" else "with a larger --validation-fraction"
         raise UserError(f"{folder}: no {split} sequences; prepare it {how}")
-    return TokenShards(folder, split, manifest, counts)
+    return TokenShards(folder, manifest["splits"][split]["shards"], counts)

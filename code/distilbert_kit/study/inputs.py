@@ -6,6 +6,7 @@ one by deleting its line. Of files that are not here, as in a clone, their pins 
 Light (no torch): the experiment graph reads it.
 """
 
+import os
 from pathlib import Path
 from typing import cast
 
@@ -30,8 +31,8 @@ _WEIGHTS = (
 
 def public_name(weights: str) -> str:
     """Given weights as a record names them: of a folder only its own name."""
-    path = Path(weights)
-    return path.name if is_path(weights) or path.is_dir() else weights
+    folder = is_path(weights) or Path(weights).is_dir()
+    return Path(os.path.abspath(weights)).name if folder else weights
 
 
 def public_source(source: str) -> str:

@@ -150,7 +150,6 @@ def forward_flops(
     lengths: Iterable[int],
     *,
     head: str | None = None,
-    num_labels: int = 2,
     trimmed: bool = False,
     head_tokens: int | None = None,
 ) -> int:
@@ -158,8 +157,8 @@ def forward_flops(
 
     For length L, width H and inner width F a block takes 2·L·(4·H² + 2·H·F) for its linear layers
     and 4·L²·H for attention. `head` is None (the bare encoder, with BERT's pooler),
-    "classification" or "mlm" (transform and vocabulary projection of every token, or of
-    `head_tokens` in all). `trimmed` counts our classifier, whose last block computes only the
+    "classification" (two labels) or "mlm" (transform and vocabulary projection of every token, or
+    of `head_tokens` in all). `trimmed` counts our classifier, whose last block computes only the
     first position after its joint query-key-value product; transformers' computes all.
     """
     length = np.asarray(list(lengths), dtype=np.int64)
@@ -178,7 +177,7 @@ def forward_flops(
     if config.model_type != "distilbert" or head == "classification":
         total += 2 * hidden**2 * len(length)  # the pooler, or DistilBERT's pre-classifier
     if head == "classification":
-        total += 2 * hidden * num_labels * len(length)
+        total += 2 * 2 * hidden * len(length)
     return total
 
 

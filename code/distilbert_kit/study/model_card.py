@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import add_files
+from ..metrics import METRICS
 from ..models.hub_layout import read_architecture
 from ..models.packaged import MINILM, MINILM_HUB, ORIGINS
 from .inputs import public_name
@@ -13,6 +14,9 @@ from .records import Record
 
 # The hub's names of weights that come in packages.
 _HUB_NAMES = {MINILM: MINILM_HUB} | {name: origin.hub for name, origin in ORIGINS.items()}
+
+
+_SCORES = {*METRICS, "exact_match"}
 
 
 SCALES = {
@@ -146,7 +150,7 @@ def _code(folder: Path, pipeline: str) -> str:
 
 
 def evaluation_results(record: Record, pipeline: str) -> list[EvalResult]:
-    """The numbers in the record's metrics of each split, those of int8 where there are several."""
+    """The scores in the record's metrics of each split, those of int8 where there are several."""
     results = []
     for used in record.data:
         dataset, _, split = used.name.rpartition("/")
@@ -154,7 +158,7 @@ def evaluation_results(record: Record, pipeline: str) -> list[EvalResult]:
         if not isinstance(scores, dict):
             continue
         for name, value in scores.get("onnx_int8", scores).items():
-            if isinstance(value, float):
+            if name in _SCORES:
                 results.append(
                     EvalResult(
                         task_type=pipeline,
@@ -182,7 +186,7 @@ def model_card(folder: Path, record: Record, weights: Iterable[str]) -> str:
         datasets=sorted({result.dataset_type for result in results}) or None,
         eval_results=results or None,
         language="en",
-        library_name="onnx" if (folder / "model.onnx").exists() else "transformers",
+        library_name="onnx" if (folder / "model_quantized.onnx").exists() else "transformers",
         metrics=sorted({result.metric_type for result in results}) or None,
         pipeline_tag=pipeline or None,
         tags=["distilbert", record.scale],

@@ -2,6 +2,7 @@
 
 import difflib
 import graphlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,12 +89,10 @@ class ModelSpec(Strict):
     """Where a model comes from: given weights, or other models of the recipe.
 
     `tasks` are those of the recipe's tasks that it is fine-tuned on; all of them by default.
-    `finetune` overrides keys of the recipe's `finetune` and `finetune_tasks` for this model alone.
     """
 
     label: str
     tasks: list[str] | None = None
-    finetune: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
     extract: Extract | None = None
     pretrain: Pretrain | None = None
@@ -224,8 +223,6 @@ class Recipe(Strict):
                     raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
             if spec.distill:
                 self.distill_for(name)
-            for task in self.tasks:
-                self.finetune_for(task, name)
             if unknown := set(spec.tasks or ()) - set(self.tasks):
                 raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
         if self.distillation_speed and not self.corpus:
@@ -262,8 +259,8 @@ class Recipe(Strict):
             if get_task(name).kind != "classification":
                 raise ValueError(f"tuning: {name!r} is no classification or regression")
         for name, spec in self.models.items():
-            if "learning_rate" in spec.finetune or spec.task_distill:
-                raise ValueError(f"models.{name}: tuning is for models without a rate or a teacher")
+            if spec.task_distill:
+                raise ValueError(f"models.{name}: tuning is for models without a teacher")
 
     def _check_cross_evaluation(self, asked: CrossEvaluation) -> None:
         for name in asked.models:
@@ -277,20 +274,19 @@ class Recipe(Strict):
             if not any(get_task(name).shares_labels(task) for task in trained):
                 raise ValueError(f"cross_evaluation: no task has the labels of {name!r}")
 
-    def finetune_for(self, task: str, model: str | None = None) -> FinetuneSettings:
-        """Fine-tuning settings: the common ones, the task's own on top, then the model's."""
+    def finetune_for(self, task: str) -> FinetuneSettings:
+        """Fine-tuning settings: the common ones with the task's own on top."""
         kind = get_task(task).kind
         settings = FINETUNE_SETTINGS[kind]
         # These are of texts: a window with a question in it is longer, and all windows are read.
         texts_only = {"max_length", "truncation"} if kind == "question_answering" else None
         common = self.finetune.model_dump(exclude_unset=True, exclude=texts_only)
-        own = self.models[model].finetune if model else {}
-        return settings(**common | self.finetune_tasks.get(task, {}) | own)
+        return settings(**common | self.finetune_tasks.get(task, {}))
 
-    def shown_settings(self, task: str, model: str | None = None) -> dict:
+    def shown_settings(self, task: str) -> dict:
         """`finetune_for` ready for JSON, with "tuned" for a learning rate that is still to find."""
         tuned = {"learning_rate": "tuned"} if self.tuning else {}
-        return self.finetune_for(task, model).model_dump(mode="json") | tuned
+        return self.finetune_for(task).model_dump(mode="json") | tuned
 
     def seeds_of(self, task: str) -> list[int]:
         """The seeds with which models are fine-tuned on a task."""
@@ -373,12 +369,18 @@ class Recipe(Strict):
         return RESULTS / self.name
 
 
+def _kinds_of(part: type[Strict]) -> Iterator[type[Strict]]:
+    """The classes of settings below one, those below them too."""
+    for kind in part.__subclasses__():
+        yield kind
+        yield from _kinds_of(kind)
+
+
 def _explain(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
     if first["type"] != "extra_forbidden":
         return UserError(f"{where}: {first_problem(error, 'recipe')}")
-    models = [Recipe, *Strict.__subclasses__()]
-    known = {name for model in models for name in model.model_fields}
+    known = {name for kind in _kinds_of(Strict) for name in kind.model_fields}
     unknown = str(first["loc"][-1])  # it may be known in another place
     close = difflib.get_close_matches(unknown, sorted(known - {unknown}), n=1)
     hint = f"did you mean {close[0]!r}?" if close else "remove it"

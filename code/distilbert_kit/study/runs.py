@@ -13,7 +13,7 @@ from ..settings import LossWeights, MaskedLMSettings
 from ..training.distillation import open_corpus, train_on_corpus
 from ..training.fine_tuning import Evaluation
 from ..training.inference import DTYPES, save_predictions, usable_precision
-from ..training.loop import create_accelerator
+from ..training.loop import training_device
 from .cell import Cell
 from .cells import corpus_cell
 from .measure import head_training_flops, matrix_product_rate, training_flops
@@ -69,7 +69,7 @@ def train_cell(
     masking, corpus = cell.recipe.require("corpus"), corpus_cell(cell.recipe).made
     with recording(cell.record, **cell.provenance) as draft:
         cell.check_outputs()
-        device = create_accelerator(settings.precision).device
+        device = training_device(settings.precision)
         size = 1024 if device.type == "cpu" else 8192  # a fraction of a second
         rate = matrix_product_rate(
             DTYPES[usable_precision(settings.precision)], size, device=device

@@ -1,18 +1,21 @@
 """The learning rate of each model, chosen on training rows that were held out."""
 
+from collections.abc import Iterable
+
 from ..errors import UserError
 from ..settings import FinetuneSettings
 from .cells import tuning_cells
 from .recipes import Recipe
 
 
-def tuning_rows(recipe: Recipe) -> list[dict]:
+def tuning_rows(recipe: Recipe, models: Iterable[str] | None = None) -> list[dict]:
     """Mean held-out score of every model and learning rate whose trials are all recorded.
 
-    Scores are fractions; `chosen` is the rate that fine-tuning takes: the first of the best ones.
+    Of some `models`, or of all. Scores are fractions; `chosen` is the rate that fine-tuning takes:
+    the first of the best ones.
     """
     rows = []
-    for model in recipe.models:
+    for model in recipe.models if models is None else models:
         scores: dict[float, dict[str, float]] = {}
         cells = tuning_cells(recipe, model)
         if not cells or not all(cell.is_recorded() for cell in cells):
@@ -40,11 +43,11 @@ def tuned_settings(recipe: Recipe, model: str, task: str) -> FinetuneSettings:
 
     UserError when a trial is missing or was made with other settings, parents or data.
     """
-    settings = recipe.finetune_for(task, model)
+    settings = recipe.finetune_for(task)
     for cell in tuning_cells(recipe, model):
         if not cell.is_recorded():
             raise UserError(f"{cell.record}: missing or not current; run {cell.shown_command}")
-    chosen = [row for row in tuning_rows(recipe) if row["model"] == model and row["chosen"]]
+    chosen = [row for row in tuning_rows(recipe, [model]) if row["chosen"]]
     if not chosen:
         return settings
     return settings.model_copy(update={"learning_rate": chosen[0]["learning_rate"]})

@@ -1,7 +1,5 @@
 """Classification and regression: data, objective, predictions and scores."""
 
-from pathlib import Path
-
 import datasets
 import numpy as np
 import pandas as pd
@@ -32,7 +30,7 @@ def load_task_split(
 ) -> tuple[ClassificationDataset, datasets.Dataset, DataUsed]:
     """One split of a task, tokenised, with the table it came from and what was read."""
     table, used = load_table(task.dataset, split, (*task.text_columns, task.label_column))
-    check_task_rows(table, task, str(Path(task.dataset) / split))
+    check_task_rows(table, task, f"{task.dataset}/{split}")
     columns = [table[column][:] for column in task.text_columns]
     texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
     labels = table[task.label_column][:]

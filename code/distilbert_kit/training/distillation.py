@@ -23,7 +23,7 @@ from ..models.model import DistilBERTForMaskedLM
 from ..settings import CorpusSettings, LossWeights, MaskedLMSettings
 from .checkpointing import TrainingResult
 from .inference import DTYPES, autocast, usable_precision
-from .loop import create_accelerator, train
+from .loop import train, training_device
 from .objectives import Objective, triple_objective
 
 
@@ -100,7 +100,7 @@ def train_on_corpus(
     on the held-out split. `checkpoints` and `identity` are the `checkpoint_folder` and `identity`
     of `train`.
     """
-    device = create_accelerator(settings.precision).device  # where the loop will train
+    device = training_device(settings.precision)
     model.to(device)
     if teacher is not None:
         check_pair(teacher, model, weights)

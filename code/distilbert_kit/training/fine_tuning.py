@@ -41,7 +41,7 @@ from .classification import (
     score,
 )
 from .inference import usable_precision
-from .loop import create_accelerator, train
+from .loop import train, training_device
 from .question_answering import load_question_split, predict_spans, score_answers, span_objective
 
 
@@ -210,10 +210,9 @@ def teacher_logits(
         except UserError:
             with suppress(OSError):
                 path.unlink()
-    device = create_accelerator(precision).device
-    logits = KINDS[task.kind].predict(
-        teacher.to(device), dataset, precision=precision, description="teaching"
-    )
+    teacher.to(training_device(precision))
+    predict = KINDS[task.kind].predict
+    logits = predict(teacher, dataset, precision=precision, description="teaching")
     if os.access(folder, os.W_OK):  # a shared teacher may be read-only
         tensors = {"logits": torch.from_numpy(logits)}
         write_once(path, safetensors.torch.save(tensors, with_hash(tensors)))

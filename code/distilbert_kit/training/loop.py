@@ -8,6 +8,7 @@ but rounding, where a mean of micro-batch means would weigh tokens of short batc
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -89,8 +90,9 @@ def _windows(
             if update >= start:
                 end = min(first + per_update, len(plan))
                 mine = range(first + accelerator.process_index, end, world)
+                passed = update * per_update - first  # plans of epochs may differ in length
                 window = [
-                    (epoch * len(plan) + index, dataset.collate([dataset[i] for i in plan[index]]))
+                    (passed + index, dataset.collate([dataset[i] for i in plan[index]]))
                     for index in mine or [first]
                 ]
                 yield window, float(len(mine) > 0)
@@ -116,6 +118,11 @@ def create_accelerator(precision: str) -> Accelerator:
         raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on this machine")
     AcceleratorState._reset_state()  # one process may train at several precisions, one by one
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+
+def training_device(precision: str) -> torch.device:
+    """Where a model is trained in this precision."""
+    return create_accelerator(precision).device
 
 
 @keeping_freed_memory()
@@ -199,6 +206,12 @@ def train(
     return result
 
 
+def _generator(seed: int, number: int) -> torch.Generator:
+    """The random numbers of a micro-batch: its masks and the seed of its dropout."""
+    # On a CPU only the low 32 bits of a seed count; this odd number keeps the runs' seeds apart.
+    return torch.Generator().manual_seed((number + seed * 0x9E3779B1) % 2**32)
+
+
 def _update(
     step: nn.Module,
     window: list[tuple[int, Batch]],
@@ -213,7 +226,7 @@ def _update(
     """One optimiser step over the micro-batches of a window; returns the mean of each term."""
     device, batches, seeds = accelerator.device, [], []
     for number, batch in window:
-        generator = torch.Generator().manual_seed(seed * 2**32 + number)
+        generator = _generator(seed, number)
         batches.append(objective.prepare(batch, generator))
         seeds.append(int(torch.randint(2**63 - 1, (), generator=generator)))
     counted = [objective.counts(batch) for batch in batches]
@@ -237,7 +250,8 @@ def _update(
         last = index == len(batches) - 1
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         torch.manual_seed(dropout_seed)
-        with _synchronised(accelerator, step, last):
+        # Processes exchange gradients with the last micro-batch of an update only.
+        with nullcontext() if last else accelerator.no_sync(step):
             loss, parts = step(batch, denominators)
             accelerator.backward(loss * share)
         for name, value in parts.items():
@@ -254,11 +268,6 @@ def _update(
     optimizer.step()
     optimizer.zero_grad()
     return means
-
-
-def _synchronised(accelerator: Accelerator, step: nn.Module, last: bool):
-    """Exchange gradients between processes only with the last micro-batch of an update."""
-    return torch.enable_grad() if last else accelerator.no_sync(step)
 
 
 def _log(result: TrainingResult, scheduler: LambdaLR, bar: tqdm, started: float):

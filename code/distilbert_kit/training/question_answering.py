@@ -2,7 +2,6 @@
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import datasets
@@ -189,7 +188,7 @@ def load_question_split(
     questions, contexts = (
         [text or "" for text in table[column][:]] for column in task.text_columns
     )
-    where, golds = str(Path(task.dataset) / split), table[task.label_column][:]
+    where, golds = f"{task.dataset}/{split}", table[task.label_column][:]
     answers = None
     if split in task.eval_splits:
         if bare := [row for row, gold in enumerate(golds) if not gold["text"]]:

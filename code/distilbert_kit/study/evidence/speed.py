@@ -14,9 +14,7 @@ from .scores import present_records
 PAIRS = {"STS-B dev": "STS-B dev pairs", "length profile": "pairs with STS-B's lengths"}
 TRAINERS = {
     "ours": "ours",
-    "ours_batch_32": "ours, batch 32, no length buckets",
     "trainer_fp32": "Trainer as it comes: fp32, random order",
-    "trainer_bf16": "Trainer, bf16, random order",
     "trainer_fp32_grouped": "Trainer at its best: fp32, grouped by length",
     "trainer_bf16_grouped": "Trainer at its best: bf16, grouped by length",
 }
@@ -251,7 +249,7 @@ def distillation_step(record: Record | None) -> dict | None:
     """What the report says about a distillation step; None without its record."""
     return record and {
         "batch": record.metrics["batch"],
-        "corpus": {"textbook_order": "in random order"} | record.metrics["corpus"],
+        "corpus": record.metrics["corpus"],
         "precision": best_precision(record),
         "bf16": bf16_note(record),
         "peak_gflops": record.measured.extra[f"{best_precision(record)}_gflops"],
