@@ -31,7 +31,7 @@ from distilbert_kit.study.deployment import (
     score_variants,
     size_of_variants,
 )
-from distilbert_kit.study.inputs import checkpoint_input, open_recipe
+from distilbert_kit.study.inputs import checkpoint_input, open_recipe, public_name
 from distilbert_kit.study.records import Draft, recording
 from distilbert_kit.training.classification import label_order, load_task_split
 
@@ -110,7 +110,7 @@ def main() -> None:
         check_output_record(record)
         provenance = {
             "stage": "quantize",
-            "cell": {"checkpoint": Path(arguments.checkpoint).name, "task": task.name},
+            "cell": {"checkpoint": public_name(arguments.checkpoint), "task": task.name},
             "scale": "embedded" if is_embedded(task.dataset) else "reduced",
             "recipe": "none",
             "inputs": [checkpoint_input(arguments.checkpoint, checkpoint)],
