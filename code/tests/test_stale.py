@@ -390,7 +390,7 @@ def test_publication_follows_recipe_and_every_module_behind_it(write, monkeypatc
     told = recipe.folder.parent / "base" / "claims" / "verdicts.json"
     about = {"stage": "claims", "cell": {}, "scale": "paper", "recipe": "base", "settings": {}}
     with recording(told, **about) as draft:  # another recipe's scores stand in the report
-        draft.metrics = {"claims": [], "scores": {"recipe": "base", "rows": []}}
+        draft.metrics = {"claims": [], "summary": {"name": "base", "rows": []}}
     assert publication.publication_key(recipe) != key
     told.unlink()
     original = publication.modules_behind
