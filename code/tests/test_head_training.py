@@ -89,7 +89,7 @@ def test_only_the_head_changes(recipe, tmp_path, monkeypatch):
         assert torch.equal(tensor, after[name]), name
     record = json.loads((results / "pretrain/teacher.json").read_text())
     losses = record["metrics"]["validation"]
-    assert losses["after"]["mlm"] < losses["before"]["mlm"] - 0.1
+    assert losses["after"]["mlm"] < losses["before"]["mlm"] - 0.05
     assert record["settings"]["train"] == "head"
     assert not (results / "models/again").exists()
 
