@@ -244,6 +244,7 @@ def write_csv_record(recipe: Recipe) -> None:
         size = {"size": {"bytes": 90_000_000, "parameters": 22_000_000}}
         draft.metrics = {"accuracy": accuracies(answers)}
         draft.metrics |= dict.fromkeys(draft.metrics["accuracy"], size)
+        draft.extra["milliseconds_per_text"] = dict.fromkeys(draft.metrics["accuracy"], 9.5)
 
 
 def write_evidence(recipe: Recipe) -> None:
