@@ -37,7 +37,7 @@ def gaps(recipe: Recipe, compared: list[dict], printed: dict[str, float]) -> Fig
     models = list(dict.fromkeys(row["model"] for row in compared))
     looks, known = model_looks(recipe), [task for task in tasks if task in printed]
     lanes = len(models) + bool(known)  # of a row
-    figure, axes = plt.subplots(figsize=(FULL, 0.85 + max(0.3, 0.1 + 0.065 * lanes) * len(tasks)))
+    figure, axes = plt.subplots(figsize=(FULL, 1 + max(0.8, (0.1 + 0.065 * lanes) * len(tasks))))
     axes.axvline(0, color=TEACHER, lw=1.6, label="the teacher")
     for lane, model in enumerate(models):
         aside = 0.8 * ((lane + 0.5) / lanes - 0.5)
