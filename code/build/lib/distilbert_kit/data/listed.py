@@ -1,0 +1,90 @@
+"""What data is expected: `data/sources.yaml`, rows and content hash of every split."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+
+from ..errors import UserError, first_problem
+from ..foreign import read_yaml
+from ..paths import SOURCES
+from ..settings import FileName
+from . import grammar
+from .tasks import is_embedded
+
+
+class _Split(BaseModel):
+    rows: NonNegativeInt
+    sha256: str | None
+    chosen_from: FileName = ""
+    chosen_by: FileName = ""
+
+
+class _Source(BaseModel):
+    splits: dict[FileName, _Split]
+    columns: list[str] = []
+    hub: str = ""
+    revision: str = ""
+    config: str | None = None
+    archive: str = ""
+    files: NonNegativeInt = 0
+
+
+# Files are read and written by the names of data sets: a path goes down from the folder only.
+_DataSet = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$")]
+_SOURCES = TypeAdapter(dict[_DataSet, _Source])
+
+
+def read_sources(path: Path) -> dict:
+    """A list of data sets: for each its origin, licence, columns and splits; UserError if not."""
+    listed = read_yaml(path) or {}
+    try:
+        _SOURCES.validate_python(listed, strict=True)
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: not a list of data sets ({first_problem(error, 'the file')}); mend it, or "
+            "choose another folder"
+        ) from None
+    return listed
+
+
+@cache
+def sources() -> dict:
+    """The list of the data in use, see `read_sources`.
+
+    Empty where the kit was installed without the project that brings the list.
+    """
+    return read_sources(SOURCES) if SOURCES.is_file() else {}
+
+
+def rows_sha256(rows: Iterable[dict]) -> str:
+    """SHA-256 over rows: the same for any parquet writer or compression."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+@cache
+def expected_split(dataset: str, split: str) -> dict:
+    """`rows` and `sha256` that a split must have; embedded data are generated to tell."""
+    if is_embedded(dataset):
+        generated = grammar.build_sentiment(split)
+        return {"rows": len(generated), "sha256": rows_sha256(generated)}
+    try:
+        return sources()[dataset]["splits"][split]
+    except KeyError:
+        raise UserError(f"{dataset}/{split}: not listed in data/sources.yaml; add it") from None
+
+
+class DataUsed(BaseModel):
+    """One data set as it was read: how many rows, and the SHA-256 over them (`rows_sha256`)."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    rows: int
+    sha256: str

@@ -1,0 +1,1 @@
+"""DistilBERT and its teacher: configuration, encoder and heads, initialisation, checkpoints."""

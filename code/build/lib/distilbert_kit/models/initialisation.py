@@ -1,0 +1,90 @@
+"""Students cut from teacher layers: which layers, and what of them is copied."""
+
+import dataclasses
+import random
+import re
+
+from ..errors import UserError
+from .config import ModelConfig
+from .model import DistilBERTForMaskedLM
+
+# What a student of BERT is other than its teacher; one of MPNet is an MPNet.
+_DISTILBERT = {
+    "model_type": "distilbert",
+    "type_vocab_size": 0,
+    "layer_norm_eps": ModelConfig.layer_norm_eps,
+    "classifier_dropout": ModelConfig.classifier_dropout,
+    "qa_dropout": ModelConfig.qa_dropout,
+}
+
+
+LAYER_STRATEGIES = ("released", "even", "first", "last", "random")
+
+
+def choose_layers(
+    strategy: str, teacher_layers: int, count: int | None = None, seed: int = 0
+) -> list[int]:
+    """Teacher layers that a student of `count` layers (half of them) starts from.
+
+    `strategy` may be the numbers themselves ("0,2,4"). "released" is 0, 2, 4, 7, 9, 11 (the
+    authors' extraction script) and needs 12 -> 6; "even" takes every (teacher_layers / count)-th;
+    "random" draws without replacement, in order.
+    """
+    if strategy[:1].isdigit():
+        try:
+            layers = [int(layer) for layer in strategy.split(",")]
+        except ValueError:
+            raise UserError(f"layers {strategy}: use numbers such as 0,2,4") from None
+        if count not in (None, len(layers)):
+            raise UserError(
+                f"layers {strategy} are {len(layers)}, not {count}: leave out the count"
+            )
+        return layers
+    count = teacher_layers // 2 if count is None else count
+    if not 1 <= count <= teacher_layers:
+        raise UserError(f"cannot cut {count} layers from a teacher that has {teacher_layers}")
+    if strategy == "released":
+        if (teacher_layers, count) != (12, 6):
+            raise UserError(
+                f"strategy 'released' is defined for 12 -> 6 layers, not {teacher_layers} -> "
+                f"{count}; use 'even'"
+            )
+        return [0, 2, 4, 7, 9, 11]
+    if strategy == "even":
+        return [i * teacher_layers // count for i in range(count)]
+    if strategy == "first":
+        return list(range(count))
+    if strategy == "last":
+        return list(range(teacher_layers - count, teacher_layers))
+    if strategy == "random":
+        return sorted(random.Random(seed).sample(range(teacher_layers), count))
+    raise UserError(f"unknown layer strategy {strategy!r}: use {', '.join(LAYER_STRATEGIES)}")
+
+
+def extract_student(
+    teacher: DistilBERTForMaskedLM, layers: list[int], vocabulary_transform: bool = True
+) -> DistilBERTForMaskedLM:
+    """Cut a DistilBERT student out of a masked-LM teacher (arXiv 1910.01108, section 3).
+
+    Of an MPNet teacher the student is an MPNet. Copied: word and position embeddings, MPNet's
+    relative-position bias, all LayerNorms, the chosen blocks, the decoder bias (its weight is the
+    word embeddings), and, when asked, the vocabulary transform, which the author
+    advises (transformers#1582). Not copied: token types and pooler, which the student lacks.
+    """
+    deepest = teacher.config.num_layers - 1
+    if wrong := [layer for layer in layers if not 0 <= layer <= deepest]:
+        raise UserError(f"teacher layer {wrong[0]} does not exist: choose from 0 to {deepest}")
+    shape = dataclasses.replace(
+        teacher.config,
+        num_layers=len(layers),
+        **({} if teacher.config.model_type == "mpnet" else _DISTILBERT),
+    )
+    student = DistilBERTForMaskedLM(shape)
+    source = teacher.state_dict()
+    copied = {
+        name: source[re.sub(r"blocks\.(\d+)", lambda m: f"blocks.{layers[int(m.group(1))]}", name)]
+        for name in student.state_dict()
+        if vocabulary_transform or not name.startswith("transform")
+    }
+    student.load_state_dict(copied, strict=False)
+    return student

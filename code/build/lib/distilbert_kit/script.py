@@ -1,0 +1,205 @@
+"""How every script of code/ ends: in one line, with a status, from its first imports on.
+
+A script imports this before all that takes time to import (ruff sorts it there, see
+pyproject.toml).
+"""
+
+import argparse
+import errno
+import functools
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import NonFiniteLossError, UserError, one_line
+
+if TYPE_CHECKING:  # pydantic takes time to import
+    from pydantic import ValidationError
+
+CODE = Path(__file__).resolve().parents[1]  # paths.py reads variables that a script may still set
+
+
+def refuse_options(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, names: Iterable[str], reason: str
+) -> None:
+    """Raise UserError for the first of these options that is not at its default."""
+    for name in names:
+        if getattr(given, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: {reason}")
+
+
+class Stopped(BaseException):
+    """A signal asks this process to end: what is half-written goes, as after Ctrl-C."""
+
+    def __str__(self) -> str:  # in the record of the failed run
+        return signal.Signals(self.args[0]).name
+
+
+_ADVICE = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
+    errno.EFBIG: "allow larger files (ulimit -f) and run the same command again",
+    errno.EMFILE: "allow more open files (ulimit -n) and run the same command again",
+    errno.EROFS: "choose another place (an option, or RESULTS_DIR)",
+    errno.EACCES: "check the permissions, or choose another place (an option, or RESULTS_DIR)",
+    errno.EPERM: "check the permissions, or choose another place (an option, or RESULTS_DIR)",
+    errno.EBUSY: "choose another place",
+    errno.EIO: "the disk or its network fails: choose another place",
+    errno.ESPIPE: "give a file, not a pipe",
+} | dict.fromkeys(
+    (
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.ENXIO,
+    ),
+    "check the path",
+)
+
+
+def _describe_settings_error(error: "ValidationError") -> str:
+    """The first problem of a pydantic ValidationError: which setting, its value, what it may be.
+
+    A setting that was given on the command line is called by its option.
+    """
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or error.title
+    option = f"--{name.replace('_', '-')}"
+    if any(word.partition("=")[0] == option for word in sys.argv):
+        name = option
+    shown = repr(first["input"]) if isinstance(first["input"], str) else str(first["input"])
+    value = f" {shown}" if first["loc"] and len(shown) <= 40 else ""
+    return f"{name}{value}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _stopped_by(number: int) -> str:
+    return f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
+
+
+def _end(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and message of what a user can understand; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if "pydantic" in sys.modules:  # loaded by whatever could raise its errors
+        from pydantic import ValidationError
+
+        if isinstance(error, ValidationError):
+            return 2, f"error: {_describe_settings_error(error)}"
+    if isinstance(error, NonFiniteLossError):
+        return 3, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt | Stopped):
+        number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
+        return 128 + number, _stopped_by(number)
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE, ""  # as `yes | head -1` ends: without a word
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        where = error.filename or "the output"
+        return 2, f"error: {os.strerror(error.errno)}: {where}: {_ADVICE[error.errno]}"
+    return None
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise Stopped(number)
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End at once: an exception would end in the traceback of a half-imported library."""
+    os.write(sys.stderr.fileno(), f"{_stopped_by(number)}\n".encode())
+    os._exit(128 + number)
+
+
+# While a script works, it ends by exceptions: what is half-written goes.
+_WORKING = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: _stop,
+    signal.SIGHUP: _stop,  # a closed terminal
+}
+
+
+@contextmanager
+def _stopping_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the script as Ctrl-C does, not in mid-air."""
+    taken = {}
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in _WORKING.items():
+            if signal.getsignal(number) in (signal.SIG_DFL, _leave):  # nohup ignores on purpose
+                taken[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in taken.items():
+            signal.signal(number, before)
+
+
+def _check_words(words: Iterable[str]) -> None:
+    """Refuse an argument of bytes that are no text: no record can hold it."""
+    for number, word in enumerate(words, 1):
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"argument {number}: {word!r} is not UTF-8; rename or retype it"
+            ) from None
+
+
+def _close_bars() -> None:
+    """End the lines of progress bars: what is said next begins one of its own."""
+    if tqdm := sys.modules.get("tqdm"):
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
+
+
+def entry_point(main: Callable[[], None]) -> Callable[[], None]:
+    """Wrap a script's `main`: how it ends when something is wrong, in one line on stderr.
+
+    Status 2: bad input, or a disk that refuses. 3: a non-finite loss. 130: Ctrl-C. 143: SIGTERM.
+    141: the reader of the output has gone. Anything else is a defect of ours and keeps its
+    traceback.
+    """
+
+    @functools.wraps(main)
+    def run() -> None:
+        # A terminal or a pipe that is not UTF-8 gets escapes of what it cannot show.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            _check_words(sys.argv[1:])
+            with _stopping_signals():
+                main()
+                sys.stdout.flush()
+        except BaseException as error:
+            found = _end(error)
+            if found is None:
+                raise
+            if isinstance(error, OSError):
+                try:
+                    sys.stdout.flush()
+                except (OSError, ValueError):  # it would fail again at the exit
+                    with suppress(OSError, ValueError):
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status, message = found
+            if message:
+                _close_bars()
+                print(one_line(message), file=sys.stderr)
+            sys.exit(status)
+
+    return run
+
+
+# From here to the end of its imports, and again after its work, a script has nothing to clear up.
+# Tests import scripts too: their signals are left alone.
+# An interactive session has no file, and keeps its signals too.
+_file = getattr(sys.modules["__main__"], "__file__", None)
+if _file and Path(_file).resolve().parent == CODE:
+    for _number in _WORKING:
+        if signal.getsignal(_number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(_number, _leave)

@@ -1,0 +1,1 @@
+"""The reproduction study: recipes, records, cells, statistics, what the report reads."""

@@ -1,0 +1,191 @@
+"""From labelled texts to classifiers: made, reloaded, scored, timed, shown in a table.
+
+The teacher; a student of some of its layers, trained alike without it; the same student distilled
+on the task; that one in int8; and, where it is asked for, the student distilled from random
+weights, which tells what the teacher's layers are worth as a start.
+"""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..data.batches import ClassificationDataset, evenly_by_length
+from ..data.tasks import Task
+from ..metrics import agreement, score_function
+from ..models.hub_layout import HubModel
+from ..models.initialisation import choose_layers, extract_student
+from ..models.model import (
+    DistilBERTForMaskedLM,
+    DistilBERTForSequenceClassification,
+)
+from ..serve.export import FILES, OnnxModel, save_onnx
+from ..settings import FinetuneSettings, SoftTargets
+from ..training.classification import predict_logits, score
+from ..training.fine_tuning import fine_tune
+from .measure import alternate_over
+from .statistics import crossed_scores, gap_interval, score_interval, wilson_interval
+
+MODELS = {
+    "teacher": "teacher",
+    "student-undistilled": "student, without the teacher",
+    "student": "student, distilled",
+    "student-int8": "student, distilled, int8",
+    "student-random": "student, distilled from random weights",
+}
+TIMED_TEXTS = 100
+
+
+def cut_student(teacher: str, layers: int | None, folder: Path, random: Path | None) -> list[int]:
+    """Write a student of evenly chosen teacher layers, not trained; returns the layers.
+
+    In the folder `random`, if given, one of its shape with random weights.
+    """
+    source = DistilBERTForMaskedLM.from_pretrained(teacher)
+    depth = source.config.num_layers
+    chosen = choose_layers("even", depth, layers)
+    student = extract_student(source, chosen)
+    student.save_pretrained(folder)
+    if random:
+        DistilBERTForMaskedLM(student.config).save_pretrained(random)
+    return chosen
+
+
+def make_models(
+    start: str,
+    layers: int | None,
+    dataset: ClassificationDataset,
+    task: Task,
+    settings: FinetuneSettings,
+    targets: SoftTargets,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    output: Path,
+    random_start: bool = False,
+) -> None:
+    """Fine-tune the teacher from `start`, distil, quantise; save the models under `output`.
+
+    The student has `layers` of the teacher's layers, half of them by default. With `random_start`
+    one more is distilled from random weights.
+    """
+    tune = partial(fine_tune, task=task, dataset=dataset, settings=settings, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        student_start = Path(folder) / "student"
+        random = Path(folder) / "random" if random_start else None
+        torch.manual_seed(seed)
+        chosen = cut_student(start, layers, student_start, random)
+        print(f"student: teacher layers {', '.join(map(str, chosen))}")
+        teacher, _ = tune(start, description="teacher")
+        teacher.save_pretrained(output / "teacher", tokenizer)
+        plain, _ = tune(student_start, description="student-undistilled")
+        plain.save_pretrained(output / "student-undistilled", tokenizer)
+        # Once for all epochs, without dropout.
+        dataset.teacher_logits = predict_logits(
+            teacher, dataset, precision=settings.precision, description="teaching"
+        )
+        student, _ = tune(student_start, targets=targets, description="student")
+        student.save_pretrained(output / "student", tokenizer)
+        save_onnx(student.cpu(), output / "student-int8", tokenizer)
+        (output / "student-int8" / FILES["fp32"]).unlink()  # the student is there already
+        if random:
+            other, _ = tune(random, targets=targets, description="student-random")
+            other.save_pretrained(output / "student-random", tokenizer)
+
+
+def load_models(folder: Path) -> dict[str, HubModel]:
+    """The models that are there, reloaded."""
+    return {
+        name: OnnxModel(folder / name)
+        if name.endswith("int8")
+        else DistilBERTForSequenceClassification.from_pretrained(folder / name, require_head=True)
+        for name in MODELS
+        if (folder / name).exists()
+    }
+
+
+def latencies(models: dict[str, HubModel], dataset: ClassificationDataset) -> dict[str, float]:
+    """Median milliseconds for a text, one by one, over texts spread evenly by length."""
+    batches = []
+    for index in evenly_by_length(dataset.lengths, TIMED_TEXTS):
+        batch = dataset.collate([dataset[index]])
+        batches.append({name: batch[name] for name in batch if name != "labels"})
+    functions = {n: lambda batch, model=model: model(**batch) for n, model in models.items()}
+    with torch.inference_mode():
+        alternate_over(functions, batches[:3])
+        taken = alternate_over(functions, batches)
+    return {name: round(1e3 * float(np.median(t)), 3) for name, t in taken.items()}
+
+
+def evaluate(
+    models: dict[str, HubModel],
+    datasets: dict[str, ClassificationDataset],
+    splits: dict[str, pd.DataFrame],
+    task: Task,
+) -> tuple[dict, pd.DataFrame]:
+    """Scores by model and split, and the test predictions with label names and probabilities."""
+    metrics: dict[str, dict] = {name: {} for name in models}
+    predictions = splits["test"].reset_index()
+    for split in ("validation", "test"):
+        references = np.asarray(datasets[split].labels)
+        found = {}
+        for name, model in models.items():
+            found[name] = predict_logits(model, datasets[split], description=name)
+            metrics[name][split] = score(found[name], references, task)
+        for name in found.keys() - {"teacher"}:
+            original = "student" if name.endswith("int8") else "teacher"
+            metrics[name][split] |= agreement(found[original], found[name])
+    for name, logits in found.items():
+        predictions[name] = np.asarray(task.labels)[logits.argmax(axis=1)]
+    return metrics, predictions
+
+
+def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
+    """Test accuracy of each model over the seeds, and its gap to the distilled student.
+
+    `predictions`: those of `evaluate`, with a column `seed`. The intervals of several seeds are
+    over seeds and rows, see `study/statistics.py`; that of one seed over rows, after Wilson.
+    """
+    groups = [group for _, group in predictions.groupby("seed")]
+
+    def crossed(*names: str) -> dict:
+        runs = [[group[name].to_numpy() for name in (*names, "label")] for group in groups]
+        return {"csv": crossed_scores(runs, score_function("accuracy"))}
+
+    found = {}
+    for name in predictions.columns.intersection(list(MODELS), sort=False):
+        right = [group[name] == group["label"] for group in groups]
+        alone = len(groups) == 1
+        interval = (
+            wilson_interval(sum(right[0]), len(right[0]))
+            if alone
+            else score_interval(crossed(name))
+        )
+        found[name] = {
+            "label": MODELS[name],
+            "seeds": [float(np.mean(one)) for one in right],
+            **interval,
+            "over_student": gap_interval(crossed("student", name)) if name != "student" else None,
+        }
+    return found
+
+
+def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
+    """One line for each model: size, parameters, test accuracy and F1, latency."""
+    accuracy = metrics["accuracy"]
+    width = max(len(own["label"]) for own in accuracy.values())
+    lines = [
+        f"{'':{width}}{'MB':>8}{'million':>9}{'accuracy':>10}{'95 %':>14}{'F1':>7}{'ms a text':>11}"
+    ]
+    for name, own in accuracy.items():
+        size = metrics[name]["size"]
+        span = f"{100 * own['low']:.1f}–{100 * own['high']:.1f}"
+        lines.append(
+            f"{own['label']:{width}}{size['bytes'] / 1e6:8.1f}{size['parameters'] / 1e6:9.2f}"
+            f"{100 * own['estimate']:10.2f}{span:>14}{100 * metrics[name]['test']['f1']:7.2f}"
+            f"{milliseconds[name]:11.2f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The figures of notebooks, report and poster, by subject."""

@@ -1,0 +1,1 @@
+"""From records to the figures that claims, notebooks and report use."""

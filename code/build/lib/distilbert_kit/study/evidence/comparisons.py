@@ -1,0 +1,231 @@
+"""Two models of a recipe side by side: gaps, what is retained, and the paper's ablation.
+
+All intervals follow the one rule of `study/statistics.py`, over fine-tuning seeds and examples. A
+gap is model minus reference: below zero the model is behind. Scores are fractions (0.91).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...data.tasks import get_task
+from .. import statistics
+from ..recipes import Recipe
+from .scores import (
+    guessing,
+    recorded_seeds,
+    seed_predictions,
+    seed_scores,
+    task_score_function,
+)
+
+
+def shared_seeds(recipe: Recipe, models: Sequence[str], task: str) -> list[int]:
+    """The seeds with which all of the models are recorded on a task."""
+    every = [set(recorded_seeds(recipe, model, task)) for model in models]
+    return sorted(set.intersection(*every))
+
+
+def shared_tasks(recipe: Recipe, models: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """Those of the tasks on which all of the models are recorded with a seed in common."""
+    return [task for task in tasks if shared_seeds(recipe, models, task)]
+
+
+def crossed_scores(
+    recipe: Recipe, models: Sequence[str], tasks: Sequence[str], split: str | None = None
+) -> dict[str, statistics.Scores]:
+    """Scores of the models, in this order, by task; on the first split by default."""
+    found = {}
+    for task in map(get_task, tasks):
+        where = split or task.eval_splits[0]
+        seeds = shared_seeds(recipe, models, task.name)
+        frames = [seed_predictions(recipe, name, task.name, where, seeds) for name in models]
+        runs = [(*(frame[seed] for frame in frames), frames[0]["reference"]) for seed in seeds]
+        found[task.name] = statistics.crossed_scores(runs, task_score_function(task.primary, task))
+    return found
+
+
+def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
+    """A model against a reference, one row for each task and split that both have.
+
+    `gap` is that of the primary metric, `retention` the ratio (None for a reference at chance).
+    One test a task, on its first split, whatever the number of seeds; `p_holm` is its p value,
+    adjusted after Holm over the tasks, and None for other splits.
+    """
+    rows = []
+    for name in shared_tasks(recipe, (reference, model), recipe.tasks):
+        task = get_task(name)
+        for split in task.eval_splits:
+            scores = crossed_scores(recipe, (reference, model), [name], split)
+            gap = statistics.gap_interval(scores)
+            rows.append(
+                {
+                    "model": model,
+                    "reference": reference,
+                    "task": name,
+                    "split": split,
+                    "metric": task.primary,
+                    "seeds": gap.pop("seeds")[name],
+                    "gap": gap,
+                    "retention": retained(scores),
+                    "p_holm": None,
+                }
+            )
+    tested = [row for row in rows if row["split"] == get_task(row["task"]).eval_splits[0]]
+    for row, adjusted in zip(tested, statistics.holm([row["gap"]["p"] for row in tested])):
+        row["p_holm"] = adjusted
+    return rows
+
+
+def over_control(recipe: Recipe) -> list[dict]:
+    """`compare` of the student with the model it was distilled from; [] if it was not."""
+    spec = recipe.models[recipe.student].distill
+    return compare(recipe, recipe.student, spec.student) if spec else []
+
+
+def mean_gap(
+    recipe: Recipe, model: str, reference: str, tasks: Sequence[str] | None = None
+) -> dict | None:
+    """`statistics.gap_interval` of the mean scores over those of the tasks that both have.
+
+    By default they are the recipe's `macro_tasks`. {"tasks", "gap"}; None without such a task.
+    """
+    asked = recipe.macro_tasks if tasks is None else tasks
+    if not (tasks := shared_tasks(recipe, (reference, model), asked)):
+        return None
+    gap = statistics.gap_interval(crossed_scores(recipe, (reference, model), tasks))
+    return {"tasks": tasks, "gap": gap}
+
+
+def printed_gaps(paper: dict) -> dict[str, float]:
+    """Student minus teacher by task, in points, as `data/paper.yaml` has them."""
+    glue, downstream = paper["table1_glue_dev"], paper["table2_downstream"]
+    pairs = {task: (glue["distilbert"][task], score) for task, score in glue["bert_base"].items()}
+    pairs.pop("score")  # their mean
+    for task, metric in {"imdb": "imdb_accuracy", "squad": "squad_v1_em"}.items():
+        pairs[task] = (downstream[metric]["distilbert"], downstream[metric]["bert_base"])
+    return {task: student - teacher for task, (student, teacher) in pairs.items()}
+
+
+def retained(scores: dict[str, statistics.Scores], **options) -> dict | None:
+    """`statistics.ratio_interval`, None for a teacher at chance: there is nothing to retain."""
+    try:
+        return statistics.ratio_interval(scores, **options)
+    except statistics.AtChanceError:
+        return None
+
+
+def _mean_ratios(scores: dict[str, statistics.Scores]) -> dict[str, dict | None]:
+    """`retained` over all tasks, and without WNLI where it is one of several."""
+    found = {"retention": retained(scores)}
+    if "wnli" in scores and len(scores) > 1:
+        found["without_wnli"] = retained(scores, exclude=["wnli"])
+    return found
+
+
+def mean_over_control(recipe: Recipe) -> dict | None:
+    """The student's mean score over that of the model it was distilled from, as in `macro_rows`.
+
+    {"retention", "without_wnli"}; None if it was not distilled, or one of both lacks a task.
+    """
+    spec, tasks = recipe.models[recipe.student].distill, recipe.macro_tasks
+    names = (spec.student, recipe.student) if spec else ()
+    if not names or shared_tasks(recipe, names, tasks) != tasks:
+        return None
+    return _mean_ratios(crossed_scores(recipe, names, tasks))
+
+
+def guessing_scores(recipe: Recipe) -> dict[str, float]:
+    """`scores.guessing` of the macro tasks' dev sets that the teacher was scored on, by task.
+
+    0 where the answers are no classes.
+    """
+    found = {}
+    for task in map(get_task, shared_tasks(recipe, [recipe.teacher], recipe.macro_tasks)):
+        seeds = recorded_seeds(recipe, recipe.teacher, task.name)[:1]
+        frame = seed_predictions(recipe, recipe.teacher, task.name, task.eval_splits[0], seeds)
+        found[task.name] = guessing(frame["reference"].to_numpy(), task) if task.labels else 0.0
+    return found
+
+
+def macro_rows(recipe: Recipe) -> list[dict]:
+    """Mean score over the recipe's `macro_tasks`, and what is retained of the teacher's.
+
+    Retention is given as the paper means it, without WNLI, and with the score of guessing taken
+    off both sides; `gap` is the difference of the means. Models that lack a task have no row: a
+    mean over fewer is another number.
+    """
+    tasks, chance, rows = recipe.macro_tasks, guessing_scores(recipe), []
+    for model in recipe.models:
+        names = (recipe.teacher, model)
+        if shared_tasks(recipe, names, tasks) != tasks:
+            continue
+        means = {task: seed_scores(recipe, model, get_task(task)) for task in tasks}
+        row = {"model": model, "label": recipe.models[model].label, "tasks": tasks}
+        row |= {"scores": means, "mean": float(np.mean([means[task]["mean"] for task in tasks]))}
+        if model != recipe.teacher:
+            scores = crossed_scores(recipe, names, tasks)
+            row["gap"] = statistics.gap_interval(scores)
+            row |= _mean_ratios(scores)
+            row["above_guessing"] = retained(scores, chance=chance)
+        rows.append(row)
+    return rows
+
+
+def counterpart(recipe: Recipe, model: str) -> str | None:
+    """The model distilled as `model` was, but with the student's loss and start; or None."""
+    own, other = recipe.models[recipe.student].distill, recipe.models[model].distill
+    if own is None or other is None:
+        return None
+    wanted = other.model_copy(update={"loss": own.loss, "student": own.student})
+    equals = (name for name, spec in recipe.models.items() if spec.distill == wanted)
+    return next((name for name in equals if name != model), None)
+
+
+def ablation_rows(recipe: Recipe) -> list[dict]:
+    """Table 4: what each change of the student's distillation does to the mean score.
+
+    A row is a model distilled with other loss weights or from another start than its counterpart.
+    `change` is its mean score minus the counterpart's, as in `mean_gap`; `p_holm` is the p value
+    of no change, adjusted after Holm over the rows.
+    """
+    rows = []
+    for model, spec in recipe.models.items():
+        if spec.distill is None or (reference := counterpart(recipe, model)) is None:
+            continue
+        if (shared := mean_gap(recipe, model, reference)) is None:
+            continue
+        found = shared["gap"]
+        rows.append(
+            {
+                "model": model,
+                "label": spec.label,
+                "reference": reference,
+                "loss": spec.distill.loss.model_dump(),
+                "start": spec.distill.student,
+                "tasks": shared["tasks"],
+                "seeds": found["seeds"],
+                "change": found["estimate"],
+                **{name: found[name] for name in ("low", "high", "p")},
+            }
+        )
+    for row, adjusted in zip(rows, statistics.holm([row["p"] for row in rows])):
+        row["p_holm"] = adjusted
+    return rows
+
+
+def order_rows(
+    recipe: Recipe, models: Sequence[str], tasks: Sequence[str] | None = None
+) -> list[dict]:
+    """Whether the mean scores of models come in the given order, from low to high.
+
+    One row for each two neighbours of those that are recorded: `gap` is the upper one's mean score
+    minus the lower one's, as in `mean_gap`. An order is shown only by gaps whose
+    intervals lie above zero: means that happen to come in that order are none.
+    """
+    rows = []
+    for lower, upper in itertools.pairwise(name for name in models if name in recipe.models):
+        if shared := mean_gap(recipe, upper, lower, tasks):
+            rows.append({"lower": lower, "upper": upper} | shared)
+    return rows

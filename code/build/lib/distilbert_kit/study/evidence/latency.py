@@ -1,0 +1,142 @@
+"""From the record of the latency stage to rows: by length, against score and bytes, and claims."""
+
+import itertools
+from pathlib import Path
+
+from ..records import Record
+
+BACKENDS = {
+    "torch_ours": "PyTorch, ours",
+    "torch_transformers": "PyTorch, transformers",
+    "torch_compiled": "PyTorch, compiled",
+    "torch_bf16": "PyTorch, bf16",
+    "torch_int8": "PyTorch, int8 (torchao)",
+    "onnx_fp32": "ONNX Runtime, fp32",
+    "onnx_int8": "ONNX Runtime, int8",
+}
+STUDENTS = {"paper": ("bert", "distilbert"), "study": ("minilm", "distilminilm")}
+POWER = Path("/sys/class/powercap")  # the counters of Intel's RAPL
+NO_RECORD = "not measured: no record of latency"
+
+
+def rows_at(record: Record, **wanted) -> list[dict]:
+    """The measured rows with these values of size, model, backend, threads, batch or length."""
+    rows = (row for row in record.measured.extra["rows"] if "p50" in row)
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def not_measured(record: Record) -> list[dict]:
+    """What has no time, with the reason: once for each size, backend and reason."""
+    keys = ("size", "backend", "threads", "batch", "length", "not_measured")
+    rows = [row for row in record.measured.extra["rows"] if "not_measured" in row]
+    unique = {tuple(row.get(key) for key in keys): row for row in rows}
+    return [{key: row.get(key) for key in keys} for row in unique.values()]
+
+
+def over_eager(record: Record) -> list[dict]:
+    """p50 of our eager model over that of each other backend, at the same point."""
+    places = ("size", "model", "threads", "batch", "length")
+    eager = {
+        tuple(row[key] for key in places): row["p50"]
+        for row in rows_at(record, backend="torch_ours")
+    }
+    return [
+        {key: row[key] for key in (*places, "backend")} | {"ratio": eager[point] / row["p50"]}
+        for row in rows_at(record)
+        if row["backend"] != "torch_ours" and (point := tuple(row[key] for key in places)) in eager
+    ]
+
+
+def student_faster(record: Record) -> list[dict]:
+    """Teacher's p50 over the student's at each point and backend; 60 % faster is a ratio of 1.6."""
+    places = ("size", "backend", "threads", "batch", "length")
+    found: dict[tuple, dict] = {}
+    for row in rows_at(record):
+        found.setdefault(tuple(row[key] for key in places), {})[row["model"]] = row["p50"]
+    rows = []
+    for point, times in found.items():
+        teacher, student = STUDENTS[point[0]]
+        if len(times) == 2:
+            ratio = times[teacher] / times[student]
+            rows.append(dict(zip(places, point), ratio=ratio))
+    return rows
+
+
+def energy() -> str:
+    """Whether this machine lets its joules be read."""
+    readable = any(POWER.glob("*/energy_uj"))
+    return "a counter is there, no stage reads it" if readable else "not measured: no counter"
+
+
+def pareto_rows(told: dict, record: Record | None) -> list[dict]:
+    """Score against milliseconds (batch 1, 128 tokens, one thread) and bytes.
+
+    `told`: `tables.summary` of the recipe whose scores these are. Its teacher, student and control,
+    by their mean over the tasks of the macro and on the first task in int8; their int8 forms on
+    the latter only. Times are those of the model of the same depth and size (paper or study) with
+    random weights; None without a record of latency.
+    """
+    size = "paper" if told["scale"] == "paper" else "study"
+    scores = {(row["model"], row["task"]): row["over_seeds"]["mean"] for row in told["rows"]}
+    labels = {row["model"]: row["label"] for row in told["rows"]}
+    means = {row["model"]: row["mean"] for row in told["macro"]}
+    task = told["int8"][0]["task"] if told["int8"] else None
+    files = {(row["model"], row["form"]): row for row in told["int8"] if row["task"] == task}
+    rows = []
+    for model, (form, backend) in itertools.product(
+        labels, {"torch_fp32": "torch_ours", "onnx_int8": "onnx_int8"}.items()
+    ):
+        fp32, shape = form == "torch_fp32", STUDENTS[size][model != told["teacher"]]
+        own = files.get((model, form))
+        score = own["score"] if own else scores.get((model, task)) if fp32 else None
+        macro = means.get(model) if fp32 else None
+        if score is None and macro is None:
+            continue
+        file = own or files.get((told["student"], form))  # the control has the student's shape
+        point = {"model": shape, "backend": backend, "threads": 1, "batch": 1, "length": 128}
+        times = rows_at(record, size=size, **point) if record else []
+        rows.append(
+            {
+                "model": model,
+                "label": labels[model],
+                "form": form,
+                "task": task,
+                "score": score,
+                "macro": macro,
+                "milliseconds": times[0]["p50"] if times else None,
+                "bytes": file["bytes"] if file else None,
+            }
+        )
+    return rows
+
+
+def on_device_rows(record: Record, printed: dict[str, float]) -> list[dict]:
+    """What the paper printed of a phone beside what comes nearest here: never the same.
+
+    `printed`: megabytes as `phone_size`, the teacher's time over the student's as `phone_speed`.
+    Nearest of all files of paper size, and of all ratios at batch 1 and paper size. Another
+    machine and another task.
+    """
+    files = [row for row in record.measured.extra["starts"] if row["size"] == "paper"]
+    names = dict(zip(STUDENTS["paper"], ("BERT-base", "DistilBERT-base"), strict=True))
+    megabytes = {
+        f"{names[row['model']]}, {BACKENDS[row['backend']]}": row["bytes"] / 1e6 for row in files
+    }
+    ratios = {
+        f"{BACKENDS[row['backend']]}, {row['length']} tokens, threads: {row['threads']}": (
+            row["ratio"]
+        )
+        for row in student_faster(record)
+        if row["size"] == "paper" and row["batch"] == 1
+    }
+    rows = []
+    for claim, values in (("phone_size", megabytes), ("phone_speed", ratios)):
+        if values:
+            paper = printed[claim]
+            name = min(values, key=lambda key: abs(values[key] - paper))
+            away = values[name] / paper - 1
+            rows.append(
+                {"claim": claim, "paper": paper, "nearest": name}
+                | {"here": values[name], "away": away, "verdict": "not the paper's device"}
+            )
+    return rows

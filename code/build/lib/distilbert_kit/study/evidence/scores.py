@@ -1,0 +1,291 @@
+"""From the records of a recipe to the figures that claims and notebooks use.
+
+Scores are fractions here (0.91), as in the records; the report prints percent. Where several seeds
+fine-tuned a model, its score is the mean over the seeds.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from ...data.tasks import Task, get_task
+from ...errors import UserError
+from ...metrics import score_function
+from .. import statistics
+from ..cells import benchmark_cell, benchmark_stages, evidence_cells, finetune_cell
+from ..recipes import Recipe
+from ..records import Record, read_record
+from .history import earlier_runs, machine_seconds
+
+
+def present_records(recipe: Recipe) -> dict[str, Record]:
+    """The records that are there, by "stage/cell"."""
+    cells = evidence_cells(recipe)
+    return {f"{c.stage}/{c.name}": c.read_record() for c in cells if c.record.exists()}
+
+
+def failed_records(recipe: Recipe) -> dict[str, Record]:
+    """The records of runs that crashed or were stopped, by "stage/cell-time"."""
+    paths = sorted(recipe.folder.glob("*/failed/*.json"))
+    return {f"{path.parts[-3]}/{path.stem}": read_record(path) for path in paths}
+
+
+def csv_records(recipe: Recipe) -> dict[str, Record]:
+    """The records of `distill_csv.py` that were put in the recipe's folder, by "csv/name"."""
+    paths = sorted(recipe.folder.glob("csv/*.json"))
+    return {f"csv/{path.stem}": read_record(path) for path in paths}
+
+
+def benchmark_record(recipe: Recipe, stage: str) -> Record | None:
+    """The record of a benchmark stage, None if it is not there or not part of the recipe."""
+    if stage not in benchmark_stages(recipe):
+        return None
+    cell = benchmark_cell(recipe, stage)
+    return cell.read_record() if cell.record.exists() else None
+
+
+def finetune_records(recipe: Recipe) -> dict[str, Record]:
+    """The records of fine-tuning that are there, by "finetune/cell"."""
+    found = present_records(recipe)
+    return {name: record for name, record in found.items() if record.stage == "finetune"}
+
+
+def tasks_by_run(recipe: Recipe, model: str) -> list[list[str]]:
+    """The tasks of a model by the run of its weights that was fine-tuned: [[task, …], …].
+
+    Weights that were lost are made again by a second run. Records that name no run are of one.
+    """
+    found: dict[str | None, set[str]] = {}
+    for record in finetune_records(recipe).values():
+        if record.cell["model"] == model:
+            run = record.measured.made_from.get(recipe.body(model))
+            found.setdefault(run, set()).add(record.cell["task"])
+    return [[task for task in recipe.tasks if task in tasks] for tasks in found.values()]
+
+
+def recorded_main_models(recipe: Recipe) -> list[str]:
+    """The recipe's main models of which a fine-tuning is recorded."""
+    recorded = {record.cell["model"] for record in finetune_records(recipe).values()}
+    return [model for model in recipe.main_models if model in recorded]
+
+
+def histories(recipe: Recipe) -> list[tuple[str, str, list[dict]]]:
+    """Training losses of the main models: (task, model, rows of "update" and "loss"), each seed."""
+    main = recorded_main_models(recipe)
+    return [
+        (record.cell["task"], record.cell["model"], record.metrics["history"])
+        for record in finetune_records(recipe).values()
+        if record.cell["model"] in main
+    ]
+
+
+def main_scores(recipe: Recipe, rows: Sequence[dict]) -> list[dict]:
+    """Those of `score_rows` that count: main models, primary metric, first split."""
+    main = recorded_main_models(recipe)
+    return [
+        row
+        for row in rows
+        if row["primary"]
+        and row["model"] in main
+        and row["split"] == get_task(row["task"]).eval_splits[0]
+    ]
+
+
+def read_predictions(recipe: Recipe, model: str, task: str, split: str, seed: int) -> pd.DataFrame:
+    """A row for each example; UserError unless the file is the one that its record tells of."""
+    cell = finetune_cell(recipe, model, task, seed)
+    path = cell.predictions(split)
+    try:
+        if cell.read_record().wrote(path):
+            return pd.read_parquet(path)
+        found = "another than its record says"
+    except (OSError, pa.ArrowException) as error:
+        found = f"not a readable parquet file ({type(error).__name__})"
+    raise UserError(f"{path}: {found}; delete it and run {cell.shown_command}")
+
+
+def seed_predictions(
+    recipe: Recipe,
+    model: str,
+    task: str,
+    split: str,
+    seeds: list[int],
+    metric: str | None = None,
+) -> pd.DataFrame:
+    """Columns reference, phenomenon and tokens (where they are known), and predictions per seed.
+
+    For question answering the predictions are scores: of each question by `metric` (default: the
+    primary one), and the reference is 1, that of a right answer.
+    """
+    by_question = get_task(task).kind == "question_answering"
+    column = (metric or get_task(task).primary) if by_question else "prediction"
+    columns = {}
+    for seed in seeds:
+        frame = read_predictions(recipe, model, task, split, seed)
+        columns[seed] = frame[column]
+    if by_question:
+        frame["reference"] = 1.0
+    tags = [name for name in ("reference", "phenomenon", "tokens") if name in frame]
+    return pd.concat([frame[tags], pd.DataFrame(columns)], axis=1)
+
+
+def recorded_seeds(recipe: Recipe, model: str, task: str) -> list[int]:
+    """Seeds whose record and predictions are there."""
+
+    def present(seed: int) -> bool:
+        cell = finetune_cell(recipe, model, task, seed)
+        return cell.record.exists() and all(path.exists() for path in cell.outputs)
+
+    return [seed for seed in recipe.seeds_of(task) if present(seed)]
+
+
+def task_score_function(metric: str, task: Task) -> Callable[..., np.ndarray | float]:
+    """`metrics.score_function`; of question answering the mean of what `seed_predictions` gives."""
+    if task.kind == "question_answering":
+        return lambda predictions, references, axis=-1: predictions.mean(axis=axis)
+    return score_function(metric, task.num_labels)
+
+
+# These have no vectorised form: a thousand calls of scikit-learn take seconds.
+_WITHOUT_INTERVAL = ("precision", "recall")
+
+
+def _score_interval(
+    recipe: Recipe, model: str, task: Task, split: str, seeds: list[int], metric: str
+) -> dict:
+    """Interval over seeds and examples."""
+    frame = seed_predictions(recipe, model, task.name, split, seeds, metric)
+    runs = [(frame[seed], frame["reference"]) for seed in seeds]
+    found = statistics.crossed_scores(runs, task_score_function(metric, task))
+    return statistics.score_interval({task.name: found})
+
+
+def seed_records(recipe: Recipe, model: str, task: str, seeds: Sequence[int]) -> list[Record]:
+    """The records of a model's fine-tunings on a task, one for each seed."""
+    return [finetune_cell(recipe, model, task, seed).read_record() for seed in seeds]
+
+
+def score_rows(recipe: Recipe) -> list[dict]:
+    """One row per model, task, split and metric: the seeds' spread, and the mean's interval."""
+    rows = []
+    for task in map(get_task, recipe.tasks):
+        for model in recipe.models:
+            if not (seeds := recorded_seeds(recipe, model, task.name)):
+                continue
+            records = seed_records(recipe, model, task.name, seeds)
+            for split in task.eval_splits:
+                examples = len(seed_predictions(recipe, model, task.name, split, seeds[:1]))
+                for metric in task.metrics:
+                    values = [record.metrics[split][metric] for record in records]
+                    rows.append(
+                        {
+                            "model": model,
+                            "label": recipe.models[model].label,
+                            "task": task.name,
+                            "split": split,
+                            "metric": metric,
+                            "primary": metric == task.primary,
+                            "examples": examples,
+                            "values": values,
+                            "over_seeds": statistics.summarise(values),
+                            "interval": None
+                            if metric in _WITHOUT_INTERVAL
+                            else _score_interval(recipe, model, task, split, seeds, metric),
+                        }
+                    )
+    return rows
+
+
+def seed_scores(recipe: Recipe, model: str, task: Task) -> dict:
+    """`statistics.summarise` of the primary metric on the first split, and its interval."""
+    seeds, split = recorded_seeds(recipe, model, task.name), task.eval_splits[0]
+    records = seed_records(recipe, model, task.name, seeds)
+    found = statistics.summarise([record.metrics[split][task.primary] for record in records])
+    interval = _score_interval(recipe, model, task, split, seeds, task.primary)
+    return found | {name: interval[name] for name in ("low", "high")}
+
+
+def guessing(references: np.ndarray, task: Task) -> float:
+    """The primary metric of giving every example the most frequent of the classes [N]."""
+    guesses = np.full_like(references, np.bincount(references).argmax())
+    return float(score_function(task.primary, task.num_labels)(guesses, references))
+
+
+def confusion_rows(recipe: Recipe) -> list[dict]:
+    """Confusion matrices (rows: reference), summed over the seeds."""
+    rows = []
+    for task in map(get_task, recipe.tasks):
+        for model in recipe.models if task.labels else ():
+            seeds = recorded_seeds(recipe, model, task.name)
+            records = seed_records(recipe, model, task.name, seeds)
+            for split in task.eval_splits if seeds else ():
+                counts = np.sum([r.metrics[split]["confusion_matrix"] for r in records], axis=0)
+                rows.append(
+                    {
+                        "model": model,
+                        "label": recipe.models[model].label,
+                        "task": task.name,
+                        "split": split,
+                        "labels": list(task.labels),
+                        "seeds": len(seeds),
+                        "counts": counts.tolist(),
+                    }
+                )
+    return rows
+
+
+def provenance(recipe: Recipe) -> dict:
+    """Every record, failed runs, what is missing, data with hashes, machines, versions, compute."""
+    found, failed = present_records(recipe), failed_records(recipe)
+    earlier = earlier_runs(recipe)
+    superseded = earlier.get("superseded", [])
+    cells = {f"{cell.stage}/{cell.name}": cell for cell in evidence_cells(recipe)}
+    everything = [*found.values(), *failed.values(), *csv_records(recipe).values()]
+    data = {used.name: used.model_dump() for r in everything for used in r.data}
+    machines, versions = [], []
+    for record in everything:
+        machine = {k: v for k, v in record.measured.machine.items() if k != "threads"}
+        if machine not in machines:
+            machines.append(machine)
+        if record.measured.versions not in versions:
+            versions.append(record.measured.versions)
+    return {
+        "records": [
+            {
+                "name": name,
+                "key": record.key,
+                "scale": record.scale,
+                "current": cells[name].is_recorded(),
+                "wall_seconds": record.measured.wall_seconds,
+                "peak_memory_bytes": record.measured.peak_memory_bytes,
+                "finished": record.measured.finished,
+                "commit": record.measured.git_commit or "unknown",
+                "dirty": record.measured.git_dirty,  # None: unknown
+            }
+            for name, record in found.items()
+        ],
+        "missing": [name for name in cells if name not in found],
+        "failed": [
+            {"name": name, "error": record.error, "wall_seconds": record.measured.wall_seconds}
+            for name, record in failed.items()
+        ],
+        "wall_seconds": sum(record.measured.wall_seconds for record in found.values()),
+        "failed_wall_seconds": sum(record.measured.wall_seconds for record in failed.values()),
+        "superseded": {
+            "runs": len(superseded),
+            "wall_seconds": sum(run["wall_seconds"] for run in superseded),
+            "read_until": earlier.get("read_until"),
+        },
+        "machine_seconds": machine_seconds(
+            [
+                *((r.measured.finished, r.measured.wall_seconds) for r in everything),
+                *((run["finished"], run["wall_seconds"]) for run in superseded),
+            ]
+        ),
+        "known_faults": earlier.get("known_faults", []),
+        "data": sorted(data.values(), key=lambda used: used["name"]),
+        "machines": machines,
+        "versions": versions,
+    }

@@ -1,0 +1,126 @@
+"""What turns records into tables, figures, report and poster, and whether they are current."""
+
+import ast
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import content_key
+from ..paths import CODE, EARLIER, NOTEBOOKS, PAPER, RECIPES, ROOT
+from .cells import evidence_cells, plan_key, script_command
+from .ledger import evidence_by_column, load_ledger, summary_at_paper_size, verdict_rows
+from .recipes import Recipe
+from .records import is_current
+
+
+def _notebooks() -> list[Path]:
+    return sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]]]:
+    """What turns records into the report: name -> (names that come first, command)."""
+    commands = {"claims": ([], script_command("claims.py", recipe, "--plan", plan_key(recipe)))}
+    for notebook in _notebooks():
+        # Relative to the root, where the graph runs: the executed notebook keeps the path.
+        executed = os.path.relpath(recipe.folder / "notebooks" / notebook.name, ROOT)
+        papermill = [sys.executable, "-m", "papermill", "--no-progress-bar"]
+        papermill += ["--start-timeout", "600"]  # several kernels start at once
+        commands[notebook.stem] = (
+            ["claims"],
+            [*papermill, "-r", "recipe", recipe.argument, f"notebooks/{notebook.name}", executed],
+        )
+    commands["report"] = (list(commands), script_command("build_report.py", recipe))
+    return commands
+
+
+def _code(path: Path) -> ast.Module:
+    """The program in a Python file or in the code cells of a notebook."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+            text = "\n".join("".join(cell["source"]) for cell in cells)
+        return ast.parse(text)
+    except (ValueError, SyntaxError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore it, as by git checkout") from None
+
+
+def _imported(path: Path) -> Iterator[Path]:
+    """The files of the kit that a program imports."""
+    for node in ast.walk(_code(path)):
+        if isinstance(node, ast.Import):
+            names = [CODE.joinpath(*alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = [path, *path.parents][node.level] if node.level else CODE
+            module = start.joinpath(*(node.module or "").split("."))
+            names = [module, *(module / alias.name for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            for file in (name.with_name(f"{name.name}.py"), name / "__init__.py"):
+                if file.is_file():
+                    yield file
+
+
+def modules_behind(programs: Iterable[Path]) -> list[Path]:
+    """The files of the kit that the programs import, and that those import in turn."""
+    found: set[Path] = set()
+    todo = [file for path in programs for file in _imported(path)]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            todo += _imported(path)
+    return sorted(found)
+
+
+DOCUMENTS = ("report", "poster")
+
+
+def pdf_path(document: str, recipe: str) -> Path:
+    """Where the report or the poster of the recipe with this name is."""
+    return ROOT / document / f"{document}-{recipe}.pdf"
+
+
+def publication_key(recipe: Recipe) -> str:
+    """Hash of all that decides tables, figures, report and poster; "" if a file is missing."""
+    programs = [CODE / "claims.py", CODE / "build_report.py", *_notebooks()]
+    paths = [
+        *(cell.record for cell in evidence_cells(recipe)),
+        *sorted(recipe.folder.glob("*/failed/*.json")),
+        *sorted(recipe.folder.glob("csv/*.json")),
+        *sorted((ROOT / "report").glob("*.typ")),
+        *sorted((ROOT / "report").glob("*.yml")),
+        *sorted((ROOT / "poster").glob("*.typ")),
+        recipe.file,
+        RECIPES / "claims.yaml",
+        PAPER,
+        EARLIER,
+        ROOT / "data" / "sources.yaml",
+    ]
+    if not all(path.is_file() for path in paths):
+        return ""
+    texts = [path.read_text(encoding="utf-8") for path in (*paths, *programs)]
+    # What other recipes say where this one has nothing.
+    ledger, own = load_ledger(), verdict_rows(recipe, recipe.name)
+    cells = (row[c] for row in evidence_by_column(recipe, ledger, own) for c in ledger.columns)
+    others = [cell for cell in cells if cell.get("recipe", recipe.name) != recipe.name]
+    modules = {
+        path.relative_to(CODE).as_posix(): path.read_text(encoding="utf-8")
+        for path in modules_behind(programs)
+    }
+    return content_key([texts, modules, others, summary_at_paper_size(recipe, ledger)])
+
+
+def publication_record(recipe: Recipe) -> Path:
+    """The record that `build_report.py` writes last."""
+    return recipe.folder / "report" / "report.json"
+
+
+def publication_is_current(recipe: Recipe) -> bool:
+    """Whether report and poster were built from exactly the present files."""
+    built = all(pdf_path(document, recipe.name).exists() for document in DOCUMENTS)
+    return built and is_current(publication_record(recipe), publication_key(recipe))

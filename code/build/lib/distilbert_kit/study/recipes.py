@@ -1,0 +1,418 @@
+"""Recipes: one YAML file each, every key checked; an unknown or mistyped key is an error."""
+
+import difflib
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from ..data.tasks import GLUE, get_task
+from ..errors import UserError, first_problem
+from ..foreign import read_yaml
+from ..paths import RECIPES, RESULTS
+from ..settings import (
+    FINETUNE_SETTINGS,
+    CorpusSettings,
+    FileName,
+    FinetuneSettings,
+    LossWeights,
+    MaskedLMSettings,
+    Seed,
+    SoftTargets,
+    Strict,
+)
+from .records import Scale
+from .settings import (
+    CorpusSpeedSettings,
+    DistillationSpeedSettings,
+    LatencySettings,
+    QuestionAnsweringSpeedSettings,
+    SpeedSettings,
+    TrainingSpeedSettings,
+)
+
+MOST_GENERATIONS = 8  # of models made from models
+
+
+class Extract(Strict):
+    """A student cut from the layers of a teacher, not trained; or of that shape, drawn anew."""
+
+    teacher: str
+    layers: list[int] = Field(min_length=1)
+    vocabulary_transform: bool = True
+    random: bool = False
+
+
+class Pretrain(Strict):
+    """Masked-LM training from another model (`start`) or from scratch (`shape`, a preset).
+
+    `train: head` is for weights that were published without a masked-LM head: it alone is trained,
+    and the model that teaches is the one as published.
+    """
+
+    start: str | None = None
+    shape: str | None = None
+    # Not dumped by default: the keys of earlier records stay as they were.
+    train: Literal["all", "head"] = Field(default="all", exclude_if=lambda part: part == "all")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Pretrain":
+        if (self.start is None) == (self.shape is None):
+            raise ValueError("give exactly one of start, shape")
+        if self.train == "head" and self.start is None:
+            raise ValueError("train: head needs a start, whose other weights stay as they are")
+        return self
+
+
+class Distill(Strict):
+    """Distillation of a student, itself a model of the recipe, from a teacher.
+
+    `training` overrides keys of the recipe's `distill` for this model alone.
+    """
+
+    teacher: str
+    student: str
+    loss: LossWeights = LossWeights()
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskDistill(SoftTargets):
+    """The weights of `student`, taught on every task by `teacher`, fine-tuned on it before."""
+
+    student: str
+    teacher: str
+
+
+class ModelSpec(Strict):
+    """Where a model comes from: given weights, or other models of the recipe.
+
+    `tasks` are those of the recipe's tasks that it is fine-tuned on; all of them by default.
+    """
+
+    label: str
+    tasks: list[str] | None = None
+    weights: str | None = None
+    extract: Extract | None = None
+    pretrain: Pretrain | None = None
+    distill: Distill | None = None
+    task_distill: TaskDistill | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSpec":
+        origins = ("weights", "extract", "pretrain", "distill", "task_distill")
+        if sum(getattr(self, origin) is not None for origin in origins) != 1:
+            raise ValueError(f"give exactly one of {', '.join(origins)}")
+        return self
+
+    @property
+    def parents(self) -> list[str]:
+        """The models of the recipe that this one is made from."""
+        spec = self.extract or self.pretrain or self.distill or self.task_distill
+        fields = ("teacher", "student", "start")
+        return [name for field in fields if (name := getattr(spec, field, None))]
+
+
+class Tuning(Strict):
+    """The choice of a learning rate for every model, before its dev sets are looked at.
+
+    Each model is fine-tuned on `tasks` with each rate, without a held-out fraction of the training
+    rows; the rate with the highest mean score on the rows held out is the model's on all tasks.
+    """
+
+    learning_rates: list[float] = Field(min_length=2)
+    tasks: list[str] = Field(min_length=1)
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="fraction of the training rows")
+    seed: Seed = 0
+
+
+def finetune_name(model: str, task: str, seed: int) -> str:
+    """The name of a model's fine-tuning on a task with a seed, in records and folders."""
+    return f"{model}-{task}-{seed}"
+
+
+class KeptModels(Strict):
+    """Models whose weights, fine-tuned on a task, another stage reads."""
+
+    models: list[str] = Field(min_length=1)
+    task: str
+    seed: Seed = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the fine-tuning cells whose weights are needed."""
+        return [finetune_name(model, self.task, self.seed) for model in self.models]
+
+
+class CrossEvaluation(Strict):
+    """Fine-tuned models that are also tested on other tasks with the same labels.
+
+    `tested_on` adds tasks to `tasks`, those that they were fine-tuned on.
+    """
+
+    models: list[str] = Field(min_length=1)
+    tasks: list[str] = Field(min_length=1)
+    tested_on: list[str] = Field(default_factory=list)
+    seed: Seed = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the fine-tuning cells whose weights are needed."""
+        return [finetune_name(model, t, self.seed) for model in self.models for t in self.tasks]
+
+
+class Recipe(Strict):
+    """A whole experiment: models, tasks, seeds, settings."""
+
+    name: FileName
+    title: str
+    scale: Scale
+    seeds: list[Seed] = Field(min_length=1)
+    models: dict[FileName, ModelSpec]
+    teacher: str
+    student: str
+    tasks: list[str]
+    task_seeds: dict[str, list[Seed]] = Field(
+        default_factory=dict, description="where they are not `seeds`"
+    )
+    macro: list[str] = Field(
+        default_factory=list, description="tasks of the mean score (default: those of GLUE)"
+    )
+    tuning: Tuning | None = None
+    corpus: CorpusSettings | None = None
+    pretrain: MaskedLMSettings | None = None
+    distill: MaskedLMSettings | None = None
+    finetune: FinetuneSettings
+    finetune_tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    speed: SpeedSettings | None = None
+    training_speed: TrainingSpeedSettings | None = None
+    distillation_speed: DistillationSpeedSettings | None = None
+    corpus_speed: CorpusSpeedSettings | None = None
+    question_answering_speed: QuestionAnsweringSpeedSettings | None = None
+    latency: LatencySettings | None = None
+    # Exported, quantised and measured; shown in the browser by demo.py, side by side by task.
+    quantize: list[KeptModels] = Field(default_factory=list)
+    demo: list[KeptModels] = Field(default_factory=list)
+    cross_evaluation: CrossEvaluation | None = None
+    _file: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Recipe":
+        for name in (*self.tasks, *self.finetune_tasks):
+            get_task(name)
+        for key in ("task_seeds", "macro"):
+            if unknown := set(getattr(self, key)) - set(self.tasks):
+                raise ValueError(f"{key}: {unknown.pop()!r} is not among the tasks")
+        if self.tuning:
+            self._check_tuning(self.tuning)
+        for name in (self.teacher, self.student):
+            if name not in self.models:
+                raise ValueError(f"{name!r} is not among the models")
+        for name, spec in self.models.items():
+            for parent in spec.parents:
+                if parent not in self.models:
+                    raise ValueError(f"models.{name}: {parent!r} is not among the models")
+                teaches = spec.task_distill and parent == spec.task_distill.teacher
+                if self.models[parent].task_distill and not teaches:
+                    raise ValueError(
+                        f"models.{name}: {parent!r} exists for a task only; name its student"
+                    )
+            for stage in ("pretrain", "distill"):
+                if getattr(spec, stage) and not (self.corpus and getattr(self, stage)):
+                    raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
+            if spec.distill:
+                self.distill_for(name)
+            if unknown := set(spec.tasks or ()) - set(self.tasks):
+                raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
+        if self.distillation_speed and not self.corpus:
+            raise ValueError("distillation_speed needs the key corpus")
+        self._check_descent({name: spec.parents for name, spec in self.models.items()})
+        for task in (*self.tasks, *self.finetune_tasks):
+            if self.train_split(task) in get_task(task).eval_splits:
+                raise ValueError(f"{task}: train_split {self.train_split(task)!r} is a test split")
+        for stage in ("quantize", "demo"):
+            for asked in getattr(self, stage):
+                task = get_task(asked.task)
+                if stage == "quantize" and task.kind != "classification":
+                    raise ValueError(f"quantize: {task.name!r} is no classification or regression")
+                for name in asked.models:
+                    if name not in self.models:
+                        raise ValueError(f"{stage}: {name!r} is not among the models")
+        if self.cross_evaluation:
+            self._check_cross_evaluation(self.cross_evaluation)
+        return self
+
+    def _check_descent(self, parents: dict[str, list[str]]) -> None:
+        """Refuse circles, and chains that a recipe of two parents each would double for ever."""
+        generation: dict[str, int] = {}
+        try:
+            for name in graphlib.TopologicalSorter(parents).static_order():
+                generation[name] = 1 + max((generation[p] for p in parents[name]), default=0)
+        except graphlib.CycleError as error:
+            raise ValueError(f"models: a circle of {' <- '.join(error.args[1])}") from None
+        if late := next((n for n, number in generation.items() if number > MOST_GENERATIONS), None):
+            raise ValueError(f"models.{late}: more than {MOST_GENERATIONS} generations of models")
+
+    def _check_tuning(self, asked: Tuning) -> None:
+        for name in asked.tasks:
+            if get_task(name).kind != "classification":
+                raise ValueError(f"tuning: {name!r} is no classification or regression")
+        for name, spec in self.models.items():
+            if spec.task_distill:
+                raise ValueError(f"models.{name}: tuning is for models without a teacher")
+
+    def _check_cross_evaluation(self, asked: CrossEvaluation) -> None:
+        for name in asked.models:
+            if name not in self.models:
+                raise ValueError(f"cross_evaluation: {name!r} is not among the models")
+            for task in asked.tasks:
+                if task not in self.tasks or name not in self.models_of(task):
+                    raise ValueError(f"cross_evaluation: {name!r} is not fine-tuned on {task!r}")
+        trained = [get_task(task) for task in asked.tasks]
+        for name in asked.tested_on:
+            if not any(get_task(name).shares_labels(task) for task in trained):
+                raise ValueError(f"cross_evaluation: no task has the labels of {name!r}")
+
+    def finetune_for(self, task: str) -> FinetuneSettings:
+        """Fine-tuning settings: the common ones with the task's own on top."""
+        kind = get_task(task).kind
+        settings = FINETUNE_SETTINGS[kind]
+        # These are of texts: a window with a question in it is longer, and all windows are read.
+        texts_only = {"max_length", "truncation"} if kind == "question_answering" else None
+        common = self.finetune.model_dump(exclude_unset=True, exclude=texts_only)
+        return settings(**common | self.finetune_tasks.get(task, {}))
+
+    def shown_settings(self, task: str) -> dict:
+        """`finetune_for` ready for JSON, with "tuned" for a learning rate that is still to find."""
+        tuned = {"learning_rate": "tuned"} if self.tuning else {}
+        return self.finetune_for(task).model_dump(mode="json") | tuned
+
+    def seeds_of(self, task: str) -> list[int]:
+        """The seeds with which models are fine-tuned on a task."""
+        return self.task_seeds.get(task, self.seeds)
+
+    def train_split(self, task: str) -> str:
+        """The split to train on: the recipe's choice, or the task's official one."""
+        return self.finetune_for(task).train_split or get_task(task).train_split
+
+    @property
+    def kept_names(self) -> set[str]:
+        """The names of the fine-tuning cells whose weights another stage reads."""
+        crossed = [self.cross_evaluation] if self.cross_evaluation else []
+        return {name for asked in (*self.quantize, *self.demo, *crossed) for name in asked.names}
+
+    @property
+    def task_teachers(self) -> set[str]:
+        """The models that teach another on a task."""
+        return {spec.task_distill.teacher for spec in self.models.values() if spec.task_distill}
+
+    def body(self, model: str) -> str:
+        """The model whose weights `model` starts from on a task: itself, or its student."""
+        spec = self.models[model].task_distill
+        return spec.student if spec else model
+
+    def tokenizer_of(self, model: str) -> str:
+        """Where a model's tokenizer is from: the given weights that it descends from.
+
+        A model from scratch has the presets' vocabulary, that of bert-base-uncased.
+        """
+        spec = self.models[self.body(model)]
+        if spec.weights or not spec.parents:
+            return spec.weights or "bert-base-uncased"
+        return self.tokenizer_of(spec.parents[0])
+
+    def distill_for(self, model: str) -> MaskedLMSettings:
+        """Distillation settings of a model: the common ones with its own on top."""
+        spec = self.models[model].distill
+        return MaskedLMSettings(
+            **self.require("distill").model_dump() | (spec.training if spec else {})
+        )
+
+    def models_of(self, task: str) -> list[str]:
+        """The models that are fine-tuned on a task."""
+        return [
+            name for name, spec in self.models.items() if spec.tasks is None or task in spec.tasks
+        ]
+
+    @property
+    def macro_tasks(self) -> list[str]:
+        """What the mean score runs over: `macro`, the recipe's tasks of GLUE, or all of them."""
+        return self.macro or [task for task in self.tasks if task in GLUE] or list(self.tasks)
+
+    def require(self, key: str) -> Any:
+        """A part that a recipe may leave out; UserError when this one does."""
+        if (found := getattr(self, key)) is None:
+            raise UserError(f"recipe {self.name} has no {key}: add that key to it")
+        return found
+
+    @property
+    def main_models(self) -> list[str]:
+        """The models fine-tuned on all `macro_tasks`; the others are controls on some."""
+        fine_tuned = [set(self.models_of(task)) for task in self.macro_tasks]
+        return [name for name in self.models if all(name in some for some in fine_tuned)]
+
+    @property
+    def argument(self) -> str:
+        """What a script is given as --recipe: the name, or the file of a recipe from elsewhere."""
+        own = self._file == RECIPES / f"{self.name}.yaml"
+        return self.name if own else str(self._file.resolve())
+
+    @property
+    def file(self) -> Path:
+        """The file that it was read from."""
+        return self._file
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this recipe is written."""
+        return RESULTS / self.name
+
+
+def _kinds_of(part: type[Strict]) -> Iterator[type[Strict]]:
+    """The classes of settings below one, those below them too."""
+    for kind in part.__subclasses__():
+        yield kind
+        yield from _kinds_of(kind)
+
+
+def _explain(error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    if first["type"] != "extra_forbidden":
+        return UserError(f"{where}: {first_problem(error, 'recipe')}")
+    known = {name for kind in _kinds_of(Strict) for name in kind.model_fields}
+    unknown = str(first["loc"][-1])  # it may be known in another place
+    close = difflib.get_close_matches(unknown, sorted(known - {unknown}), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "remove it"
+    key = ".".join(map(str, first["loc"]))
+    return UserError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def recipe_path(name_or_file: str | Path) -> Path:
+    """`recipes/<name>.yaml`, or the file itself; UserError when there is none."""
+    path = Path(name_or_file)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{path.name}.yaml" if path.name == str(name_or_file) else path
+    if not path.is_file():
+        names = sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != "claims")
+        raise UserError(f"{path.name}: no such recipe; choose from {', '.join(names)}")
+    return path
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """Read `recipes/<name>.yaml` or a file; UserError names a missing, unknown or wrong key."""
+    path = recipe_path(name_or_file)
+    try:
+        recipe = Recipe.model_validate(read_yaml(path))
+        recipe._file = path
+    except ValidationError as error:
+        raise _explain(error, path.name) from None
+    except UserError as error:
+        raise UserError(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from None
+    own = RECIPES / f"{recipe.name}.yaml"
+    if own.is_file() and not own.samefile(path):
+        raise UserError(
+            f"{path.name}: name: {recipe.name!r} is a recipe of the project; this one would "
+            "overwrite its results; give yours another name"
+        )
+    return recipe

@@ -1,0 +1,106 @@
+"""What a stage did, written into its record; the cells of masked-LM training, run."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
+
+from ..data.batches import MLMDataset
+from ..models.model import DistilBERTForMaskedLM, count_parameters
+from ..settings import LossWeights, MaskedLMSettings
+from ..training.distillation import open_corpus, train_on_corpus
+from ..training.fine_tuning import Evaluation
+from ..training.inference import DTYPES, save_predictions, usable_precision
+from ..training.loop import training_device
+from .cell import Cell
+from .cells import corpus_cell
+from .measure import head_training_flops, matrix_product_rate, training_flops
+from .records import Draft, recording
+
+
+def record_evaluations(
+    draft: Draft,
+    evaluations: dict[str, Evaluation],
+    predictions: Callable[[str], Path] | None = None,
+) -> None:
+    """Metrics of every split into the draft of a record, rows to the file predictions(split)."""
+    for split, found in evaluations.items():
+        draft.data.append(found.used)
+        draft.metrics[split] = found.metrics
+        draft.extra[f"{split}_examples_per_second"] = found.examples_per_second
+        if predictions:
+            save_predictions(predictions(split), found.frame)
+            draft.wrote(predictions(split))
+
+
+def flops_per_token(
+    model: DistilBERTForMaskedLM,
+    dataset: MLMDataset,
+    weights: LossWeights,
+    teacher: DistilBERTForMaskedLM | None = None,
+) -> float:
+    """Matrix-product FLOPs that the objective asks for, per real token: the mean of a data set."""
+    lengths = dataset.lengths.astype(int)
+    tokens = int(lengths.sum())
+    masked = math.ceil(dataset.mask_probability * tokens)
+    rows = tokens if weights.ce and weights.ce_rows == "all" else masked
+    asked = weights.ce or weights.cos
+    teacher_config = teacher.config if teacher is not None and asked else None
+    if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
+        return head_training_flops(model.config, lengths, rows) / tokens
+    teacher_rows = rows if weights.ce else 0
+    return training_flops(model.config, lengths, rows, teacher_config, teacher_rows) / tokens
+
+
+def train_cell(
+    cell: Cell,
+    model: DistilBERTForMaskedLM,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: MaskedLMSettings,
+    weights: LossWeights,
+    teacher: DistilBERTForMaskedLM | None = None,
+) -> None:
+    """Train a model of a recipe on the recipe's corpus; leave its weights and its record.
+
+    `tokenizer` is the model's own, and the teacher's.
+    """
+    masking, corpus = cell.recipe.require("corpus"), corpus_cell(cell.recipe).made
+    with recording(cell.record, **cell.provenance) as draft:
+        cell.check_outputs()
+        device = training_device(settings.precision)
+        size = 1024 if device.type == "cpu" else 8192  # a fraction of a second
+        rate = matrix_product_rate(
+            DTYPES[usable_precision(settings.precision)], size, device=device
+        )
+        result, losses = train_on_corpus(
+            model,
+            tokenizer,
+            corpus,
+            masking,
+            settings,
+            weights,
+            seed=masking.seed,
+            teacher=teacher,
+            **cell.resumable,
+        )
+        draft.metrics |= result.metrics
+        draft.extra |= result.speed
+        dataset = open_corpus(corpus, "train", masking, tokenizer)
+        flops = round(result.tokens * flops_per_token(model, dataset, weights, teacher))
+        draft.metrics |= {
+            "validation": losses,
+            "parameters": count_parameters(model),
+            "train_flops": flops,
+        }
+        peak = 1e9 * rate * PartialState().num_processes
+        draft.extra |= {
+            "matrix_product_gflops": round(rate, 1),
+            "share_of_matrix_products": round(flops / result.seconds / peak, 4),
+        }
+        if PartialState().is_main_process:
+            model.save_pretrained(cell.folder, tokenizer)
+    if PartialState().is_main_process:
+        cell.stamp_folder()
+        print(f"{cell.name}: validation {losses['before']} -> {losses['after']}")

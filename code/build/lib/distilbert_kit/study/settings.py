@@ -1,0 +1,87 @@
+"""The settings of the benchmarks' stages."""
+
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from ..settings import Strict
+
+
+class SpeedSettings(Strict):
+    """Table 3 again: batch size 1, CPU, the STS-B dev pairs."""
+
+    pairs: int = Field(gt=0, le=1500, description="of the 1,500 dev pairs, evenly by length")
+    passes: int = Field(gt=0)
+    lengths: list[int] = Field([16, 32, 64, 128, 256, 512])
+    length_repeats: int = Field(gt=0)
+    file_order_pairs: int = Field(gt=0, le=1500)
+
+
+class TrainingSpeedSettings(Strict):
+    """Fine-tuning throughput beside transformers' Trainer."""
+
+    examples: int = Field(gt=0)
+    rounds: int = Field(gt=0)
+
+
+class DistillationSpeedSettings(Strict):
+    """A distillation step at paper size beside the textbook's, and both on the recipe's corpus."""
+
+    rounds: int = Field(ge=2)
+    updates: int = Field(default=1, gt=0, description="in a round")
+    batch_size: int = Field(default=16, gt=0)
+    length: int = Field(default=128, ge=8, le=512, description="tokens, all of them real")
+    sequences: int = Field(gt=0, description="of the corpus, evenly by length")
+    batch_tokens: int = Field(default=1024, ge=512, description="most padded tokens in a bucket")
+    corpus_rounds: int = Field(default=2, ge=2)
+
+
+class CorpusSpeedSettings(Strict):
+    """Corpus preparation: speed beside a slow tokenizer, memory at two sizes of the text."""
+
+    source: str = Field(default="docs", description="as prepare_corpus.py --source")
+    compared_mb: float = Field(gt=0, description="text for both, 10**6 bytes")
+    memory_mb: list[float] = Field(min_length=2, description="from small to large")
+    rounds: int = Field(default=2, ge=2)
+
+
+class QuestionAnsweringSpeedSettings(Strict):
+    """Answering SQuAD dev questions beside the usual loop of transformers' examples."""
+
+    questions: int = Field(ge=2, le=10570, description="of the dev set, evenly over the file")
+    rounds: int = Field(ge=2)
+    batch_size: int = Field(default=8, gt=0, description="of the usual loop")
+
+
+Backend = Literal[
+    "torch_ours",
+    "torch_transformers",
+    "torch_compiled",
+    "torch_bf16",
+    "torch_int8",
+    "onnx_fp32",
+    "onnx_int8",
+]
+
+
+class LatencySettings(Strict):
+    """Latency of teacher and student by backend, length, batch and threads."""
+
+    sizes: list[Literal["paper", "study"]] = Field(["paper", "study"], min_length=1)
+    backends: list[Backend] = Field(
+        list(get_args(Backend)),
+        min_length=1,
+        description="the first is what outputs are held against",
+    )
+    lengths: list[int] = Field([16, 64, 128, 512], min_length=1)
+    batches: list[int] = Field([1, 32], min_length=1)
+    seconds: float = Field(gt=0, description="of each model and backend, at each point")
+    least_rounds: int = Field(default=3, gt=0)
+    most_rounds: int = Field(default=200, gt=0)
+    longest_call: float = Field(
+        default=3.0, gt=0, description="seconds; longer ones are not measured"
+    )
+    texts: int = Field(default=64, gt=0, le=1500, description="STS-B dev pairs, in file order")
+    text_length: int = Field(
+        default=128, ge=8, le=512, description="tokens of the text timed end to end"
+    )

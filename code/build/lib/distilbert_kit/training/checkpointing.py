@@ -1,0 +1,160 @@
+"""What a run did so far, and its state on disk: one file that appears whole."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..errors import UserError
+from ..files import replacing_file
+from ..foreign import parse_json
+from ..models.checkpoints import read_checked, with_hash, write_safetensors
+
+CHECKPOINT = "state.safetensors"  # one file: two could be of different updates
+
+
+@dataclass
+class TrainingResult:
+    """What a run did. `history` has a row every 10 updates: update, learning rate, mean of each
+    term since the last row; `recent` the terms of the updates since then."""
+
+    precision: str
+    updates: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    recent: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict:
+        """What was done: equal in equal runs."""
+        return {
+            "train_examples": self.examples,
+            "train_tokens": self.tokens,
+            "updates": self.updates,
+            "history": self.history,
+        }
+
+    @property
+    def speed(self) -> dict[str, float | str]:
+        """How fast it was, and in which precision."""
+        return {
+            "precision": self.precision,
+            "train_seconds": round(self.seconds, 2),
+            "train_examples_per_second": round(self.examples / self.seconds, 1),
+            "train_tokens_per_second": round(self.tokens / self.seconds, 1),
+        }
+
+
+# torch's module of state dicts is imported where it is used: it takes seconds.
+_FULL: dict[str, Any] = {"full_state_dict": True, "cpu_offload": True}  # gathers sharded state too
+
+
+def save_state(
+    folder: Path,
+    identity: dict,
+    step: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    result: TrainingResult,
+    accelerator: Accelerator,
+) -> None:
+    """Model, optimiser, scheduler and position, as one file that appears whole.
+
+    The random state follows from the position. All processes gather sharded state; the main one
+    writes.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    states = get_state_dict(step, optimizer, options=StateDictOptions(**_FULL))
+    model_state, optimizer_state = cast(tuple[dict[str, Tensor], dict[str, Any]], states)
+    if not accelerator.is_main_process:
+        return
+    tensors = {f"model/{name}": value for name, value in model_state.items()}
+    for parameter, state in optimizer_state["state"].items():
+        tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}
+    position = {
+        "identity": identity,
+        "scheduler_epoch": scheduler.last_epoch,
+        "result": vars(result),
+        "param_groups": optimizer_state["param_groups"],
+    }
+    with replacing_file(folder / CHECKPOINT) as temporary:
+        metadata = with_hash(tensors, position=json.dumps(position))
+        write_safetensors(tensors, temporary, **metadata)
+
+
+def _differences(old: dict, new: dict) -> list[str]:
+    """The names of what differs in two identities, settings one by one."""
+    flat = [
+        {k: v for k, v in of.items() if k != "settings"} | of.get("settings", {})
+        for of in (old, new)
+    ]
+    names = sorted(flat[0].keys() | flat[1].keys())
+    return [name for name in names if flat[0].get(name) != flat[1].get(name)]
+
+
+_POSITION = {"identity", "scheduler_epoch", "result", "param_groups"}
+
+
+def read_position(folder: Path) -> dict:
+    """Where the checkpoint in `folder` stands: identity, scheduler, result, parameter groups."""
+    try:
+        with safe_open(folder / CHECKPOINT, "pt") as file:
+            position = parse_json((file.metadata() or {}).get("position", ""))
+        if not (isinstance(position, dict) and position.keys() >= _POSITION):
+            raise ValueError("no position in the training")
+        return position
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{folder}: not a readable checkpoint ({error}); delete it") from None
+
+
+def resume_state(
+    folder: Path,
+    identity: dict,
+    step: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    result: TrainingResult,
+) -> None:
+    """Load the checkpoint in `folder`, if there is one, into everything given."""
+    if not (folder / CHECKPOINT).exists():
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    position = read_position(folder)
+    if different := _differences(position["identity"], identity):
+        raise UserError(
+            f"{folder}: the checkpoint is of another run ({', '.join(different)} differ); "
+            "delete it, or choose another folder"
+        )
+    tensors, _ = read_checked(folder / CHECKPOINT)
+    model_state, optimizer_state = {}, {"state": {}, "param_groups": position["param_groups"]}
+    for key, tensor in tensors.items():
+        kind, name = key.split("/", 1)
+        if kind == "model":
+            model_state[name] = tensor
+        elif kind == "optimizer":
+            parameter, quantity = name.rsplit("/", 1)
+            optimizer_state["state"].setdefault(parameter, {})[quantity] = tensor
+    set_state_dict(
+        step,
+        optimizer,
+        model_state_dict=model_state,
+        optim_state_dict=optimizer_state,
+        options=StateDictOptions(**_FULL),
+    )
+    vars(result).update(position["result"])
+    scheduler.last_epoch = position["scheduler_epoch"]
+    scheduler._last_lr = [
+        base * scheduler.lr_lambdas[0](scheduler.last_epoch) for base in scheduler.base_lrs
+    ]
+    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate

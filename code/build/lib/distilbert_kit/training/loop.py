@@ -1,0 +1,280 @@
+"""THE training loop: one for masked LM, distillation, classification and question answering.
+
+A loss comes as sums and is divided by counts known before the forward pass, taken over all
+micro-batches of an update and all processes. So accumulation and data parallelism change nothing
+but rounding, where a mean of micro-batch means would weigh tokens of short batches more.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data.batches import Batch, LengthBatchSampler, TokenDataset
+from ..errors import NonFiniteLossError, UserError
+from ..machine import keeping_freed_memory
+from ..settings import TrainSettings
+from .checkpointing import TrainingResult, resume_state, save_state
+from .inference import usable_precision
+from .objectives import Objective, Sums
+
+LOG_EVERY = 10  # updates between two points of the history
+CHECKPOINT_SECONDS = 600.0  # between two states where no number of updates is asked for
+
+
+class _Step(nn.Module):
+    """The objective as a module: data-parallel wrappers only synchronise what runs in forward."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch, denominators: dict[str, float]) -> tuple[Tensor, Sums]:
+        return self.objective.loss(self.model, batch, denominators)
+
+
+def create_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW without weight decay on biases and LayerNorms, told by their single dimension.
+
+    The original code named the norms it spared and missed the student's.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+
+
+def learning_rate_factor(update: int, total: int, warmup: int) -> float:
+    """Linear warm-up over `warmup` updates, then linear decay to 0 at `total`."""
+    if update < warmup:
+        return (update + 1) / warmup
+    return max(0.0, (total - update) / max(1, total - warmup))
+
+
+def _windows(
+    loader: DataLoader, settings: TrainSettings, accelerator: Accelerator, start: int, total: int
+) -> Iterator[tuple[list[tuple[int, Batch]], float]]:
+    """The micro-batches of each update for this process with their numbers, and a share.
+
+    Batch i of an update goes to process i modulo the number of processes. A process for which the
+    last update of an epoch leaves none computes the first one again, with share 0 instead of 1.
+    """
+    sampler, world = cast(LengthBatchSampler, loader.batch_sampler), accelerator.num_processes
+    dataset = cast(TokenDataset, loader.dataset)
+    per_update = settings.accumulation * world
+    update = 0
+    for epoch in range(math.ceil(settings.epochs)):
+        sampler.set_epoch(epoch)
+        plan = list(sampler)
+        for first in range(0, len(plan), per_update):
+            if update == total:
+                return
+            if update >= start:
+                end = min(first + per_update, len(plan))
+                mine = range(first + accelerator.process_index, end, world)
+                passed = update * per_update - first  # plans of epochs may differ in length
+                window = [
+                    (passed + index, dataset.collate([dataset[i] for i in plan[index]]))
+                    for index in mine or [first]
+                ]
+                yield window, float(len(mine) > 0)
+            update += 1
+
+
+def updates_in_run(loader: DataLoader, settings: TrainSettings, processes: int) -> int:
+    """Number of updates in `settings.epochs` epochs; the last window of an epoch may be short."""
+    per_update = settings.accumulation * processes
+    # Exact: 0.28 of 25 updates are 7, in floating point 8.
+    full, part = divmod(Fraction(settings.epochs).limit_denominator(10**6), 1)
+    sampler, counts = cast(LengthBatchSampler, loader.batch_sampler), []
+    for epoch in range(math.ceil(settings.epochs)):
+        sampler.set_epoch(epoch)
+        counts.append(math.ceil(len(sampler) / per_update))
+    return sum(counts[: int(full)]) + (math.ceil(part * counts[-1]) if part else 0)
+
+
+def create_accelerator(precision: str) -> Accelerator:
+    """The engine underneath: device, autocast, gradient scaling, data parallelism."""
+    precision = usable_precision(precision)
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on this machine")
+    AcceleratorState._reset_state()  # one process may train at several precisions, one by one
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+
+def training_device(precision: str) -> torch.device:
+    """Where a model is trained in this precision."""
+    return create_accelerator(precision).device
+
+
+@keeping_freed_memory()
+def train(
+    model: nn.Module,
+    loader: DataLoader,
+    objective: Objective,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    description: str = "training",
+    checkpoint_folder: Path | None = None,
+    checkpoint_every: int | None = 200,
+    identity: str | None = None,
+) -> TrainingResult:
+    """Train `model` in place and return what was done.
+
+    `loader` has a TokenDataset, whose `collate` makes the batches, and a LengthBatchSampler; masks
+    are drawn by the objective. Everything random follows from `seed`. With a `checkpoint_folder`,
+    state is kept there every `checkpoint_every` updates (None: every `CHECKPOINT_SECONDS`) and a
+    run that was cut off goes on from the last one, to the same weights bit for bit (on a CPU, the
+    same machine with as many threads: another sums products in another order). It then needs an
+    `identity`: a name or hash of all that decides the result and that the loop cannot see, the
+    starting weights, the data, the loss and its teacher. Raises NonFiniteLossError naming the
+    update, and UserError for a checkpoint of another identity, of other settings or precision.
+    """
+    if checkpoint_folder is not None and identity is None:
+        raise ValueError("checkpoint_folder needs identity: name the start, the data and the loss")
+    accelerator = create_accelerator(settings.precision)
+    total = updates_in_run(loader, settings, accelerator.num_processes)
+    warmup = math.ceil(settings.warmup_fraction * total)
+    step = accelerator.prepare(_Step(model, objective).train())
+    optimizer = accelerator.prepare(create_optimizer(model, settings))
+    scheduler = LambdaLR(optimizer, lambda update: learning_rate_factor(update, total, warmup))
+    result = TrainingResult(precision=usable_precision(settings.precision))
+    run = {
+        "identity": identity,
+        "settings": settings.model_dump(mode="json"),
+        "precision in use": result.precision,
+        "seed": seed,
+        "updates": total,
+    }
+    if checkpoint_folder is not None:
+        resume_state(checkpoint_folder, run, step, optimizer, scheduler, result)
+    bar = tqdm(
+        total=total,
+        initial=result.updates,
+        desc=description,
+        unit="update",
+        disable=not accelerator.is_main_process,
+        mininterval=1,
+    )
+    saved = time.perf_counter()
+    started = saved - result.seconds
+    for window, share in _windows(loader, settings, accelerator, result.updates, total):
+        terms = _update(
+            step, window, share, objective, optimizer, accelerator, settings, seed, result
+        )
+        scheduler.step()
+        result.updates += 1
+        for name, value in terms.items():
+            result.recent.setdefault(name, []).append(value)
+        if result.updates % LOG_EVERY == 0 or result.updates == total:
+            _log(result, scheduler, bar, started)
+        bar.update()
+        if checkpoint_folder is None:
+            continue
+        if checkpoint_every is None:
+            if time.perf_counter() - saved >= CHECKPOINT_SECONDS:
+                accelerator.set_trigger()
+            due = accelerator.check_trigger()  # of any process: all save together
+        else:
+            due = result.updates % checkpoint_every == 0
+        if due:
+            saved = time.perf_counter()
+            result.seconds = saved - started
+            save_state(checkpoint_folder, run, step, optimizer, scheduler, result, accelerator)
+    bar.close()
+    result.seconds = time.perf_counter() - started
+    model.eval()
+    return result
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """The random numbers of a micro-batch: its masks and the seed of its dropout."""
+    # On a CPU only the low 32 bits of a seed count; this odd number keeps the runs' seeds apart.
+    return torch.Generator().manual_seed((number + seed * 0x9E3779B1) % 2**32)
+
+
+def _update(
+    step: nn.Module,
+    window: list[tuple[int, Batch]],
+    share: float,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    settings: TrainSettings,
+    seed: int,
+    result: TrainingResult,
+) -> dict[str, float]:
+    """One optimiser step over the micro-batches of a window; returns the mean of each term."""
+    device, batches, seeds = accelerator.device, [], []
+    for number, batch in window:
+        generator = _generator(seed, number)
+        batches.append(objective.prepare(batch, generator))
+        seeds.append(int(torch.randint(2**63 - 1, (), generator=generator)))
+    counted = [objective.counts(batch) for batch in batches]
+    totals = {name: share * sum(c[name] for c in counted) for name in counted[0]}
+    totals |= {
+        "examples": share * torch.tensor(sum(len(batch["input_ids"]) for batch in batches)),
+        "tokens": share * sum(batch["attention_mask"].sum() for batch in batches),
+    }
+    # One exchange for all counts; double precision counts tokens exactly.
+    stacked = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in totals.values()])
+    stacked = cast(Tensor, accelerator.reduce(stacked.to(device)))
+    counts = dict(zip(totals, stacked.tolist(), strict=True))
+    result.examples += int(counts.pop("examples"))
+    result.tokens += int(counts.pop("tokens"))
+    # Data-parallel wrappers average gradients over processes: undo it, the counts are global.
+    denominators = {
+        name: max(count, 1.0) / accelerator.num_processes for name, count in counts.items()
+    }
+    sums = dict.fromkeys(counts, torch.zeros((), device=device))
+    for index, (batch, dropout_seed) in enumerate(zip(batches, seeds, strict=True)):
+        last = index == len(batches) - 1
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        torch.manual_seed(dropout_seed)
+        # Processes exchange gradients with the last micro-batch of an update only.
+        with nullcontext() if last else accelerator.no_sync(step):
+            loss, parts = step(batch, denominators)
+            accelerator.backward(loss * share)
+        for name, value in parts.items():
+            sums[name] = sums[name] + share * value.float()
+    reduced = cast(Tensor, accelerator.reduce(torch.stack(list(sums.values())))).tolist()
+    means = {name: v / max(counts[name], 1.0) for name, v in zip(sums, reduced, strict=True)}
+    if not all(map(math.isfinite, means.values())):
+        shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
+        raise NonFiniteLossError(
+            f"the loss is not finite at update {result.updates + 1} ({shown}); "
+            "lower the learning rate or use precision fp32"
+        )
+    accelerator.clip_grad_norm_(step.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return means
+
+
+def _log(result: TrainingResult, scheduler: LambdaLR, bar: tqdm, started: float):
+    row = {"update": result.updates, "learning_rate": scheduler.get_last_lr()[0]}
+    row |= {name: round(sum(v) / len(v), 6) for name, v in result.recent.items()}
+    result.recent = {}
+    result.history.append(row)
+    shown = {name: f"{value:.3f}" for name, value in row.items() if name not in list(row)[:2]}
+    seconds = time.perf_counter() - started
+    bar.set_postfix(shown | {"tok/s": f"{result.tokens / max(seconds, 1e-9):.0f}"})
