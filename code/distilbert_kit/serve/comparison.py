@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
 
@@ -167,6 +168,7 @@ class Comparison:
             target=_export, args=(model.folder, target), daemon=True
         )
         # A terminal sends Ctrl-C to the export too: it inherits this mask, its parent ends it.
+        resource_tracker.ensure_running()  # the first start of the tracker would undo the mask
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()

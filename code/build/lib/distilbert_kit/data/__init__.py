@@ -1,1 +1,0 @@
-"""Tasks, data sets and batches."""

@@ -1,1 +1,0 @@
-"""DistilBERT and its teacher: configuration, encoder and heads, initialisation, checkpoints."""

@@ -1,1 +1,0 @@
-"""Trained models at work: ONNX and int8 files, predictions for texts and questions."""

@@ -1,1 +1,0 @@
-"""The reproduction study: recipes, records, cells, statistics, what the report reads."""

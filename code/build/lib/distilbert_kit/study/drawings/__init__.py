@@ -1,1 +1,0 @@
-"""The figures of notebooks, report and poster, by subject."""

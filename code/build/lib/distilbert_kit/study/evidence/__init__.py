@@ -1,1 +1,0 @@
-"""From records to the figures that claims, notebooks and report use."""

@@ -1,1 +1,0 @@
-"""Objectives, THE training loop, and what each kind of training needs around it."""
