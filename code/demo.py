@@ -111,7 +111,8 @@ def main() -> None:
             if arguments.check:
                 check(address, comparison)
             else:
-                serving.join()
+                while serving.is_alive():  # a signal just before a wait does not end it
+                    serving.join(timeout=1)
         finally:
             for process in multiprocessing.active_children():  # an export, which writes to scratch
                 process.kill()

@@ -60,7 +60,7 @@ def test_too_few_seeds_and_untested():
     outside = {"value": 1.0, "low": 0.5, "high": 1.5}
     assert claims.judge(claim(), claims.Finding(**outside, seeds=3), LEDGER)[0] == "not supported"
     few = claims.judge(claim(), claims.Finding(**outside, seeds=1, incomplete="2 tasks"), LEDGER)
-    why = "outside the supporting range, but too few to decide: 1 seed of 3, 2 tasks"
+    why = "outside the supporting range, but too few to decide: 1 seed (3 are needed), 2 tasks"
     assert few == ("undecided", why)
     # A value that is only an indication never decides.
     untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
@@ -82,7 +82,7 @@ def test_a_score_too_low_needs_a_student_that_read_enough(low, tokens, verdict):
     finding = claims.Finding(value=low, low=low, high=low + 1, seeds=3, tokens=tokens)
     found, reason = claims.judge(claim(), finding, LEDGER)
     assert found == verdict
-    assert ("1.0 of 1,000 million tokens" in reason) == (verdict == "undecided")
+    assert ("1.0 million tokens of distillation (to refute, 1,000" in reason) == (verdict == "undecided")
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,14 @@ def judge(claim: Claim, finding: Finding, ledger: Ledger) -> tuple[Verdict, str]
     where = f"{'outside' if outside else 'inside'} the supporting range"
     few = []
     if finding.seeds is not None and finding.seeds < ledger.minimum_seeds:
-        few.append(f"{finding.seeds} seed{'s' * (finding.seeds > 1)} of {ledger.minimum_seeds}")
+        seeds = f"{finding.seeds} seed{'s' * (finding.seeds > 1)}"
+        few.append(f"{seeds} ({ledger.minimum_seeds} are needed)")
     if finding.incomplete:
         few.append(finding.incomplete)
     if outside and finding.tokens is not None and finding.tokens < ledger.minimum_tokens:
         least = f"{ledger.minimum_tokens / 1e6:,.0f}"
-        few.append(f"{finding.tokens / 1e6:,.1f} of {least} million tokens of distillation")
+        read = f"{finding.tokens / 1e6:,.1f} million tokens of distillation"
+        few.append(f"{read} (to refute, {least} are needed)")
     if few:
         return "undecided", f"{where}, but too few to decide: {', '.join(few)}"
     return "not supported" if outside else "supported", f"the whole interval is {where}"

@@ -109,7 +109,7 @@ def deployment(recipe: Recipe) -> dict:
         "scale": scale_of(recipe),
         "int8": other or own,
         "int8_recipe": told["name"] if told and other else recipe.name,
-        "int8_scale": "paper scale" if other else scale_of(recipe),
+        "int8_scale": "paper size" if other else scale_of(recipe),
         "csv": csv,
         "answering": speed.answering(benchmark_record(recipe, "question_answering_speed")),
     }
