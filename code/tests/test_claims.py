@@ -9,7 +9,7 @@ from invented import RECIPE, make_recipe, write_evidence
 
 from benchmarks import shared
 from distilbert_kit.errors import UserError
-from distilbert_kit.paths import RECIPES
+from distilbert_kit.paths import RECIPES, ROOT
 from distilbert_kit.study import claims, tables
 from distilbert_kit.study.evidence import scores
 from distilbert_kit.study.ledger import (
@@ -261,3 +261,14 @@ def test_a_student_that_is_only_cut_is_no_distilled_student(results, tmp_path):
     write_evidence(recipe)
     glue = next(c for c in load_ledger().claims if c.id == "glue")
     assert "not distilled" in claims.find(glue, recipe).untested
+
+
+def test_what_is_said_of_the_runs_of_base_is_what_ran():
+    runs = [path.stem.split("-") for path in (ROOT / "results/base/finetune").glob("*.json")]
+    if not runs:
+        pytest.skip("the records of base were removed")
+    said = " ".join(row.here for row in LEDGER.deviations if row.recipes == ["base"])
+    assert ("one seed so far" in said) == ({seed for _, _, seed in runs} == {"0"})
+    assert ("IMDb and SQuAD have not run" in said) == {"imdb", "squad"}.isdisjoint(
+        task for _, task, _ in runs
+    )

@@ -137,12 +137,12 @@ def mean_over_control(recipe: Recipe) -> dict | None:
 
 
 def guessing_scores(recipe: Recipe) -> dict[str, float]:
-    """`scores.guessing` of the macro tasks' dev sets that the teacher was scored on, by task.
+    """`scores.guessing` of the dev sets that the teacher was scored on, by task.
 
     0 where the answers are no classes.
     """
     found = {}
-    for task in map(get_task, shared_tasks(recipe, [recipe.teacher], recipe.macro_tasks)):
+    for task in map(get_task, shared_tasks(recipe, [recipe.teacher], recipe.tasks)):
         seeds = recorded_seeds(recipe, recipe.teacher, task.name)[:1]
         frame = seed_predictions(recipe, recipe.teacher, task.name, task.eval_splits[0], seeds)
         found[task.name] = guessing(frame["reference"].to_numpy(), task) if task.labels else 0.0
