@@ -143,7 +143,7 @@ def test_the_poster_follows_the_tables(changed):
     text = text_of("poster", "poster", folder)
     told = tables["claims"]["paper_size"]
     every = [tables["study"]["evidence"], *([told["evidence"]] if told else [])]
-    hours = f"{sum(each['machine_seconds'] for each in every) / 3600:.1f} hours"
+    hours = f"{sum(each['machine_seconds'] for each in every) / 3600:.0f} hours"
     gain = [f"{told['mean_over_control']['retention']['estimate']:.2f}"] if told else []
     for number in [*headline(tables), helps(tables), *gain, hours]:
         assert number in text, number
