@@ -9,6 +9,7 @@ The int8 route of PyTorch 2.13 is torchao: torch.ao.quantization is deprecated (
 """
 
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
 from torch import Tensor, nn
@@ -262,9 +264,29 @@ def measure_texts(
     yield from ({"key": key, "not_measured": TOO_LONG} for key in left_out)
 
 
+def operator_times(graph: Path, item: dict[str, Tensor], calls: int) -> dict[str, float]:
+    """Milliseconds of a call in each kind of operator, one thread, by ONNX Runtime's profiler."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_profiling, options.profile_file_prefix = True, str(graph.with_suffix(""))
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    given = {each.name: item[each.name].numpy() for each in session.get_inputs()}
+    for _ in range(calls):
+        session.run(None, given)
+    events = pd.DataFrame(json.loads(Path(session.end_profiling()).read_text()))
+    kernels = events[events["name"].str.endswith("_kernel_time")]
+    times = kernels["dur"].groupby(kernels["args"].str["op_name"]).sum() / (1e3 * calls)
+    return times.sort_values(ascending=False).round(4).to_dict()
+
+
 def measure_size(size: str, settings: LatencySettings, pairs: list | None, bar: tqdm) -> dict:
-    """All rows of a size: `starts` of the processes, `rows` by point, `texts` over real text."""
-    found: dict[str, list[dict]] = {"starts": [], "rows": [], "texts": []}
+    """All rows of a size: `starts` of the processes, `rows` by point, `texts` over real text.
+
+    And the `operators` of the graphs at the longest length.
+    """
+    found: dict[str, list[dict]] = {"starts": [], "rows": [], "texts": [], "operators": []}
 
     def add(kind: str, row: dict, **more) -> None:
         model, backend = row.pop("key")
@@ -301,6 +323,11 @@ def measure_size(size: str, settings: LatencySettings, pairs: list | None, bar: 
                     add("starts", {"key": key} | read | row, threads=count)
         for row in measure_texts(workers, settings, pairs, pace) if pairs else ():
             add("texts", row, threads=count)
+        longest = max(settings.lengths)
+        for key in (key for key in workers if key[1].startswith("onnx")):
+            graph, item = read_by(key[1], folders[key[0]]), random_batch(model, longest)
+            times = operator_times(graph, item, settings.least_rounds)
+            add("operators", {"key": key, "length": longest, "milliseconds": times}, threads=1)
     return found
 
 

@@ -82,7 +82,7 @@ def test_a_score_too_low_needs_a_student_that_read_enough(low, tokens, verdict):
     finding = claims.Finding(value=low, low=low, high=low + 1, seeds=3, tokens=tokens)
     found, reason = claims.judge(claim(), finding, LEDGER)
     assert found == verdict
-    assert ("1.0 million tokens of distillation (to refute, 1,000" in reason) == (verdict == "undecided")
+    assert ("1.0 million tokens of distillation (to" in reason) == (verdict == "undecided")
 
 
 @pytest.mark.parametrize(

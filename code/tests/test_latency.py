@@ -88,6 +88,15 @@ def test_backends_agree_with_eager_after_saving_and_loading(folder, backend, tol
     assert size_on_disk(latency.read_by(backend, folder))["bytes"] > 0
 
 
+@pytest.mark.parametrize(("precision", "linear"), [("fp32", "MatMul"), ("int8", "Dynamic")])
+def test_operators_of_a_graph_are_timed_and_none_looks_for_empty_rows(folder, precision, linear):
+    item = random_batch(latency.load_ours(folder), 24)
+    times = latency.operator_times(latency.read_by(f"onnx_{precision}", folder), item, 2)
+    assert any(name.startswith(linear) for name in times) and "Softmax" in times
+    assert min(times.values()) >= 0 and sum(times.values()) > 0
+    assert "IsNaN" not in times
+
+
 def test_rows_are_whole_and_a_missing_compiler_is_a_row(found):
     points = len(shared.thread_counts()) * 2 * 2 * 2  # batches, lengths, models
     measured = [row for row in found["rows"] if "p50" in row]

@@ -361,7 +361,7 @@ def latency(recipe: Recipe) -> dict:
     return table | {
         "machine": record.measured.machine,
         "backends": latency_evidence.BACKENDS,
-        **{key: extra[key] for key in ("instructions", "rates", "starts", "texts")},
+        **{key: extra[key] for key in ("instructions", "rates", "starts", "texts", "operators")},
         "rows": latency_evidence.rows_at(record),
         "not_measured": latency_evidence.not_measured(record),
         "over_eager": latency_evidence.over_eager(record),
