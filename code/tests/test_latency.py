@@ -182,6 +182,15 @@ def test_table_compares_at_equal_points_and_never_matches_a_phone():
     assert [row["not_measured"] for row in evidence.not_measured(record)] == ["why"]
 
 
+def test_shares_are_those_of_the_time_of_the_int8_graph():
+    times = {"DynamicQuantizeMatMul": 5.0, "MatMul": 2.0, "FusedMatMul": 1.0, "Gelu": 2.0}
+    row = {"size": "paper", "model": "bert", "length": 512}
+    graphs = [row | {"backend": f"onnx_{p}", "milliseconds": times} for p in ("fp32", "int8")]
+    assert evidence.int8_shares(record_of({"operators": graphs})) == [
+        row | {"in_8_bits": 0.5, "attention": 0.3}
+    ]
+
+
 def test_table_figures_and_answer_of_a_measured_record(found, tiny, monkeypatch):
     latency_settings = LatencySettings(**SETTINGS)
     recipe = tiny.model_copy(update={"latency": latency_settings})

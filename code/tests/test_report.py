@@ -251,23 +251,43 @@ def test_superseded_runs_are_not_those_that_count():
                 assert read_record(path).measured.finished != run["finished"], run["record"]
 
 
-def test_first_settings_and_runs_are_those_of_their_commit():
+def at_commit(commit, path):
+    """A JSON file of `results/` as an earlier commit has it."""
     if shutil.which("git") is None:
         pytest.skip("no git here")
+    command = ["git", "show", f"{commit}:results/{path}"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("no git history here")
+    return json.loads(found.stdout)
+
+
+def test_first_settings_and_runs_are_those_of_their_commit():
     earlier, ledger = yaml.safe_load(EARLIER.read_text()), load_ledger()
     for name, key in (("study", "first_settings"), ("base", "first_runs")):
         first = earlier[name][key]
-        path = f"{first['commit']}:results/{name}/claims/verdicts.json"
-        found = subprocess.run(["git", "show", path], cwd=ROOT, capture_output=True, text=True)
-        if found.returncode:
-            pytest.skip("no git history here")
-        recorded = {row["id"]: row for row in json.loads(found.stdout)["metrics"]["claims"]}
+        found = at_commit(first["commit"], f"{name}/claims/verdicts.json")
+        recorded = {row["id"]: row for row in found["metrics"]["claims"]}
         for claim, row in first["claims"].items():  # estimates; intervals follow another rule today
             assert row["value"] == pytest.approx(recorded[claim]["value"], abs=1e-4)
             assert row["low"] < row["value"] < row["high"]
     rows = claims.first_settings(load_recipe("study"), ledger)["claims"]
     assert {row["id"] for row in rows} == earlier["study"]["first_settings"]["claims"].keys()
     assert claims.first_settings(load_recipe("quick"), ledger) is None
+
+
+def test_the_first_latency_is_that_of_its_commit():
+    first = yaml.safe_load(EARLIER.read_text())["study"]["first_latency"]
+    table = at_commit(first["commit"], "study/tables/latency.json")
+    alone = {"size": "paper", "batch": 1}
+    wanted = {
+        "student_faster": ("student_faster", alone),
+        "int8_at_512": ("over_eager", alone | {"backend": "onnx_int8", "length": 512}),
+    }
+    for name, (key, point) in wanted.items():
+        ratios = [r["ratio"] for r in table[key] if point.items() <= r.items()]
+        assert first[name]["low"] == pytest.approx(min(ratios), abs=1e-4)
+        assert first[name]["high"] == pytest.approx(max(ratios), abs=1e-4)
 
 
 def test_page_one_names_recipes_that_exist():

@@ -99,7 +99,7 @@ def judge(claim: Claim, finding: Finding, ledger: Ledger) -> tuple[Verdict, str]
         read = f"{finding.tokens / 1e6:,.1f} million tokens of distillation"
         few.append(f"{read} (to refute, {least} are needed)")
     if few:
-        return "undecided", f"{where}, but too few to decide: {', '.join(few)}"
+        return "undecided", f"{where}, but too little evidence to decide: {', '.join(few)}"
     return "not supported" if outside else "supported", f"the whole interval is {where}"
 
 

@@ -365,7 +365,9 @@ def latency(recipe: Recipe) -> dict:
         "rows": latency_evidence.rows_at(record),
         "not_measured": latency_evidence.not_measured(record),
         "over_eager": latency_evidence.over_eager(record),
+        "int8_shares": latency_evidence.int8_shares(record),
         "student_faster": latency_evidence.student_faster(record),
+        "first_run": earlier_runs(recipe).get("first_latency"),
         "on_device": latency_evidence.on_device_rows(record, load_ledger().expected),
     }
 

@@ -17,6 +17,9 @@ BACKENDS = {
 STUDENTS = {"paper": ("bert", "distilbert"), "study": ("minilm", "distilminilm")}
 POWER = Path("/sys/class/powercap")  # the counters of Intel's RAPL
 NO_RECORD = "not measured: no record of latency"
+# ONNX Runtime's operators in an int8 graph, with all linear layers in 8 bits.
+IN_8_BITS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
+OF_ATTENTION = ("MatMul", "FusedMatMul", "Softmax")  # products of two activations: in fp32
 
 
 def rows_at(record: Record, **wanted) -> list[dict]:
@@ -45,6 +48,21 @@ def over_eager(record: Record) -> list[dict]:
         for row in rows_at(record)
         if row["backend"] != "torch_ours" and (point := tuple(row[key] for key in places)) in eager
     ]
+
+
+def int8_shares(record: Record) -> list[dict]:
+    """What part of the time of each int8 graph its 8-bit products take, and attention in fp32."""
+    rows = []
+    for row in record.measured.extra["operators"]:
+        if row["backend"] == "onnx_int8":
+            times = row["milliseconds"]
+            parts = {"in_8_bits": IN_8_BITS, "attention": OF_ATTENTION}
+            shares = {
+                part: sum(times.get(name, 0.0) for name in names) / sum(times.values())
+                for part, names in parts.items()
+            }
+            rows.append({key: row[key] for key in ("size", "model", "length")} | shares)
+    return rows
 
 
 def student_faster(record: Record) -> list[dict]:
