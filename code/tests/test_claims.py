@@ -60,8 +60,8 @@ def test_too_few_seeds_and_untested():
     outside = {"value": 1.0, "low": 0.5, "high": 1.5}
     assert claims.judge(claim(), claims.Finding(**outside, seeds=3), LEDGER)[0] == "not supported"
     few = claims.judge(claim(), claims.Finding(**outside, seeds=1, incomplete="2 tasks"), LEDGER)
-    why = "outside the supporting range, but too little evidence to decide: 1 seed (3 are needed), 2 tasks"
-    assert few == ("undecided", why)
+    why = "too little evidence to decide: 1 seed (3 are needed), 2 tasks"
+    assert few == ("undecided", f"outside the supporting range, but {why}")
     # A value that is only an indication never decides.
     untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
     assert claims.judge(claim(), untested, LEDGER) == ("not tested", "reduced scale")
