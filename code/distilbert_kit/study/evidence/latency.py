@@ -53,7 +53,7 @@ def over_eager(record: Record) -> list[dict]:
 def int8_shares(record: Record) -> list[dict]:
     """What part of the time of each int8 graph its 8-bit products take, and attention in fp32."""
     rows = []
-    for row in record.measured.extra["operators"]:
+    for row in record.measured.extra.get("operators", []):
         if row["backend"] == "onnx_int8":
             times = row["milliseconds"]
             parts = {"in_8_bits": IN_8_BITS, "attention": OF_ATTENTION}
