@@ -243,8 +243,8 @@ class DistilBERTModel(Pretrained):
                 bias = bias.masked_fill(~attention_mask, torch.finfo(x.dtype).min)
             attention_mask = bias
         elif attention_mask is not None and torch.compiler.is_exporting():
-            # With a boolean mask, each layer of a graph looks for rows that attend to nothing: a
-            # tenth of the time of an int8 graph at 512 tokens.
+            # With a boolean mask, each layer of a graph looks for rows that attend to nothing:
+            # 8 % of the time of an int8 graph at 512 tokens.
             attention_mask = torch.where(attention_mask, 0.0, torch.finfo(x.dtype).min).to(x.dtype)
         for block in self.blocks[:-1]:
             x = block(x, attention_mask)
