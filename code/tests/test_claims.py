@@ -60,7 +60,7 @@ def test_too_few_seeds_and_untested():
     outside = {"value": 1.0, "low": 0.5, "high": 1.5}
     assert claims.judge(claim(), claims.Finding(**outside, seeds=3), LEDGER)[0] == "not supported"
     few = claims.judge(claim(), claims.Finding(**outside, seeds=1, incomplete="2 tasks"), LEDGER)
-    why = "too little evidence to decide: 1 seed (3 are needed), 2 tasks"
+    why = "there is too little evidence to decide: 1 seed instead of 3, 2 tasks"
     assert few == ("undecided", f"outside the supporting range, but {why}")
     # A value that is only an indication never decides.
     untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
@@ -82,7 +82,7 @@ def test_a_score_too_low_needs_a_student_that_read_enough(low, tokens, verdict):
     finding = claims.Finding(value=low, low=low, high=low + 1, seeds=3, tokens=tokens)
     found, reason = claims.judge(claim(), finding, LEDGER)
     assert found == verdict
-    assert ("1.0 million tokens of distillation (to" in reason) == (verdict == "undecided")
+    assert ("1.0 million tokens of distillation instead" in reason) == (verdict == "undecided")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_difference_that_is_not_shown_is_said_to_be_none():
     inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="2 of 9 tasks")
     assert claims.judge(helps, inside, LEDGER) == (
         "undecided",
-        "inside the supporting range, but too little evidence to decide: 2 of 9 tasks",
+        "inside the supporting range, but there is too little evidence to decide: 2 of 9 tasks",
     )
 
 

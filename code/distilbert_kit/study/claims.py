@@ -91,15 +91,15 @@ def judge(claim: Claim, finding: Finding, ledger: Ledger) -> tuple[Verdict, str]
     few = []
     if finding.seeds is not None and finding.seeds < ledger.minimum_seeds:
         seeds = f"{finding.seeds} seed{'s' * (finding.seeds > 1)}"
-        few.append(f"{seeds} ({ledger.minimum_seeds} are needed)")
+        few.append(f"{seeds} instead of {ledger.minimum_seeds}")
     if finding.incomplete:
         few.append(finding.incomplete)
     if outside and finding.tokens is not None and finding.tokens < ledger.minimum_tokens:
         least = f"{ledger.minimum_tokens / 1e6:,.0f}"
         read = f"{finding.tokens / 1e6:,.1f} million tokens of distillation"
-        few.append(f"{read} (to refute, {least} are needed)")
+        few.append(f"{read} instead of {least} million")
     if few:
-        return "undecided", f"{where}, but too little evidence to decide: {', '.join(few)}"
+        return "undecided", f"{where}, but there is too little evidence to decide: {', '.join(few)}"
     return "not supported" if outside else "supported", f"the whole interval is {where}"
 
 
