@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from hostile import SPECIAL, TEXTS, damaged, mutated, told
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from safetensors.torch import load_file, save_file
 
 from distilbert_kit.corpus import prepare
@@ -393,6 +393,7 @@ def test_pickled_weights(folder, model, pickled, old, data):
 INDEX = {"metadata": {"total_size": 9}, "weight_map": {"a": "model-1.safetensors", "b": "../b"}}
 
 
+@example(as_json({"weight_map": {"a": "model-1.safetensors", "b": "a" * 300}}))
 @given(st.one_of(mutated(INDEX).map(as_json), damaged(as_json(INDEX))))
 def test_indices_of_shards(folder, model, content):
     changes = {"model.safetensors": None, "model-1.safetensors": model["model.safetensors"]}

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import sys
 import zipfile
@@ -145,7 +146,8 @@ def weight_files(folder: Path) -> list[Path]:
                 raise UserError(f"{index}: not an index of weights; fetch it again")
             shards = sorted(set(places))
             for shard in shards:
-                if Path(shard).name != shard or not (folder / shard).is_file():
+                # A name may be too long for a file: os.path does not raise.
+                if Path(shard).name != shard or not os.path.isfile(folder / shard):
                     raise UserError(f"{folder / shard}: missing, {index.name} lists it; fetch it")
             return [folder / shard for shard in shards]
     raise UserError(
