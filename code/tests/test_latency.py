@@ -186,9 +186,16 @@ def test_shares_are_those_of_the_time_of_the_int8_graph():
     times = {"DynamicQuantizeMatMul": 5.0, "MatMul": 2.0, "FusedMatMul": 1.0, "Gelu": 2.0}
     row = {"size": "paper", "model": "bert", "length": 512}
     graphs = [row | {"backend": f"onnx_{p}", "milliseconds": times} for p in ("fp32", "int8")]
-    assert evidence.int8_shares(record_of({"operators": graphs})) == [
-        row | {"in_8_bits": 0.5, "attention": 0.3}
-    ]
+    record = record_of({"operators": graphs})
+    assert evidence.int8_shares(record) == [row | {"in_8_bits": 0.5, "attention": 0.3}]
+    rows = evidence.operator_rows(record)
+    assert [r["milliseconds"] for r in rows if r["backend"] == "onnx_int8"] == [5, 2, 1, 2]
+    assert rows[0] == row | {
+        "backend": "onnx_fp32",
+        "operator": "DynamicQuantizeMatMul",
+        "milliseconds": 5.0,
+    }
+    assert evidence.operator_rows(record_of({})) == evidence.int8_shares(record_of({})) == []
 
 
 def test_table_figures_and_answer_of_a_measured_record(found, tiny, monkeypatch):

@@ -362,7 +362,7 @@ def latency(recipe: Recipe) -> dict:
         "machine": record.measured.machine,
         "backends": latency_evidence.BACKENDS,
         **{key: extra[key] for key in ("instructions", "rates", "starts", "texts")},
-        "operators": extra.get("operators", []),  # not in records of stage version 2
+        "operators": latency_evidence.operator_rows(record),
         "rows": latency_evidence.rows_at(record),
         "not_measured": latency_evidence.not_measured(record),
         "over_eager": latency_evidence.over_eager(record),

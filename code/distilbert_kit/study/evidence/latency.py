@@ -50,6 +50,17 @@ def over_eager(record: Record) -> list[dict]:
     ]
 
 
+def operator_rows(record: Record) -> list[dict]:
+    """Milliseconds of each operator of each graph; none in records of stage version 2."""
+    graphs = record.measured.extra.get("operators", [])
+    return [
+        {key: row[key] for key in ("size", "model", "backend", "length")}
+        | {"operator": name, "milliseconds": milliseconds}
+        for row in graphs
+        for name, milliseconds in row["milliseconds"].items()
+    ]
+
+
 def int8_shares(record: Record) -> list[dict]:
     """What part of the time of each int8 graph its 8-bit products take, and attention in fp32."""
     rows = []
