@@ -8,10 +8,11 @@ but rounding, where a mean of micro-batch means would weigh tokens of short batc
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -29,8 +30,19 @@ from .checkpointing import TrainingResult, resume_state, save_state
 from .inference import usable_precision
 from .objectives import Objective, Sums
 
+Item = TypeVar("Item")
+
+
 LOG_EVERY = 10  # updates between two points of the history
 CHECKPOINT_SECONDS = 600.0  # between two states where no number of updates is asked for
+
+
+class _Window(NamedTuple):
+    """What this process computes of one update; `share` is 0 where it only keeps step."""
+
+    batches: list[Batch]
+    dropout_seeds: list[int]
+    share: float
 
 
 class _Step(nn.Module):
@@ -70,13 +82,26 @@ def learning_rate_factor(update: int, total: int, warmup: int) -> float:
 
 
 def _windows(
-    loader: DataLoader, settings: TrainSettings, accelerator: Accelerator, start: int, total: int
-) -> Iterator[tuple[list[tuple[int, Batch]], float]]:
-    """The micro-batches of each update for this process with their numbers, and a share.
+    loader: DataLoader,
+    objective: Objective,
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    seed: int,
+    start: int,
+    total: int,
+) -> Iterator[_Window]:
+    """The micro-batches of each update for this process, prepared by the objective.
 
     Batch i of an update goes to process i modulo the number of processes. A process for which the
     last update of an epoch leaves none computes the first one again, with share 0 instead of 1.
     """
+
+    def prepared(number: int, indices: list[int]) -> tuple[Batch, int]:
+        generator = _generator(seed, number)
+        batch = dataset.collate([dataset[i] for i in indices])
+        batch = objective.prepare(batch, generator)
+        return batch, int(torch.randint(2**63 - 1, (), generator=generator))
+
     sampler, world = cast(LengthBatchSampler, loader.batch_sampler), accelerator.num_processes
     dataset = cast(TokenDataset, loader.dataset)
     per_update = settings.accumulation * world
@@ -91,12 +116,19 @@ def _windows(
                 end = min(first + per_update, len(plan))
                 mine = range(first + accelerator.process_index, end, world)
                 passed = update * per_update - first  # plans of epochs may differ in length
-                window = [
-                    (passed + index, dataset.collate([dataset[i] for i in plan[index]]))
-                    for index in mine or [first]
-                ]
-                yield window, float(len(mine) > 0)
+                window = [prepared(passed + index, plan[index]) for index in mine or [first]]
+                batches, seeds = zip(*window, strict=True)
+                yield _Window(list(batches), list(seeds), float(len(mine) > 0))
             update += 1
+
+
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each made while the one before it is used: a GPU need not wait for it."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
 
 
 def updates_in_run(loader: DataLoader, settings: TrainSettings, processes: int) -> int:
@@ -177,10 +209,9 @@ def train(
     )
     saved = time.perf_counter()
     started = saved - result.seconds
-    for window, share in _windows(loader, settings, accelerator, result.updates, total):
-        terms = _update(
-            step, window, share, objective, optimizer, accelerator, settings, seed, result
-        )
+    windows = _windows(loader, objective, settings, accelerator, seed, result.updates, total)
+    for window in _one_ahead(windows):
+        terms = _update(step, window, objective, optimizer, accelerator, settings, result)
         scheduler.step()
         result.updates += 1
         for name, value in terms.items():
@@ -214,21 +245,15 @@ def _generator(seed: int, number: int) -> torch.Generator:
 
 def _update(
     step: nn.Module,
-    window: list[tuple[int, Batch]],
-    share: float,
+    window: _Window,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     settings: TrainSettings,
-    seed: int,
     result: TrainingResult,
 ) -> dict[str, float]:
     """One optimiser step over the micro-batches of a window; returns the mean of each term."""
-    device, batches, seeds = accelerator.device, [], []
-    for number, batch in window:
-        generator = _generator(seed, number)
-        batches.append(objective.prepare(batch, generator))
-        seeds.append(int(torch.randint(2**63 - 1, (), generator=generator)))
+    device, (batches, seeds, share) = accelerator.device, window
     counted = [objective.counts(batch) for batch in batches]
     totals = {name: share * sum(c[name] for c in counted) for name in counted[0]}
     totals |= {
