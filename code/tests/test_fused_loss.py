@@ -7,6 +7,7 @@ from plain_loss import triple_loss_plain
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilbert_kit.losses import (
+    COLUMN_MULTIPLE,
     ROWS_PER_THREAD,
     fused_triple_loss,
 )
@@ -75,6 +76,15 @@ def test_fused_equals_plain(chunk_size, ce_rows, widths):
     student, teacher, labels = heads(24, *widths)
     case = (student, teacher, labels, 0.4, 0.3, ce_rows)
     assert_equal_losses(fused(*case, chunk_size=chunk_size), plain(*case), student, 1e-5)
+
+
+@pytest.mark.parametrize("ce_rows", ["all", "masked"])
+def test_padded_vocabulary_as_on_a_gpu(ce_rows, monkeypatch):
+    student, teacher, labels = heads(24)
+    assert len(student[1]) % 16
+    monkeypatch.setitem(COLUMN_MULTIPLE, "cpu", 16)
+    case = (student, teacher, labels, 0.4, 0.3, ce_rows)
+    assert_equal_losses(fused(*case), plain(*case), student, 1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 8.0])

@@ -100,7 +100,10 @@ class RelativePositionBias(nn.Embedding):
         """[1, heads, length, length], to be added to the scores of queries (rows) and keys."""
         places = torch.arange(length, device=self.buckets.device)
         distances = places[None, :] - places[:, None] + len(self.buckets) // 2
-        return self.weight[self.buckets[distances]].permute(2, 0, 1)[None]
+        # By distance first: a GPU adds up the gradients of one row one after the other.
+        by_distance = self.weight[self.buckets]
+        # Contiguous: attention on a GPU copies a mask of another layout, in every layer.
+        return by_distance[distances].permute(2, 0, 1).contiguous()[None]
 
 
 class MultiHeadAttention(nn.Module):
