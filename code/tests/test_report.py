@@ -264,13 +264,15 @@ def at_commit(commit, path):
 
 def test_first_settings_and_runs_are_those_of_their_commit():
     earlier, ledger = yaml.safe_load(EARLIER.read_text()), load_ledger()
-    for name, key in (("study", "first_settings"), ("base", "first_runs")):
-        first = earlier[name][key]
-        found = at_commit(first["commit"], f"{name}/claims/verdicts.json")
-        recorded = {row["id"]: row for row in found["metrics"]["claims"]}
-        for claim, row in first["claims"].items():  # estimates; intervals follow another rule today
-            assert row["value"] == pytest.approx(recorded[claim]["value"], abs=1e-4)
-            assert row["low"] < row["value"] < row["high"]
+    first = earlier["study"]["first_settings"]
+    told = [("study", first["commit"], *claim) for claim in first["claims"].items()]
+    for making in earlier["base"]["first_runs"]["makings"]:
+        told.append(("base", making["commit"], "glue", making["kept"]))
+    for name, commit, claim, row in told:  # estimates; intervals follow another rule today
+        found = at_commit(commit, f"{name}/claims/verdicts.json")
+        recorded = {each["id"]: each for each in found["metrics"]["claims"]}
+        assert row["value"] == pytest.approx(recorded[claim]["value"], abs=1e-4)
+        assert row["low"] < row["value"] < row["high"]
     rows = claims.first_settings(load_recipe("study"), ledger)["claims"]
     assert {row["id"] for row in rows} == earlier["study"]["first_settings"]["claims"].keys()
     assert claims.first_settings(load_recipe("quick"), ledger) is None

@@ -17,6 +17,7 @@ from .evidence.comparisons import (
     guessing_scores,
     macro_rows,
     mean_over_control,
+    one_answer,
     order_rows,
     over_control,
     shared_seeds,
@@ -226,7 +227,8 @@ def summary(recipe: Recipe) -> dict:
 
     Of `scores` the main models' rows on first splits; "gaps": `compare` of student and teacher;
     "student_runs": `tasks_by_run`; "settings" and "tuning" of fine-tuning; "corpus":
-    `validation_rows`; "int8": `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
+    `validation_rows`; "curve": `token_curve`; "ablation": `ablation_rows`; "int8":
+    `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
     """
     keys = ("model", "label", "task", "metric", "primary", "examples", "over_seeds", "interval")
     rows = main_scores(recipe, score_rows(recipe))
@@ -242,6 +244,9 @@ def summary(recipe: Recipe) -> dict:
         "settings": {task: recipe.shown_settings(task) for task in recipe.tasks},
         "tuning": tuning_rows(recipe),
         "corpus": validation_rows(recipe),
+        "curve": token_curve(recipe),
+        "ablation": ablation_rows(recipe),
+        "one_answer": one_answer(recipe),
         "int8": speed.quantized_rows(recipe),
         "first_runs": earlier_runs(recipe).get("first_runs"),
     }

@@ -1,6 +1,7 @@
 """Figures of training: losses, budgets and the ablation."""
 
 from itertools import cycle
+from math import log10
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -82,6 +83,57 @@ def budget(budgets: list[dict], tasks: list[str]) -> Figure:
     same_span(panels)
     panels[0].set_ylabel("score, percent")
     handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    return figure
+
+
+NOTHING = 1e5  # where "no tokens" stands on an axis of their logarithm
+
+
+def kept_over_tokens(told: dict, paper: dict) -> Figure:
+    """What is kept of the teacher's mean score, and held-out losses, against distillation tokens.
+
+    `told` is `tables.summary` of a recipe, whose students are distilled for several budgets.
+    """
+    figure, (kept, losses) = grid(2, 1.8, columns=2)
+    shares = {row["model"]: row["retention"] for row in told["macro"] if row.get("retention")}
+    runs = sorted((r for r in told["corpus"] if r["stage"] == "distill"), key=lambda r: r["tokens"])
+    taught = [row for row in runs if row["model"] in told["curve"]["models"]]
+    control = next(m["distill"]["student"] for m in told["models"] if m["name"] == told["student"])
+
+    def points(found: list[tuple[float, str]], **look: Any) -> None:
+        found = [(tokens, shares[model]) for tokens, model in found if shares.get(model)]
+        values = pd.DataFrame([share for _, share in found], columns=["estimate", "low", "high"])
+        spread = [values["estimate"] - values["low"], values["high"] - values["estimate"]]
+        x = [tokens for tokens, _ in found]
+        kept.errorbar(x, 100 * values["estimate"], yerr=[100 * s for s in spread], **look)
+
+    untaught = [(1.25 * r["tokens"], r["model"]) for r in runs if "ce" not in r["after"]]
+    points([(NOTHING, control)], fmt="o", color="k", mfc="white", label="not distilled")
+    points(untaught, fmt="^", color="k", label="text without the teacher")
+    points([(r["tokens"], r["model"]) for r in taught], fmt="s", color=STUDENT, label="distilled")
+    ends = [min(told["curve"]["tokens"]), max(told["curve"]["tokens"])]
+    fit = [100 * (told["curve"]["intercept"] + told["curve"]["slope"]["estimate"] * log10(x)) for x in ends]
+    kept.plot(ends, fit, "--", color=STUDENT, lw=1)
+    printed = paper["table1_glue_dev"]
+    means = [sum(printed[who][t] for t in told["macro_tasks"]) for who in ("distilbert", "bert_base")]
+    read = paper["training"]["words"] * paper["training"]["epochs"]
+    kept.plot(read, 100 * means[0] / means[1], "D", color=PAPER, label="the paper")
+    kept.axhline(100 * told["curve"]["target"], color=PAPER, ls=":", lw=1.2)
+    kept.set(ylabel="share kept, percent", title="Score")
+    for term, look in (("mlm", "-v"), ("ce", "--s"), ("cos", ":o")):
+        values = [taught[0]["before"][term], *(row["after"][term] for row in taught)]
+        x = [NOTHING, *(row["tokens"] for row in taught)]
+        losses.plot(x, values, look, color="k", label=pretty(f"L_{term}"))
+    losses.set(ylabel="loss on held-out text", title="Loss", ylim=(0, None))
+    for axes, legend in ((kept, 2), (losses, 1)):
+        axes.set(xscale="log", xlabel="distillation tokens", xlim=(NOTHING / 2, 3 * read))
+        axes.set_xticks([NOTHING, *(10.0**n for n in range(6, 11))])
+        axes.set_xticklabels(["0", *(f"$10^{{{n}}}$" for n in range(6, 11))])
+        axes.minorticks_off()
+    losses.set_xlim(NOTHING / 2, 3 * max(told["curve"]["tokens"]))
+    losses.legend(loc="upper right")
+    handles, labels = kept.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)
     return figure
 

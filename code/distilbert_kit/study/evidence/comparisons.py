@@ -5,7 +5,7 @@ gap is model minus reference: below zero the model is behind. Scores are fractio
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .. import statistics
 from ..recipes import Recipe
 from .scores import (
     guessing,
+    one_answer_runs,
     recorded_seeds,
     seed_predictions,
     seed_scores,
@@ -33,13 +34,21 @@ def shared_tasks(recipe: Recipe, models: Sequence[str], tasks: Sequence[str]) ->
 
 
 def crossed_scores(
-    recipe: Recipe, models: Sequence[str], tasks: Sequence[str], split: str | None = None
+    recipe: Recipe,
+    models: Sequence[str],
+    tasks: Sequence[str],
+    split: str | None = None,
+    without: Container[tuple[str, int]] = (),
 ) -> dict[str, statistics.Scores]:
-    """Scores of the models, in this order, by task; on the first split by default."""
+    """Scores of the models, in this order, by task; on the first split by default.
+
+    `without`: pairs of task and seed that are left out.
+    """
     found = {}
     for task in map(get_task, tasks):
         where = split or task.eval_splits[0]
-        seeds = shared_seeds(recipe, models, task.name)
+        shared = shared_seeds(recipe, models, task.name)
+        seeds = [seed for seed in shared if (task.name, seed) not in without]
         frames = [seed_predictions(recipe, name, task.name, where, seeds) for name in models]
         runs = [(*(frame[seed] for frame in frames), frames[0]["reference"]) for seed in seeds]
         found[task.name] = statistics.crossed_scores(runs, task_score_function(task.primary, task))
@@ -171,6 +180,23 @@ def macro_rows(recipe: Recipe) -> list[dict]:
             row["above_guessing"] = retained(scores, chance=chance)
         rows.append(row)
     return rows
+
+
+def one_answer(recipe: Recipe) -> dict:
+    """`one_answer_runs` of teacher and student, and what is retained without these seeds.
+
+    {"runs", "retention"}; None for the latter without such runs, or where no seed is left. Looked
+    at afterwards: no verdict rests on it.
+    """
+    pair = (recipe.teacher, recipe.student)
+    runs = [run for run in one_answer_runs(recipe) if run["model"] in pair]
+    left_out, tasks = {(run["task"], run["seed"]) for run in runs}, recipe.macro_tasks
+    whole = all(
+        {(task, seed) for seed in shared_seeds(recipe, pair, task)} - left_out for task in tasks
+    )
+    if not (runs and whole):
+        return {"runs": runs, "retention": None}
+    return {"runs": runs, "retention": retained(crossed_scores(recipe, pair, tasks, None, left_out))}
 
 
 def counterpart(recipe: Recipe, model: str) -> str | None:
