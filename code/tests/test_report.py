@@ -119,8 +119,9 @@ def control(tables):
     """What page 1 says that the student's layers keep without distillation, at paper size."""
     if not (told := tables["claims"]["paper_size"]):
         return []
-    main = (told["teacher"], told["student"])
-    (row,) = (row for row in told["macro"] if row["model"] not in main)
+    (student,) = (row for row in told["models"] if row["name"] == told["student"])
+    cut = student["distill"]["student"]
+    (row,) = (row for row in told["macro"] if row["model"] == cut)
     return [written(row["retention"]["estimate"], "percent")]
 
 
@@ -210,6 +211,45 @@ def test_an_ablation_is_drawn_with_the_paper_beside_it(tmp_path, monkeypatch):
     places = {line.get_color(): line.get_xdata() for line in axes.lines if len(line.get_xdata())}
     assert list(places[figures.PAPER]) == [-2.96]
     assert "the paper, its own scale" in texts(drawn, tmp_path, monkeypatch)
+
+
+def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
+    def run(name, tokens, **after):
+        losses = {"before": dict.fromkeys(after, 9.0), "after": after}
+        return {"model": name, "stage": "distill", "tokens": tokens} | losses
+
+    told = {
+        "student": "long",
+        "macro_tasks": ["rte"],
+        "models": [{"name": "long", "distill": {"student": "cut"}}],
+        "macro": [{"model": "teacher"}]
+        + [
+            {"model": name, "retention": {"estimate": share, "low": share - 0.1, "high": 1.0}}
+            for name, share in (("cut", 0.6), ("short", 0.7), ("long", 0.8), ("text", 0.65))
+        ],
+        "corpus": [
+            run("long", 1e8, ce=1.0, mlm=2.0, cos=0.1),
+            run("short", 1e6, ce=3.0, mlm=4.0, cos=0.2),
+            run("text", 1e6, mlm=5.0),
+        ],
+        "curve": {
+            "models": ["short", "long"],
+            "tokens": [1e6, 1e8],
+            "intercept": 0.4,
+            "slope": {"estimate": 0.05},
+            "target": 0.97,
+        },
+    }
+    drawn = distillation.kept_over_tokens(told, yaml.safe_load(PAPER.read_text()))
+    kept, losses = drawn.axes
+    places = [(list(line.get_xdata()), list(line.get_ydata())) for line in kept.lines]
+    assert ([1e6, 1e8], pytest.approx([70.0, 80.0])) in places  # both the points and the line
+    assert ([distillation.NOTHING], [60.0]) in places
+    assert any(xs == [9.9e9] and ys == pytest.approx([100 * 59.9 / 69.3]) for xs, ys in places)
+    assert [9.0, 3.0, 1.0] in [list(line.get_ydata()) for line in losses.lines]
+    found = texts(drawn, tmp_path, monkeypatch)
+    for said in ("distilled", "not distilled", "text without the teacher", "the paper"):
+        assert said in found, said
 
 
 PAGES = [*(ROOT / "report").glob("*.typ"), *(ROOT / "poster").glob("*.typ")]

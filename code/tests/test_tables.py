@@ -241,6 +241,25 @@ def test_size_and_speed_by_hand(results, tmp_path):
     assert "25.0 % fewer" in said and "2.00 times as long (1.80 to 2.20) in" in said
 
 
+def test_runs_of_one_answer_count_and_are_named(results, tmp_path):
+    recipe = make_recipe(tmp_path, seeds=[0, 1])
+    constant = [1, 0] * 5  # the references are 0, 1, 0, 1 …
+    for seed, student in enumerate((STUDENT, constant)):
+        answered(recipe, "teacher", TEACHER, seed)
+        answered(recipe, "distilled", student, seed)
+        answered(recipe, "undistilled", constant, seed)  # not of the pair
+    found = comparisons.one_answer(recipe)
+    assert found["runs"] == [{"model": "distilled", "task": "sentiment", "seed": 1}]
+    assert found["retention"]["estimate"] == pytest.approx(0.7 / 0.8)
+    kept = by_model(comparisons.macro_rows(recipe))["distilled"]["retention"]
+    assert kept["estimate"] == pytest.approx(0.6 / 0.8)
+    answered(recipe, "distilled", constant, 0)
+    assert comparisons.one_answer(recipe)["retention"] is None  # no seed is left
+    answered(recipe, "distilled", STUDENT, 0)
+    answered(recipe, "distilled", STUDENT, 1)
+    assert comparisons.one_answer(recipe) == {"runs": [], "retention": None}
+
+
 def test_distillation_by_hand(one_seed):
     def distilled(name, tokens, after):
         metrics = {"train_tokens": tokens, "updates": 2, "history": [{"update": 2, "ce": after}]}

@@ -112,26 +112,26 @@ def kept_over_tokens(told: dict, paper: dict) -> Figure:
     points([(NOTHING, control)], fmt="o", color="k", mfc="white", label="not distilled")
     points(untaught, fmt="^", color="k", label="text without the teacher")
     points([(r["tokens"], r["model"]) for r in taught], fmt="s", color=STUDENT, label="distilled")
-    ends = [min(told["curve"]["tokens"]), max(told["curve"]["tokens"])]
-    fit = [100 * (told["curve"]["intercept"] + told["curve"]["slope"]["estimate"] * log10(x)) for x in ends]
-    kept.plot(ends, fit, "--", color=STUDENT, lw=1)
-    printed = paper["table1_glue_dev"]
-    means = [sum(printed[who][t] for t in told["macro_tasks"]) for who in ("distilbert", "bert_base")]
+    curve = told["curve"]
+    ends = [min(curve["tokens"]), max(curve["tokens"])]
+    fit = [curve["intercept"] + curve["slope"]["estimate"] * log10(x) for x in ends]
+    kept.plot(ends, [100 * share for share in fit], "--", color=STUDENT, lw=1)
+    printed, tasks = paper["table1_glue_dev"], told["macro_tasks"]
+    theirs, bert = (sum(printed[who][t] for t in tasks) for who in ("distilbert", "bert_base"))
     read = paper["training"]["words"] * paper["training"]["epochs"]
-    kept.plot(read, 100 * means[0] / means[1], "D", color=PAPER, label="the paper")
-    kept.axhline(100 * told["curve"]["target"], color=PAPER, ls=":", lw=1.2)
+    kept.plot(read, 100 * theirs / bert, "D", color=PAPER, label="the paper")
+    kept.axhline(100 * curve["target"], color=PAPER, ls=":", lw=1.2)
     kept.set(ylabel="share kept, percent", title="Score")
     for term, look in (("mlm", "-v"), ("ce", "--s"), ("cos", ":o")):
         values = [taught[0]["before"][term], *(row["after"][term] for row in taught)]
         x = [NOTHING, *(row["tokens"] for row in taught)]
         losses.plot(x, values, look, color="k", label=pretty(f"L_{term}"))
     losses.set(ylabel="loss on held-out text", title="Loss", ylim=(0, None))
-    for axes, legend in ((kept, 2), (losses, 1)):
-        axes.set(xscale="log", xlabel="distillation tokens", xlim=(NOTHING / 2, 3 * read))
+    for axes, last in ((kept, read), (losses, ends[1])):
+        axes.set(xscale="log", xlabel="distillation tokens", xlim=(NOTHING / 2, 3 * last))
         axes.set_xticks([NOTHING, *(10.0**n for n in range(6, 11))])
         axes.set_xticklabels(["0", *(f"$10^{{{n}}}$" for n in range(6, 11))])
         axes.minorticks_off()
-    losses.set_xlim(NOTHING / 2, 3 * max(told["curve"]["tokens"]))
     losses.legend(loc="upper right")
     handles, labels = kept.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)

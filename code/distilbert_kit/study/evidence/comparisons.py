@@ -196,7 +196,8 @@ def one_answer(recipe: Recipe) -> dict:
     )
     if not (runs and whole):
         return {"runs": runs, "retention": None}
-    return {"runs": runs, "retention": retained(crossed_scores(recipe, pair, tasks, None, left_out))}
+    scores = crossed_scores(recipe, pair, tasks, without=left_out)
+    return {"runs": runs, "retention": retained(scores)}
 
 
 def counterpart(recipe: Recipe, model: str) -> str | None:
