@@ -261,9 +261,9 @@ def fused_triple_loss(
     masked tokens are projected.
 
     The gradient with respect to the logits is T (q - p) and softmax - one-hot, known as soon as the
-    logits are. So each chunk of `chunk_size` tokens, by default what suits the device, is projected,
-    turned into its gradient in place and multiplied out in the forward pass: 4 products of
-    N x V x H, none of them repeated.
+    logits are. So each chunk of `chunk_size` tokens (by default what suits the device) is
+    projected, turned into its gradient in place and multiplied out in the forward pass: 4 products
+    of N x V x H, none of them repeated.
     (Chunks of the vocabulary would need the log-sum-exp first, that is each projection twice.)
     Backward only multiplies by the incoming gradient, and may run once (RuntimeError).
 
