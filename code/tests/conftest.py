@@ -33,7 +33,7 @@ for number, usual in (
 
 def pytest_collection_modifyitems(items):
     """The longest tests come first, so that no worker ends alone with one of them."""
-    items.sort(key=lambda item: item.path.stem != "test_dry_run")
+    items.sort(key=lambda item: item.path.stem not in ("test_dry_run", "test_types"))
 
 
 @pytest.fixture(autouse=True)

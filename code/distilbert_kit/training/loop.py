@@ -77,7 +77,8 @@ def _windows(
     Batch i of an update goes to process i modulo the number of processes. A process for which the
     last update of an epoch leaves none computes the first one again, with share 0 instead of 1.
     """
-    sampler, world = cast(LengthBatchSampler, loader.batch_sampler), accelerator.num_processes
+    sampler = cast(LengthBatchSampler, loader.batch_sampler)
+    world = int(accelerator.num_processes)  # accelerate does not say its type
     dataset = cast(TokenDataset, loader.dataset)
     per_update = settings.accumulation * world
     update = 0
