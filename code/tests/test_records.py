@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import operator
+import os
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,16 @@ def test_changed_code_makes_a_record_dirty_and_changed_results_do_not(tmp_path, 
     (project / "code" / "new.py").unlink()
     (project / "data" / "file").write_text("after")
     assert write(tmp_path / "c.json").measured.git_dirty is True
+
+
+def test_what_git_is_asked_writes_nothing(project):
+    """It would take the lock of the index, which stays when a run is stopped at that moment."""
+    os.utime(project / "data" / "file", (1e9, 1e9))  # git would note that it is the same
+    index = project / ".git" / "index"
+    before = index.stat()
+    assert records.git_state()["git_dirty"] is False
+    after = index.stat()  # a new file would have replaced it
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 @pytest.mark.parametrize("without", ["repository", "git", "own repository"])
