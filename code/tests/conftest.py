@@ -94,6 +94,27 @@ def exported(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A BERT of two labels, whose parameters all differ; its weights' and its graphs' folder."""
+    from distilbert_kit.models.checkpoints import get_tokenizer
+    from distilbert_kit.models.config import create_model_config
+    from distilbert_kit.models.model import DistilBERTForSequenceClassification
+    from distilbert_kit.serve.export import save_onnx
+
+    torch.manual_seed(0)
+    shape = create_model_config(
+        "MiniLM-L6", num_layers=1, hidden_size=32, num_heads=4, intermediate_size=64
+    )
+    model = DistilBERTForSequenceClassification(shape, labels=("negative", "positive")).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path_factory.mktemp("models")
+    model.save_pretrained(folder / "weights", get_tokenizer())
+    save_onnx(model, folder / "graphs", get_tokenizer())
+    return model, folder / "weights", folder / "graphs"
+
+
 @pytest.fixture
 def folder(original, tmp_path):
     """A good checkpoint, to be made a bad one."""
