@@ -247,6 +247,13 @@ def test_recipes_load_and_expand(name):
     assert len(keys) == len(set(keys)) > 0
 
 
+# A teacher, a student of it, a student of that one, and so on.
+LINE = {"m0": {"label": "m", "weights": "minilm"}} | {
+    f"m{n}": {"label": "m", "extract": {"teacher": f"m{n - 1}", "layers": [0]}}
+    for n in range(1, 10)
+}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -264,6 +271,12 @@ def test_recipes_load_and_expand(name):
         ({"tasks": ["sst3"]}, "no task 'sst3'"),
         ({"student": "nobody"}, "not among the models"),
         ({"seeds": []}, "seeds"),
+        ({"models.teacher.weights": "minilm"}, "give exactly one of weights, extract, pretrain"),
+        ({"models.minilm.tasks": ["sst2"]}, "models.minilm: 'sst2' is not among the tasks"),
+        ({"corpus": None}, "needs the keys corpus and distill"),
+        ({"pretrain": None}, "needs the keys corpus and pretrain"),
+        ({"distill": None}, "needs the keys corpus and distill"),
+        ({"models": LINE, "teacher": "m0", "student": "m1"}, "more than 8 generations"),
     ],
 )
 def test_recipe_mistakes_are_named(tmp_path, change, message):
