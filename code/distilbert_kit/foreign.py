@@ -102,8 +102,8 @@ def _count_nodes(node: Any, known: dict[Any, int | None]) -> int:
 def _check_plain(content: Any) -> None:
     """Refuse what JSON, which every result is written in, cannot say."""
     if isinstance(content, dict):
-        if wrong := next((key for key in content if not isinstance(key, str)), None):
-            raise ValueError(f"the key {wrong!r} is no text: put it in quotes")
+        if wrong := [key for key in content if not isinstance(key, str)]:
+            raise ValueError(f"the key {wrong[0]!r} is no text: put it in quotes")
         content = [*content, *content.values()]
     if isinstance(content, list):
         for part in content:

@@ -33,7 +33,7 @@ for number, usual in (
 
 def pytest_collection_modifyitems(items):
     """The longest tests come first, so that no worker ends alone with one of them."""
-    items.sort(key=lambda item: item.path.stem != "test_dry_run")
+    items.sort(key=lambda item: item.path.stem not in ("test_dry_run", "test_types"))
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,27 @@ def exported(tmp_path_factory):
                 save_onnx(model.eval(), part / f"{name}-int8", get_tokenizer())
             part.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A BERT of two labels, whose parameters all differ; its weights' and its graphs' folder."""
+    from distilbert_kit.models.checkpoints import get_tokenizer
+    from distilbert_kit.models.config import create_model_config
+    from distilbert_kit.models.model import DistilBERTForSequenceClassification
+    from distilbert_kit.serve.export import save_onnx
+
+    torch.manual_seed(0)
+    shape = create_model_config(
+        "MiniLM-L6", num_layers=1, hidden_size=32, num_heads=4, intermediate_size=64
+    )
+    model = DistilBERTForSequenceClassification(shape, labels=("negative", "positive")).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path_factory.mktemp("models")
+    model.save_pretrained(folder / "weights", get_tokenizer())
+    save_onnx(model, folder / "graphs", get_tokenizer())
+    return model, folder / "weights", folder / "graphs"
 
 
 @pytest.fixture

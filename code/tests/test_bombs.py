@@ -155,6 +155,25 @@ def test_bombs_of_yaml(tmp_path, text):
     assert time.perf_counter() - began < 10
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1: a", "the key 1 is no text: put it in quotes"),
+        ("0: a", "the key 0 is no text"),
+        ("a: [{no: b}]", "the key False is no text"),
+        ("null: a", "the key None is no text"),
+        ("a: 9223372036854775808", "a number of more than 64 bits"),
+        ("a: 2026-11-27", r"datetime.date\(2026, 11, 27\) is neither text nor number"),
+        ('a: "\\ud800"', "surrogates not allowed"),
+    ],
+)
+def test_what_json_cannot_say_is_refused(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_yaml(path)
+
+
 def test_aliases_of_good_will_are_read(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("a: &a {k: [1, 2]}\nb: *a\nc: {<<: *a, m: 2.5}\n")

@@ -179,6 +179,13 @@ def test_paper_scale_with_a_distilled_student_is_judged(results, tmp_path):
     assert finding.value == pytest.approx(100 * (mean["student"] - mean["teacher"]))
     glue = claims.find(next(c for c in ledger.claims if c.id == "glue"), recipe)
     assert "only 2 of the claim's 9 tasks" in glue.untested
+    printed = claim(kind="above_printed", printed="table1_glue_dev.elmo", tasks=["sst2", "rte"])
+    elmo = tables.paper()["table1_glue_dev"]["elmo"]
+    above = claims.find(printed, recipe)
+    ours = [r for r in rows if r["model"] == "student" and r["primary"]]
+    mean = np.mean([row["over_seeds"]["mean"] for row in ours if row["task"] in printed.tasks])
+    assert above.value == pytest.approx(100 * mean - (elmo["sst2"] + elmo["rte"]) / 2)
+    assert above.low < above.value < above.high
     control = claims.find(
         claim(kind="retention", reference="undistilled", tasks=["sst2", "rte"]), recipe
     )

@@ -17,6 +17,7 @@ from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import cell as cell_module, recipes
 from distilbert_kit.study.cells import cross_evaluation_cell, evidence_cells, finetune_cell
+from distilbert_kit.study.drawings import language as draw
 from distilbert_kit.study.evidence.lost import cross_rows
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record, recording
@@ -87,6 +88,23 @@ def run(monkeypatch, recipe, model):
     cross_evaluate.main()
 
 
+def check_drawing(panel, rows):
+    """Every score, over that of guessing, stands where its two tasks meet."""
+    trained = [label.get_text() for label in panel.get_yticklabels()]
+    tested = [label.get_text().split("\n")[0] for label in panel.get_xticklabels()]
+    found = {}
+    for text in panel.texts:
+        x, y = map(round, text.get_position())
+        found.setdefault((trained[y], tested[x]), []).append(text.get_text())
+    assert found == {
+        tuple(get_task(name).title for name in key): [
+            f"{100 * row['score']:.1f}",
+            f"{100 * row['guessing']:.1f}",
+        ]
+        for key, row in rows.items()
+    }
+
+
 def test_classes_are_matched_by_name_and_other_labels_left_out(recipe, monkeypatch):
     run(monkeypatch, recipe, "teacher")
     cell = cross_evaluation_cell(recipe, "teacher")
@@ -116,6 +134,7 @@ def test_classes_are_matched_by_name_and_other_labels_left_out(recipe, monkeypat
     assert rows["rte", "wnli"]["score"] == pytest.approx(sum(right) / 30)
     assert rows["rte", "wnli"]["guessing"] == pytest.approx(20 / 30)
     assert rows["sst2", "sst2"]["guessing"] == 0.5 and rows["sst2", "sst2"]["examples"] == 30
+    check_drawing(draw.cross(recipe, list(rows.values())).axes[0], rows)
 
 
 def test_weights_are_kept_for_it_and_missing_ones_named(recipe, monkeypatch, capsys):

@@ -219,6 +219,10 @@ def test_presets_by_either_name_and_unknown_names():
         create_model_config("tiny", hiden_size=3)
     with pytest.raises(UserError, match="multiple"):
         create_model_config("tiny", hidden_size=33)
+    with pytest.raises(UserError, match="model_type 'gpt2': use"):
+        create_model_config("tiny", model_type="gpt2")
+    with pytest.raises(UserError, match=r"initializer_range nan: give a number from 0 on"):
+        create_model_config("tiny", initializer_range=float("nan"))
 
 
 def test_tokenizer_offline_equals_the_packaged_one(monkeypatch):

@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import operator
+import os
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,16 @@ def test_changed_code_makes_a_record_dirty_and_changed_results_do_not(tmp_path, 
     (project / "code" / "new.py").unlink()
     (project / "data" / "file").write_text("after")
     assert write(tmp_path / "c.json").measured.git_dirty is True
+
+
+def test_what_git_is_asked_writes_nothing(project):
+    """It would take the lock of the index, which stays when a run is stopped at that moment."""
+    os.utime(project / "data" / "file", (1e9, 1e9))  # git would note that it is the same
+    index = project / ".git" / "index"
+    before = index.stat()
+    assert records.git_state()["git_dirty"] is False
+    after = index.stat()  # a new file would have replaced it
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 @pytest.mark.parametrize("without", ["repository", "git", "own repository"])
@@ -236,6 +247,13 @@ def test_recipes_load_and_expand(name):
     assert len(keys) == len(set(keys)) > 0
 
 
+# A teacher, a student of it, a student of that one, and so on.
+LINE = {"m0": {"label": "m", "weights": "minilm"}} | {
+    f"m{n}": {"label": "m", "extract": {"teacher": f"m{n - 1}", "layers": [0]}}
+    for n in range(1, 10)
+}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -253,6 +271,12 @@ def test_recipes_load_and_expand(name):
         ({"tasks": ["sst3"]}, "no task 'sst3'"),
         ({"student": "nobody"}, "not among the models"),
         ({"seeds": []}, "seeds"),
+        ({"models.teacher.weights": "minilm"}, "give exactly one of weights, extract, pretrain"),
+        ({"models.minilm.tasks": ["sst2"]}, "models.minilm: 'sst2' is not among the tasks"),
+        ({"corpus": None}, "needs the keys corpus and distill"),
+        ({"pretrain": None}, "needs the keys corpus and pretrain"),
+        ({"distill": None}, "needs the keys corpus and distill"),
+        ({"models": LINE, "teacher": "m0", "student": "m1"}, "more than 8 generations"),
     ],
 )
 def test_recipe_mistakes_are_named(tmp_path, change, message):

@@ -345,3 +345,15 @@ def test_frame_shows_what_is_there():
 def test_table_refuses_nan(one_seed):
     with pytest.raises(ValueError, match="JSON"):
         figures.save_table(one_seed, "bad", {"score": float("nan")})
+
+
+def test_a_table_is_as_it_was_written(one_seed):
+    figures.save_table(one_seed, "study", {"rows": [{"value": 0.25}]})
+    figures.check_tables(one_seed)
+    path = one_seed.folder / "tables" / "study.json"
+    written = json.loads(path.read_text())
+    unstamped = {name: value for name, value in written.items() if name != "sha256"}
+    for damaged in (written | {"rows": []}, unstamped, unstamped | {"sha257": "0"}, [written]):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"study\.json: damaged"):
+            figures.check_tables(one_seed)

@@ -151,6 +151,21 @@ def test_logits_are_kept_until_weights_texts_or_precision_change(tmp_path):
     assert len(list(folder.glob("logits-*"))) == 4
 
 
+@pytest.mark.parametrize("damage", ["cut short", "other content"])
+def test_damaged_logits_of_a_teacher_are_made_again(tmp_path, damage):
+    folder = save_teacher(tmp_path / "t")
+    dataset = ClassificationDataset(PAIRS, None, TOKENIZER)
+    first = teach(folder, dataset).copy()  # it lies in the file
+    (path,) = folder.glob("logits-*.safetensors")
+    whole = path.read_bytes()
+    if damage == "cut short":
+        path.write_bytes(whole[:-1])
+    else:  # readable, with the hash of what was there before
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    np.testing.assert_array_equal(teach(folder, dataset), first)
+    assert path.read_bytes() == whole
+
+
 def test_logits_and_teachers_of_other_token_types_are_told_apart(tmp_path):
     """What the student's tokenizer does not give, the teacher of pairs cannot read."""
     folder, untyped = save_teacher(tmp_path / "t"), get_tokenizer()

@@ -43,7 +43,8 @@ def test_layer_strategies_of_other_depths():
     drawn = choose_layers("random", 12, 5, seed=3)
     assert drawn == sorted(set(drawn)) == choose_layers("random", 12, 5, seed=3)
     assert choose_layers("0,2,4", 6) == choose_layers("0,2,4", 6, 3) == [0, 2, 4]
-    for wrong in (("released", 6, 3), ("even", 6, 7), ("middle", 6, 3), ("0,2,4", 6, 2)):
+    wrong_ones = (("released", 6, 3), ("even", 6, 7), ("middle", 6, 3), ("0,2,4", 6, 2))
+    for wrong in (*wrong_ones, ("0,two", 6)):
         with pytest.raises(UserError):
             choose_layers(*wrong)
 

@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 HEAD_PIECES = 128  # what "head_tail" keeps from the beginning, arXiv 1905.05583, section 5.3.1
 
 
-class TokenDataset(Dataset, ABC):
+class TokenDataset(Dataset[Any], ABC):
     """Examples of known lengths, which `collate` makes a batch of."""
 
     lengths: np.ndarray  # [N], in tokens
@@ -41,7 +41,7 @@ class TokenDataset(Dataset, ABC):
         return len(self.lengths)
 
     @abstractmethod
-    def collate(self, items: list) -> Batch:
+    def collate(self, items: list[Any]) -> Batch:
         """A padded batch of items of the data set."""
 
 
@@ -106,7 +106,7 @@ class ClassificationDataset(TokenDataset):
         typed = "token_type_ids" in tokenizer.model_input_names
         self.token_type_ids = [[0] * len(ids) for ids in self.input_ids] if typed else None
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         item = {"input_ids": self.input_ids[index]}
         if self.token_type_ids is not None:
             item["token_type_ids"] = self.token_type_ids[index]
@@ -135,7 +135,7 @@ class ClassificationDataset(TokenDataset):
         """What a record says of the texts."""
         return {"truncated": self.truncated}
 
-    def collate(self, items: list[dict]) -> Batch:
+    def collate(self, items: list[dict[str, Any]]) -> Batch:
         """Items -> tensors [B, L], padded to the longest; labels [B] (int64, or float32)."""
         batch = pad_sequences([item["input_ids"] for item in items], self.pad_token_id)
         if "token_type_ids" in items[0]:

@@ -14,6 +14,7 @@ import functools
 import random
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UserError
 
@@ -388,7 +389,7 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" and not word.startswith("use") else "a"
 
 
-def build_sentiment(split: str, size: int | None = None, seed: int = 0) -> list[dict]:
+def build_sentiment(split: str, size: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """Labelled sentences of one split: `sentence` (str), `label` (index in LABELS), `phenomenon`.
 
     Args:

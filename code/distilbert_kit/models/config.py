@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import UserError
 
@@ -141,7 +142,7 @@ PRESETS = {
 }
 
 
-def create_model_config(name: str, **changes) -> ModelConfig:
+def create_model_config(name: str, **changes: Any) -> ModelConfig:
     """Return the preset `name`, with or without its size in brackets, with `changes` applied.
 
     Raises UserError when there is no such preset or field.

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..models.checkpoints import resolve_checkpoint, weight_files
 from ..models.model import count_parameters
 from .export import FILES, OnnxModel, count_onnx_parameters, save_onnx
-from .prediction import Answerer, Classifier, find_task, load_predictor
+from .prediction import Answerer, Classifier, Predictor, find_task, load_predictor
 
 WAITING = 16  # requests inside at a time; the next one is refused at once
 PATIENCE = 30.0  # seconds until a request gives up waiting for those before it
@@ -51,10 +51,10 @@ class Compared:
     folder: Path
     task: str
     parameters: int = 0
-    predictors: dict[str, Answerer | Classifier] = field(default_factory=dict)
+    predictors: dict[str, Predictor] = field(default_factory=dict)
     megabytes: dict[str, float] = field(default_factory=dict)
 
-    def add(self, precision: str, predictor: Answerer | Classifier, *files: Path) -> None:
+    def add(self, precision: str, predictor: Predictor, *files: Path) -> None:
         """Make `predictor`, whose weights are in `files`, the one of a precision."""
         self.megabytes[precision] = round(sum(file.stat().st_size for file in files) / 1e6, 1)
         self.predictors[precision] = predictor

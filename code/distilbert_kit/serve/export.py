@@ -127,7 +127,8 @@ def coarse_layers(source: Path, rows: Sequence[Batch]) -> dict[str, float]:
     for row in rows:
         zeros = torch.zeros_like(row["input_ids"])  # token types, where the tokenizer gives none
         given = {each.name: row.get(each.name, zeros).numpy() for each in session.get_inputs()}
-        for name, states in zip(inputs, session.run(inputs, given), strict=True):
+        found = cast(list[np.ndarray], session.run(inputs, given))
+        for name, states in zip(inputs, found, strict=True):
             scale = (max(states.max(), 0) - min(states.min(), 0)) / 255 or 1
             change = states - scale * np.round(states / scale)
             lengths = (np.linalg.norm(each, axis=-1) for each in (change, states))

@@ -7,8 +7,10 @@
 The last is for question-answering models; the head in the folder decides which it is.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from scipy.special import expit, softmax
@@ -33,14 +35,24 @@ Texts = list[str] | list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """Labels of texts, or of pairs of texts; longer ones are cut to `max_length` tokens."""
+class Predictor(ABC):
+    """A model with its tokenizer; what it is given is for its kind to say."""
 
     model: HubModel
     tokenizer: PreTrainedTokenizerBase
+
+    @abstractmethod
+    def __call__(self, *given: Any, **options: Any) -> list[dict[str, Any]]:
+        """A row for each text or question."""
+
+
+@dataclass(frozen=True)
+class Classifier(Predictor):
+    """Labels of texts, or of pairs of texts; longer ones are cut to `max_length` tokens."""
+
     max_length: int
 
-    def __call__(self, texts: Texts) -> list[dict]:
+    def __call__(self, texts: Texts) -> list[dict[str, Any]]:
         """For each text its label and the probabilities of all; of a regression its score.
 
         A multi-label model gives `labels`, those that are more probable than not, none or several.
@@ -67,14 +79,14 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Answerer:
+class Answerer(Predictor):
     """Answers to questions, each cut from its context, which may be long."""
 
-    model: HubModel
-    tokenizer: PreTrainedTokenizerBase
     settings: WindowSettings
 
-    def __call__(self, questions: list[str], contexts: list[str], n_best: int = 1) -> list[dict]:
+    def __call__(
+        self, questions: list[str], contexts: list[str], n_best: int = 1
+    ) -> list[dict[str, Any]]:
         """For each question its best answers, with where they are in the context.
 
         `truncated` says whether the question was cut.
@@ -132,11 +144,11 @@ def find_task(folder: Path) -> str:
     return task
 
 
-def load_predictor(model: str | Path, max_length: int | None = None) -> Classifier | Answerer:
-    """A predictor for a fine-tuned model (folder or hub name), of this kit or of transformers.
+def load_predictor(model: str | Path, max_length: int | None = None) -> Predictor:
+    """A Classifier or an Answerer: a fine-tuned model of this kit or of transformers.
 
-    `max_length` (tokens of a text, or of a window) is the model's own by default. Raises UserError
-    for a model without a head for labels or answers.
+    `model` is a folder or a name on the hub; `max_length` (tokens of a text, or of a window) is the
+    model's own by default. Raises UserError for a model without a head for labels or answers.
     """
     folder = resolve_checkpoint(model)
     return _LOADERS[find_task(folder)](folder, max_length)

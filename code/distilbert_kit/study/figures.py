@@ -15,7 +15,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.typing import RcKeyType
 
 from ..errors import UserError
-from ..files import with_sha256, without_sha256, write_atomically
+from ..files import with_sha256, write_atomically
 from .recipes import Recipe
 
 # One colour each, in every figure and on every page (report/common.typ has the same three). They
@@ -108,7 +108,9 @@ def check_tables(recipe: Recipe) -> None:
     """Raise UserError for a table that is no longer as `save_table` wrote it."""
     for path in sorted((recipe.folder / "tables").glob("*.json")):
         try:
-            without_sha256(json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content != with_sha256(content):
+                raise ValueError("its SHA-256 is missing or another")
         except (ValueError, AttributeError) as error:
             raise UserError(
                 f"{path}: damaged ({error}); run `make notebooks RECIPE={recipe.name}`"

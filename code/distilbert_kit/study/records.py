@@ -154,9 +154,13 @@ def is_current(path: Path, key: str) -> bool:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints; None when it fails or is not here."""
+    """What git prints; None when it fails or is not here.
+
+    It takes no lock: one that is killed with the run would leave it, and no commit could be made.
+    """
+    command = ["git", "--no-optional-locks", *arguments]
     try:
-        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     except OSError:
         return None
     return result.stdout.strip() if result.returncode == 0 else None

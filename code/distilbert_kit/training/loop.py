@@ -102,7 +102,8 @@ def _windows(
         batch = objective.prepare(batch, generator)
         return batch, int(torch.randint(2**63 - 1, (), generator=generator))
 
-    sampler, world = cast(LengthBatchSampler, loader.batch_sampler), accelerator.num_processes
+    sampler = cast(LengthBatchSampler, loader.batch_sampler)
+    world = int(accelerator.num_processes)  # accelerate does not say its type
     dataset = cast(TokenDataset, loader.dataset)
     per_update = settings.accumulation * world
     update = 0

@@ -65,10 +65,10 @@ def test_seeds_of_a_cell_run_side_by_side_as_alone(world, tmp_path):
 
 
 def graph(results, recipe):
-    """Start the experiment graph of a recipe file on a folder of results."""
+    """Start the experiment graph of a recipe file on a folder of results, in one thread as all."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", CODE / "Snakefile"]
     command += ["--config", f"recipe={recipe}", "publish=False"]
-    command += ["--cores", "all", "--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock"]
+    command += ["--cores", "1", "--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock"]
     command += ["--directory", results.parent]
     environment = os.environ | {"RESULTS_DIR": str(results), "PYTHONPATH": str(CODE)}
     return subprocess.Popen(
@@ -102,9 +102,9 @@ def test_two_graphs_at_once_make_what_one_makes(world, tmp_path):
     again = graph(results, world.folder / "tiny.yaml")
     assert "rule cell" not in again.communicate()[0] and again.returncode == 0
     ours, theirs = made(results), world.after("quantize")
-    assert {n: c for n, c in ours.items() if n in theirs and ".json" not in n}.items() <= (
-        theirs.items()
-    )
+    shared = [name for name in ours if name in theirs and ".json" not in name]
+    assert any(name.endswith(".onnx") for name in shared)
+    assert [name for name in shared if ours[name] != theirs[name]] == []
 
 
 @pytest.mark.parametrize("days", [-4000, 1])

@@ -81,7 +81,7 @@ def made(results: Path) -> dict[str, object]:
             record = json.loads(content)
             found[name] = {k: v for k, v in record.items() if k not in ("measured", "sha256")}
         elif path.name == "README.md":
-            found[name] = re.sub(rb"(?m)^- (finished|commit).*$", b"", content)
+            found[name] = re.sub(rb"(?m)^- (finished|commit|command).*$", b"", content)
         else:
             found[name] = content
     return found

@@ -218,7 +218,7 @@ def reliability(recipe: Recipe, rows: list[dict]) -> Figure:
             total, shown = bins["count"].sum(), bins.where(bins["count"] >= SPARSE)
             x, y, area = shown["confidence"], shown["accuracy"], 8 + 40 * shown["count"] / total
             axes.plot(x, y, color=look["color"], lw=1, alpha=0.6)
-            axes.scatter(x, y, area, look["color"], look["marker"], alpha=0.7, lw=0)
+            axes.scatter(x, y, area, look["color"], marker=look["marker"], alpha=0.7, lw=0)
         axes.text(1.02, 0.03, f"n = {total:,}", ha="right")
         axes.set(title=task_label(row["task"], row["split"]), ylim=(-0.04, 1.04))
     panels[0].set_ylabel("accuracy")
