@@ -301,9 +301,9 @@ def fused_triple_loss(
             projection(cast(Tensor, teacher_transformed), teacher_decoder_weight)
             if ce_scale
             else None,
-            tuple(
-                _pad(_exact(bias), padding, PADDING_LOGIT)
-                for bias in (student_decoder_bias, teacher_decoder_bias)
+            (
+                _pad(_exact(student_decoder_bias), padding, PADDING_LOGIT),
+                _pad(_exact(teacher_decoder_bias), padding, PADDING_LOGIT),
             ),
             labels[masked_rows] if mlm_scale else labels[:0],
             temperature,

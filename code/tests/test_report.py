@@ -214,12 +214,16 @@ def test_an_ablation_is_drawn_with_the_paper_beside_it(tmp_path, monkeypatch):
 
 
 def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
+    figures.use_style()
+
     def run(name, tokens, **after):
         losses = {"before": dict.fromkeys(after, 9.0), "after": after}
         return {"model": name, "stage": "distill", "tokens": tokens} | losses
 
     told = {
+        "teacher": "teacher",
         "student": "long",
+        "one_answer": {"retention": {"estimate": 0.9, "low": 0.85, "high": 0.95}},
         "macro_tasks": ["rte"],
         "models": [{"name": "long", "distill": {"student": "cut"}}],
         "macro": [{"model": "teacher"}]
@@ -231,6 +235,7 @@ def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
             run("long", 1e8, ce=1.0, mlm=2.0, cos=0.1),
             run("short", 1e6, ce=3.0, mlm=4.0, cos=0.2),
             run("text", 1e6, mlm=5.0),
+            run("teacher", 2e6, mlm=6.0) | {"stage": "pretrain"},
         ],
         "curve": {
             "models": ["short", "long"],
@@ -245,10 +250,11 @@ def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
     places = [(list(line.get_xdata()), list(line.get_ydata())) for line in kept.lines]
     assert ([1e6, 1e8], pytest.approx([70.0, 80.0])) in places  # both the points and the line
     assert ([distillation.NOTHING], [60.0]) in places
+    assert any(ys == pytest.approx([90.0]) for _, ys in places)
     assert any(xs == [9.9e9] and ys == pytest.approx([100 * 59.9 / 69.3]) for xs, ys in places)
     assert [9.0, 3.0, 1.0] in [list(line.get_ydata()) for line in losses.lines]
     found = texts(drawn, tmp_path, monkeypatch)
-    for said in ("distilled", "not distilled", "text without the teacher", "the paper"):
+    for said in ("distilled", "not distilled", "text only", "one seed left out", "the paper"):
         assert said in found, said
 
 

@@ -11,7 +11,7 @@ from invented import RECIPE, make_recipe
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.study import answers, cells, claims, figures, tables
-from distilbert_kit.study.evidence import comparisons, distillation, scores, speed
+from distilbert_kit.study.evidence import collapsed, comparisons, distillation, scores, speed
 from distilbert_kit.study.ledger import load_ledger
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.classification import score
@@ -248,16 +248,18 @@ def test_runs_of_one_answer_count_and_are_named(results, tmp_path):
         answered(recipe, "teacher", TEACHER, seed)
         answered(recipe, "distilled", student, seed)
         answered(recipe, "undistilled", constant, seed)  # not of the pair
-    found = comparisons.one_answer(recipe)
+    found = collapsed.one_answer(recipe)
     assert found["runs"] == [{"model": "distilled", "task": "sentiment", "seed": 1}]
     assert found["retention"]["estimate"] == pytest.approx(0.7 / 0.8)
+    assert found["over_control"]["estimate"] == pytest.approx(0.7 / 0.5)
+    assert found["curve"] is None  # of one budget
     kept = by_model(comparisons.macro_rows(recipe))["distilled"]["retention"]
     assert kept["estimate"] == pytest.approx(0.6 / 0.8)
     answered(recipe, "distilled", constant, 0)
-    assert comparisons.one_answer(recipe)["retention"] is None  # no seed is left
+    assert collapsed.one_answer(recipe)["retention"] is None  # no seed is left
     answered(recipe, "distilled", STUDENT, 0)
     answered(recipe, "distilled", STUDENT, 1)
-    assert comparisons.one_answer(recipe) == {"runs": [], "retention": None}
+    assert not any(collapsed.one_answer(recipe).values())
 
 
 def test_distillation_by_hand(one_seed):

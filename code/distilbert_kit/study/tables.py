@@ -11,13 +11,13 @@ import pandas as pd
 
 from .cells import benchmark_cell, model_cell
 from .evidence import latency as latency_evidence, speed
+from .evidence.collapsed import one_answer
 from .evidence.comparisons import (
     ablation_rows,
     compare,
     guessing_scores,
     macro_rows,
     mean_over_control,
-    one_answer,
     order_rows,
     over_control,
     shared_seeds,

@@ -95,7 +95,7 @@ def kept_over_tokens(told: dict, paper: dict) -> Figure:
 
     `told` is `tables.summary` of a recipe, whose students are distilled for several budgets.
     """
-    figure, (kept, losses) = grid(2, 1.8, columns=2)
+    figure, (kept, losses) = grid(2, 1.9, columns=2)
     shares = {row["model"]: row["retention"] for row in told["macro"] if row.get("retention")}
     runs = sorted((r for r in told["corpus"] if r["stage"] == "distill"), key=lambda r: r["tokens"])
     taught = [row for row in runs if row["model"] in told["curve"]["models"]]
@@ -110,8 +110,20 @@ def kept_over_tokens(told: dict, paper: dict) -> Figure:
 
     untaught = [(1.25 * r["tokens"], r["model"]) for r in runs if "ce" not in r["after"]]
     points([(NOTHING, control)], fmt="o", color="k", mfc="white", label="not distilled")
-    points(untaught, fmt="^", color="k", label="text without the teacher")
+    points(untaught, fmt="^", color="k", label="text only")
     points([(r["tokens"], r["model"]) for r in taught], fmt="s", color=STUDENT, label="distilled")
+    if share := told["one_answer"]["retention"]:
+        shares["without"], tokens = (
+            share,
+            next(r["tokens"] for r in runs if r["model"] == told["student"]),
+        )
+        points(
+            [(1.6 * tokens, "without")],
+            fmt="s",
+            color=STUDENT,
+            mfc="white",
+            label="one seed left out",
+        )
     curve = told["curve"]
     ends = [min(curve["tokens"]), max(curve["tokens"])]
     fit = [curve["intercept"] + curve["slope"]["estimate"] * log10(x) for x in ends]
@@ -122,19 +134,25 @@ def kept_over_tokens(told: dict, paper: dict) -> Figure:
     kept.plot(read, 100 * theirs / bert, "D", color=PAPER, label="the paper")
     kept.axhline(100 * curve["target"], color=PAPER, ls=":", lw=1.2)
     kept.set(ylabel="share kept, percent", title="Score")
+    teacher = next((r for r in told["corpus"] if r["model"] == told["teacher"]), None)
+    if teacher:
+        losses.axhline(
+            teacher["after"]["mlm"], color="k", ls="-.", lw=0.8, label="teacher, $L_{mlm}$"
+        )
     for term, look in (("mlm", "-v"), ("ce", "--s"), ("cos", ":o")):
         values = [taught[0]["before"][term], *(row["after"][term] for row in taught)]
         x = [NOTHING, *(row["tokens"] for row in taught)]
         losses.plot(x, values, look, color="k", label=pretty(f"L_{term}"))
-    losses.set(ylabel="loss on held-out text", title="Loss", ylim=(0, None))
+    losses.set(ylabel="loss on held-out text", title="Loss", ylim=(0, 12))
     for axes, last in ((kept, read), (losses, ends[1])):
-        axes.set(xscale="log", xlabel="distillation tokens", xlim=(NOTHING / 2, 3 * last))
+        axes.set(xscale="log", xlabel="distillation tokens")
         axes.set_xticks([NOTHING, *(10.0**n for n in range(6, 11))])
         axes.set_xticklabels(["0", *(f"$10^{{{n}}}$" for n in range(6, 11))])
         axes.minorticks_off()
-    losses.legend(loc="upper right")
+        axes.set_xlim(NOTHING / 2, 3 * last)
+    losses.legend(loc="upper right", ncols=2)
     handles, labels = kept.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    figure.legend(handles, labels, loc="outside upper center", ncols=5)
     return figure
 
 

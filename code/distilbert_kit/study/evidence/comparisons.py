@@ -14,23 +14,28 @@ from .. import statistics
 from ..recipes import Recipe
 from .scores import (
     guessing,
-    one_answer_runs,
     recorded_seeds,
     seed_predictions,
     seed_scores,
     task_score_function,
 )
 
+LeftOut = Container[tuple[str, int]]  # pairs of task and seed
 
-def shared_seeds(recipe: Recipe, models: Sequence[str], task: str) -> list[int]:
+
+def shared_seeds(
+    recipe: Recipe, models: Sequence[str], task: str, without: LeftOut = ()
+) -> list[int]:
     """The seeds with which all of the models are recorded on a task."""
     every = [set(recorded_seeds(recipe, model, task)) for model in models]
-    return sorted(set.intersection(*every))
+    return [seed for seed in sorted(set.intersection(*every)) if (task, seed) not in without]
 
 
-def shared_tasks(recipe: Recipe, models: Sequence[str], tasks: Sequence[str]) -> list[str]:
+def shared_tasks(
+    recipe: Recipe, models: Sequence[str], tasks: Sequence[str], without: LeftOut = ()
+) -> list[str]:
     """Those of the tasks on which all of the models are recorded with a seed in common."""
-    return [task for task in tasks if shared_seeds(recipe, models, task)]
+    return [task for task in tasks if shared_seeds(recipe, models, task, without)]
 
 
 def crossed_scores(
@@ -38,17 +43,13 @@ def crossed_scores(
     models: Sequence[str],
     tasks: Sequence[str],
     split: str | None = None,
-    without: Container[tuple[str, int]] = (),
+    without: LeftOut = (),
 ) -> dict[str, statistics.Scores]:
-    """Scores of the models, in this order, by task; on the first split by default.
-
-    `without`: pairs of task and seed that are left out.
-    """
+    """Scores of the models, in this order, by task; on the first split by default."""
     found = {}
     for task in map(get_task, tasks):
         where = split or task.eval_splits[0]
-        shared = shared_seeds(recipe, models, task.name)
-        seeds = [seed for seed in shared if (task.name, seed) not in without]
+        seeds = shared_seeds(recipe, models, task.name, without)
         frames = [seed_predictions(recipe, name, task.name, where, seeds) for name in models]
         runs = [(*(frame[seed] for frame in frames), frames[0]["reference"]) for seed in seeds]
         found[task.name] = statistics.crossed_scores(runs, task_score_function(task.primary, task))
@@ -180,24 +181,6 @@ def macro_rows(recipe: Recipe) -> list[dict]:
             row["above_guessing"] = retained(scores, chance=chance)
         rows.append(row)
     return rows
-
-
-def one_answer(recipe: Recipe) -> dict:
-    """`one_answer_runs` of teacher and student, and what is retained without these seeds.
-
-    {"runs", "retention"}; None for the latter without such runs, or where no seed is left. Looked
-    at afterwards: no verdict rests on it.
-    """
-    pair = (recipe.teacher, recipe.student)
-    runs = [run for run in one_answer_runs(recipe) if run["model"] in pair]
-    left_out, tasks = {(run["task"], run["seed"]) for run in runs}, recipe.macro_tasks
-    whole = all(
-        {(task, seed) for seed in shared_seeds(recipe, pair, task)} - left_out for task in tasks
-    )
-    if not (runs and whole):
-        return {"runs": runs, "retention": None}
-    scores = crossed_scores(recipe, pair, tasks, without=left_out)
-    return {"runs": runs, "retention": retained(scores)}
 
 
 def counterpart(recipe: Recipe, model: str) -> str | None:

@@ -9,7 +9,7 @@ from ..cells import model_cell
 from ..ledger import load_ledger, paper
 from ..recipes import Recipe
 from ..records import Record
-from .comparisons import crossed_scores, shared_tasks
+from .comparisons import LeftOut, crossed_scores, shared_tasks
 from .scores import recorded_seeds, seed_scores
 
 
@@ -80,7 +80,7 @@ def budget_rows(recipe: Recipe) -> list[dict]:
     return rows
 
 
-def token_curve(recipe: Recipe) -> dict | None:
+def token_curve(recipe: Recipe, without: LeftOut = ()) -> dict | None:
     """`statistics.curve_over_tokens` of the budgets with the student's learning rate.
 
     Over the macro tasks that all of them and the teacher have; None with fewer than three budgets
@@ -92,11 +92,12 @@ def token_curve(recipe: Recipe) -> dict | None:
     rows = [row for row in budget_rows(recipe) if row["learning_rate"] == rate]
     rows = sorted((row for row in rows if row["scores"]), key=lambda row: row["tokens"])
     models = [recipe.teacher, *(row["model"] for row in rows)]
-    tasks = shared_tasks(recipe, models, recipe.macro_tasks)
+    tasks = shared_tasks(recipe, models, recipe.macro_tasks, without)
     tokens = [row["tokens"] for row in rows]
     if not tasks:
         return None
-    scores, training = crossed_scores(recipe, models, tasks), paper()["training"]
+    scores = crossed_scores(recipe, models, tasks, without=without)
+    training = paper()["training"]
     target, budget = load_ledger().expected["glue"], training["words"] * training["epochs"]
     try:
         found = statistics.curve_over_tokens(tokens, scores, target, budget)

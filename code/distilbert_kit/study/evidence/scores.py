@@ -141,22 +141,6 @@ def recorded_seeds(recipe: Recipe, model: str, task: str) -> list[int]:
     return [seed for seed in recipe.seeds_of(task) if present(seed)]
 
 
-def one_answer_runs(recipe: Recipe) -> list[dict]:
-    """Fine-tunings of the `macro_tasks` that end with one answer for all examples of a dev set."""
-    found = []
-    for task in (get_task(name) for name in recipe.macro_tasks if get_task(name).labels):
-        for model in recipe.models:
-            if not (seeds := recorded_seeds(recipe, model, task.name)):
-                continue
-            frame = seed_predictions(recipe, model, task.name, task.eval_splits[0], seeds)
-            found += [
-                {"model": model, "task": task.name, "seed": seed}
-                for seed in seeds
-                if frame[seed].nunique() == 1
-            ]
-    return found
-
-
 def task_score_function(metric: str, task: Task) -> Callable[..., np.ndarray | float]:
     """`metrics.score_function`; of question answering the mean of what `seed_predictions` gives."""
     if task.kind == "question_answering":
