@@ -19,8 +19,9 @@ from .errors import UserError
 # The largest of what is read whole, in bytes as it comes out: a few kilobytes may hold gigabytes.
 MOST_BYTES = 1 << 29
 MOST_JSON = 1 << 26
-MOST_YAML = 1 << 18
-MOST_NODES = 100_000  # of a YAML file, aliases counted as what they stand for
+MOST_YAML = 1 << 17
+MOST_NODES = 10_000  # of a YAML file, aliases counted as what they stand for
+MOST_LEVELS = 32  # of a YAML file: for every word the loader looks at all that are open
 
 Readable = IO[bytes] | io.BufferedIOBase  # gzip's and zipfile's files are the latter
 
@@ -54,13 +55,11 @@ def read_json(path: Path, advice: str = "write or fetch it again") -> dict:
 def read_yaml(path: Path) -> Any:
     """What a YAML file says, safely loaded: plain values, no number beyond 64 bits.
 
-    Raises UserError for what is not so, a key that is given twice, files above 256 KiB or of over
-    100,000 values, where each alias counts as all that it stands for.
+    Raises UserError for what is not so, a key that is given twice, files above 128 KiB, of over
+    32 levels or of over 10,000 values, where each alias counts as all that it stands for.
     """
-    import yaml
-
     try:
-        loader = yaml.SafeLoader(read_text(path, MOST_YAML))
+        loader = _yaml_loader(read_text(path, MOST_YAML))
         try:
             node = loader.get_single_node()
             if node is not None and _count_nodes(node, {}) > MOST_NODES:
@@ -78,6 +77,25 @@ def read_yaml(path: Path) -> Any:
         raise
     except Exception as error:  # values that do not fit their tags: errors of many kinds
         raise UserError(f"{path}: not YAML ({error}); mend it") from None
+
+
+def _yaml_loader(text: str) -> Any:
+    """PyYAML's safe loader, which stops at `MOST_LEVELS` and `MOST_NODES`."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        levels = nodes = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.nodes += 1
+            if self.levels == MOST_LEVELS or self.nodes > MOST_NODES:
+                raise ValueError(f"over {MOST_LEVELS} levels or {MOST_NODES:,} values")
+            self.levels += 1
+            node = super().compose_node(parent, index)
+            self.levels -= 1
+            return node
+
+    return Loader(text)
 
 
 def _count_nodes(node: Any, known: dict[Any, int | None]) -> int:

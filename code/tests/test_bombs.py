@@ -143,8 +143,14 @@ MERGES = "a: &a {k: 1}\n" + "".join(
         "x" * 300_000,
         "? [a]\n: b",
         "{a: 1, a: 2}",
+        "[" + ("[" * 400 + "a," * 50 + "]" * 400 + ",") * 140 + "]",
+        "[" * 29 + "a," * 65_000 + "]" * 29,
+        "- 1" + ":1" * 65_000,
     ],
-    ids=["laughs", "merges", "itself", "deep", "keys", "long", "list as key", "twice"],
+    ids=[
+        *("laughs", "merges", "itself", "deep", "keys", "long", "list as key", "twice"),
+        *("peaks", "plateau", "base 60"),
+    ],
 )
 def test_bombs_of_yaml(tmp_path, text):
     path = tmp_path / "mine.yaml"
