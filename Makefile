@@ -22,6 +22,11 @@ help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  variables: RECIPE=quick|study|base|scratch|released|paper  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
 
+# A user without a home, as a number in a container: pip and the libraries keep their caches here.
+ifeq ($(HOME),)
+export HOME := $(CURDIR)/$(VENV)
+endif
+
 # Made again, from nothing: a .venv whose install was cut off, and one that does not run the code of
 # this folder, since the folder was copied or moved, or its Python is gone or another by now.
 RUNS_HERE = import os, distilbert_kit as kit; print(os.path.samefile(kit.__path__[0], "code/distilbert_kit"))

@@ -57,6 +57,14 @@ def test_clean_takes_the_folder_of_the_results(project, tmp_path):
     assert not list(tmp_path.rglob("canary"))
 
 
+def test_a_user_without_a_home_has_one_in_the_project(project, monkeypatch):
+    """A number in a container, say: pip ends with a traceback where it knows no home."""
+    shown = ("--eval", 'shown:; @echo "$$HOME"', "shown")
+    assert make(project, *shown, HOME="/some where").stdout == "/some where\n"
+    monkeypatch.delenv("HOME")
+    assert make(project, *shown).stdout == f"{project / '.venv'}\n"
+
+
 def test_strange_names_of_recipe_model_data_and_results_are_only_names(project, tmp_path):
     """A whole reproduction, without its report, by `make` in folders that would be commands."""
     folder = tmp_path / STRANGE
