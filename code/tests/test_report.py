@@ -119,9 +119,7 @@ def control(tables):
     """What page 1 says that the student's layers keep without distillation, at paper size."""
     if not (told := tables["claims"]["paper_size"]):
         return []
-    (student,) = (row for row in told["models"] if row["name"] == told["student"])
-    cut = student["distill"]["student"]
-    (row,) = (row for row in told["macro"] if row["model"] == cut)
+    (row,) = (row for row in told["macro"] if row["model"] == told["control"])
     return [written(row["retention"]["estimate"], "percent")]
 
 
@@ -225,7 +223,7 @@ def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
         "student": "long",
         "one_answer": {"retention": {"estimate": 0.9, "low": 0.85, "high": 0.95}},
         "macro_tasks": ["rte"],
-        "models": [{"name": "long", "distill": {"student": "cut"}}],
+        "control": "cut",
         "macro": [{"model": "teacher"}]
         + [
             {"model": name, "retention": {"estimate": share, "low": share - 0.1, "high": 1.0}}

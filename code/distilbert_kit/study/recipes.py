@@ -353,6 +353,12 @@ class Recipe(Strict):
         return [name for name in self.models if all(name in some for some in fine_tuned)]
 
     @property
+    def control(self) -> str | None:
+        """What the student was before its distillation; None if it was not distilled."""
+        spec = self.models[self.student].distill
+        return spec.student if spec else None
+
+    @property
     def argument(self) -> str:
         """What a script is given as --recipe: the name, or the file of a recipe from elsewhere."""
         own = self._file == RECIPES / f"{self.name}.yaml"

@@ -213,6 +213,7 @@ def study(recipe: Recipe) -> dict:
         **recipe.model_dump(mode="json", include={"name", "title", "scale", "seeds", "tasks"}),
         "teacher": recipe.teacher,
         "student": recipe.student,
+        "control": recipe.control,
         "main": recorded_main_models(recipe),
         "models": [
             {"name": name, **spec.model_dump(mode="json"), "parameters": parameters(name)}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ...data.tasks import get_task
 from ..figures import FULL, MARKS, PAPER, STUDENT, model_looks
 from ..recipes import Recipe
-from .shared import grid, interval, name_rows, pretty
+from .shared import grid, interval, name_rows, pretty, printed_mean
 
 
 def line(look: dict) -> dict:
@@ -93,61 +93,31 @@ NOTHING = 1e5  # where "no tokens" stands on an axis of their logarithm
 def kept_over_tokens(told: dict, paper: dict) -> Figure:
     """What is kept of the teacher's mean score, and held-out losses, against distillation tokens.
 
-    `told` is `tables.summary` of a recipe, whose students are distilled for several budgets.
+    `told` is `tables.summary` of a recipe whose students are distilled for several budgets.
     """
     figure, (kept, losses) = grid(2, 1.9, columns=2)
-    shares = {row["model"]: row["retention"] for row in told["macro"] if row.get("retention")}
     runs = sorted((r for r in told["corpus"] if r["stage"] == "distill"), key=lambda r: r["tokens"])
-    taught = [row for row in runs if row["model"] in told["curve"]["models"]]
-    control = next(m["distill"]["student"] for m in told["models"] if m["name"] == told["student"])
-
-    def points(found: list[tuple[float, str]], **look: Any) -> None:
-        found = [(tokens, shares[model]) for tokens, model in found if shares.get(model)]
-        values = pd.DataFrame([share for _, share in found], columns=["estimate", "low", "high"])
-        spread = [values["estimate"] - values["low"], values["high"] - values["estimate"]]
-        x = [tokens for tokens, _ in found]
-        kept.errorbar(x, 100 * values["estimate"], yerr=[100 * s for s in spread], **look)
-
-    untaught = [(1.25 * r["tokens"], r["model"]) for r in runs if "ce" not in r["after"]]
-    points([(NOTHING, control)], fmt="o", color="k", mfc="white", label="not distilled")
-    points(untaught, fmt="^", color="k", label="text only")
-    points([(r["tokens"], r["model"]) for r in taught], fmt="s", color=STUDENT, label="distilled")
-    if share := told["one_answer"]["retention"]:
-        shares["without"], tokens = (
-            share,
-            next(r["tokens"] for r in runs if r["model"] == told["student"]),
-        )
-        points(
-            [(1.6 * tokens, "without")],
-            fmt="s",
-            color=STUDENT,
-            mfc="white",
-            label="one seed left out",
-        )
-    curve = told["curve"]
-    ends = [min(curve["tokens"]), max(curve["tokens"])]
-    fit = [curve["intercept"] + curve["slope"]["estimate"] * log10(x) for x in ends]
-    kept.plot(ends, [100 * share for share in fit], "--", color=STUDENT, lw=1)
-    printed, tasks = paper["table1_glue_dev"], told["macro_tasks"]
-    theirs, bert = (sum(printed[who][t] for t in tasks) for who in ("distilbert", "bert_base"))
+    taught = [run for run in runs if run["model"] in told["curve"]["models"]]
     read = paper["training"]["words"] * paper["training"]["epochs"]
+    shares_over_tokens(kept, told, runs, taught)
+    theirs, bert = (
+        printed_mean(paper["table1_glue_dev"][name], told["macro_tasks"])
+        for name in ("distilbert", "bert_base")
+    )
     kept.plot(read, 100 * theirs / bert, "D", color=PAPER, label="the paper")
-    kept.axhline(100 * curve["target"], color=PAPER, ls=":", lw=1.2)
-    kept.set(ylabel="share kept, percent", title="Score")
-    teacher = next((r for r in told["corpus"] if r["model"] == told["teacher"]), None)
-    if teacher:
-        losses.axhline(
-            teacher["after"]["mlm"], color="k", ls="-.", lw=0.8, label="teacher, $L_{mlm}$"
-        )
     for term, look in (("mlm", "-v"), ("ce", "--s"), ("cos", ":o")):
-        values = [taught[0]["before"][term], *(row["after"][term] for row in taught)]
-        x = [NOTHING, *(row["tokens"] for row in taught)]
-        losses.plot(x, values, look, color="k", label=pretty(f"L_{term}"))
+        values = [taught[0]["before"][term], *(run["after"][term] for run in taught)]
+        tokens = [NOTHING, *(run["tokens"] for run in taught)]
+        losses.plot(tokens, values, look, color="k", label=pretty(f"L_{term}"))
+    for teacher in (run for run in told["corpus"] if run["model"] == told["teacher"]):
+        look = {"color": "k", "ls": "-.", "lw": 0.8}
+        losses.axhline(teacher["after"]["mlm"], label=pretty("teacher, L_mlm"), **look)
     losses.set(ylabel="loss on held-out text", title="Loss", ylim=(0, 12))
-    for axes, last in ((kept, read), (losses, ends[1])):
+    for axes, last in ((kept, read), (losses, taught[-1]["tokens"])):
         axes.set(xscale="log", xlabel="distillation tokens")
-        axes.set_xticks([NOTHING, *(10.0**n for n in range(6, 11))])
-        axes.set_xticklabels(["0", *(f"$10^{{{n}}}$" for n in range(6, 11))])
+        powers = range(6, 11)
+        axes.set_xticks([NOTHING, *(10.0**n for n in powers)])
+        axes.set_xticklabels(["0", *(f"$10^{{{n}}}$" for n in powers)])
         axes.minorticks_off()
         axes.set_xlim(NOTHING / 2, 3 * last)
     losses.legend(loc="upper right", ncols=2)
@@ -156,18 +126,47 @@ def kept_over_tokens(told: dict, paper: dict) -> Figure:
     return figure
 
 
+def shares_over_tokens(axes: Axes, told: dict, runs: list[dict], taught: list[dict]) -> None:
+    """Shares of the teacher's mean score with their intervals, the fitted line and the claim.
+
+    Points that would hide others stand a little to the right.
+    """
+    shares = {row["model"]: row["retention"] for row in told["macro"] if row.get("retention")}
+    shares["left out"] = told["one_answer"]["retention"]
+    tokens = {run["model"]: run["tokens"] for run in runs} | {told["control"]: NOTHING}
+    tokens["left out"] = 1.6 * tokens[told["student"]]
+    untaught = [run["model"] for run in runs if "ce" not in run["after"]]
+    tokens |= {model: 1.25 * tokens[model] for model in untaught}
+    for label, models, look in (
+        ("not distilled", [told["control"]], {"fmt": "o", "color": "k", "mfc": "white"}),
+        ("text only", untaught, {"fmt": "^", "color": "k"}),
+        ("distilled", [run["model"] for run in taught], {"fmt": "s", "color": STUDENT}),
+        ("one seed left out", ["left out"], {"fmt": "s", "color": STUDENT, "mfc": "white"}),
+    ):
+        shown = [model for model in models if shares.get(model)]
+        rows = [shares[model] | {"mean": shares[model]["estimate"]} for model in shown]
+        if rows:
+            with_intervals(axes, [tokens[model] for model in shown], rows, label=label, **look)
+    curve = told["curve"]
+    ends = [min(curve["tokens"]), max(curve["tokens"])]
+    fit = [curve["intercept"] + curve["slope"]["estimate"] * log10(end) for end in ends]
+    axes.plot(ends, [100 * share for share in fit], "--", color=STUDENT, lw=1)
+    axes.axhline(100 * curve["target"], color=PAPER, ls=":", lw=1.2)
+    axes.set(ylabel="share kept, percent", title="Score")
+
+
 def scored(axes: Axes, task: str, rows: list[dict], x: list, first: int = 0, **look: Any) -> None:
     """A line through the scores of rows, with marks and intervals from the `first` on."""
-    scores = pd.DataFrame([row["scores"][task] for row in rows], columns=["mean", "low", "high"])
-    spread = [scores["mean"] - scores["low"], scores["high"] - scores["mean"]]
     every = {"errorevery": (first, 1), "markevery": (first, 1)}
+    with_intervals(axes, x, [row["scores"][task] for row in rows], **every, **look)
+
+
+def with_intervals(axes: Axes, x: list, rows: list[dict], **look: Any) -> None:
+    """Points in percent with their intervals, from rows of {"mean", "low", "high"}."""
+    found = pd.DataFrame(rows, columns=["mean", "low", "high"])
+    spread = [found["mean"] - found["low"], found["high"] - found["mean"]]
     axes.errorbar(
-        x,
-        100 * scores["mean"],
-        yerr=[100 * abs(s) for s in spread],
-        elinewidth=1.2,
-        **every,
-        **look,
+        x, 100 * found["mean"], yerr=[100 * abs(s) for s in spread], elinewidth=1.2, **look
     )
 
 

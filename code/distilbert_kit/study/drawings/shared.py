@@ -34,6 +34,13 @@ def metric_label(task: str) -> str:
     return names.get(get_task(task).primary, get_task(task).primary.replace("_", " "))
 
 
+def printed_mean(scores: dict[str, float], tasks: Sequence[str]) -> float:
+    """Mean of what the paper printed over tasks; its own mean if it lacks one, or for none."""
+    if tasks and set(tasks) <= set(scores):
+        return sum(scores[task] for task in tasks) / len(tasks)
+    return scores["score"]
+
+
 def grid(count: int, height: float, columns: int = 3, **options) -> tuple[Figure, list[Axes]]:
     """A figure of the report's width with `count` panels, each `height` inches high."""
     across = min(count, columns) or 1

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 
 from ..figures import FULL, PAPER, SHADES, STUDENT, TEACHER
 from ..ledger import load_ledger
-from .shared import grid, name_rows
+from .shared import grid, name_rows, printed_mean
 
 ENCODERS = {"bert": "BERT-base", "distilbert": "DistilBERT"}
 ENCODER_COLOURS = {"bert": TEACHER, "distilbert": STUDENT}
@@ -65,13 +65,6 @@ def answer(size: list[dict], slow: dict, kept: dict, paper: dict) -> Figure:
         panels[0].barh(0, 0, color=colour, label=label)
     figure.legend(loc="outside upper center", ncols=3)
     return figure
-
-
-def printed_mean(scores: dict[str, float], tasks: Sequence[str]) -> float:
-    """Mean of what the paper printed over tasks; its own mean if it lacks one, or for none."""
-    if tasks and set(tasks) <= set(scores):
-        return sum(scores[task] for task in tasks) / len(tasks)
-    return scores["score"]
 
 
 def side_by_side(

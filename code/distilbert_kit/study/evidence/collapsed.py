@@ -34,7 +34,7 @@ def one_answer(recipe: Recipe) -> dict:
     """
     pair = (recipe.teacher, recipe.student)
     runs = [run for run in one_answer_runs(recipe) if run["model"] in pair]
-    left_out, spec = {(run["task"], run["seed"]) for run in runs}, recipe.models[pair[1]].distill
+    left_out, control = {(run["task"], run["seed"]) for run in runs}, recipe.control
 
     def ratio(models: Sequence[str]) -> dict | None:
         tasks = recipe.macro_tasks
@@ -44,6 +44,6 @@ def one_answer(recipe: Recipe) -> dict:
     return {
         "runs": runs,
         "retention": ratio(pair) if runs else None,
-        "over_control": ratio((spec.student, pair[1])) if runs and spec else None,
+        "over_control": ratio((control, recipe.student)) if runs and control else None,
         "curve": token_curve(recipe, left_out) if runs else None,
     }

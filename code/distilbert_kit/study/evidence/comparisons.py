@@ -90,8 +90,7 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
 
 def over_control(recipe: Recipe) -> list[dict]:
     """`compare` of the student with the model it was distilled from; [] if it was not."""
-    spec = recipe.models[recipe.student].distill
-    return compare(recipe, recipe.student, spec.student) if spec else []
+    return compare(recipe, recipe.student, recipe.control) if recipe.control else []
 
 
 def mean_gap(
@@ -139,8 +138,8 @@ def mean_over_control(recipe: Recipe) -> dict | None:
 
     {"retention", "without_wnli"}; None if it was not distilled, or one of both lacks a task.
     """
-    spec, tasks = recipe.models[recipe.student].distill, recipe.macro_tasks
-    names = (spec.student, recipe.student) if spec else ()
+    tasks = recipe.macro_tasks
+    names = (recipe.control, recipe.student) if recipe.control else ()
     if not names or shared_tasks(recipe, names, tasks) != tasks:
         return None
     return _mean_ratios(crossed_scores(recipe, names, tasks))

@@ -83,8 +83,7 @@ def _calibration(outcomes: list[dict]) -> dict:
 
 def students(recipe: Recipe) -> list[str]:
     """The student and its control: the model it was distilled from, or else `undistilled`."""
-    spec = recipe.models[recipe.student].distill
-    control = spec.student if spec else "undistilled"
+    control = recipe.control or "undistilled"
     return [name for name in dict.fromkeys([recipe.student, control]) if name in recipe.models]
 
 
