@@ -59,7 +59,7 @@ def test_clean_takes_the_folder_of_the_results(project, tmp_path):
 
 def test_a_user_without_a_home_has_one_in_the_project(project, monkeypatch):
     """A number in a container, say: pip ends with a traceback where it knows no home."""
-    shown = ("--eval", 'shown:; @echo "$$HOME"', "shown")
+    shown = ("--no-print-directory", "--eval", 'shown:; @echo "$$HOME"', "shown")
     assert make(project, *shown, HOME="/some where").stdout == "/some where\n"
     monkeypatch.delenv("HOME")
     assert make(project, *shown).stdout == f"{project / '.venv'}\n"
