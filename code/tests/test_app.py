@@ -3,15 +3,15 @@
 import json
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import jsonschema
 import pytest
 from scipy.special import softmax
+from serving import serving_here
 
 import demo
-from distilbert_kit.serve import app, comparison, server
+from distilbert_kit.serve import app, comparison
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.export import FILES
 from distilbert_kit.serve.prediction import load_predictor
@@ -153,10 +153,8 @@ def test_loading_that_ends_in_between_is_not_taken_for_one_that_ended_before(exp
     compared = EndsInBetween({"news": exported / "news"}, Path())
     assert app.create_app(compared).test_client().post("/classify", json=TEXT).status_code == 503
     compared = EndsInBetween({"news": exported / "news"}, Path())
-    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
-    threading.Thread(target=served.run, daemon=True).start()
-    demo.check(f"http://127.0.0.1:{served.effective_port}", compared)
-    served.close()
+    with serving_here(compared) as port:
+        demo.check(f"http://127.0.0.1:{port}", compared)
 
 
 def test_what_is_not_there_yet_or_at_all_is_told(exported):

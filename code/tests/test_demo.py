@@ -6,18 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from serving import serving_here
 from test_app import QUESTION
 
 import demo
 from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CODE
-from distilbert_kit.serve import app, server
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.export import FILES
 from distilbert_kit.study.cells import demo_cells
@@ -32,10 +31,8 @@ def test_a_folder_with_the_int8_graph_alone_answers_in_int8(exported, tmp_path, 
     compared.load()
     with pytest.raises(UserError, match="an fp32 form"):
         compared.ask("question-answering", "fp32", *QUESTION.values())
-    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
-    threading.Thread(target=served.run, daemon=True).start()
-    demo.check(f"http://127.0.0.1:{served.effective_port}", compared)
-    served.close()
+    with serving_here(compared) as port:
+        demo.check(f"http://127.0.0.1:{port}", compared)
     assert "squad says" in capsys.readouterr().out
 
 

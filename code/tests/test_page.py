@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
+from serving import serving_here
 
 from distilbert_kit.paths import CODE
-from distilbert_kit.serve import app, server
+from distilbert_kit.serve import app
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.study.figures import STUDENT, TEACHER
 
@@ -36,11 +36,9 @@ def address(exported, tmp_path_factory):
     names = [(name, kind) for name in ("Teacher", "Student") for kind in ("squad", "news")]
     models = {f"{name}, {kind}": folder / kind for name, kind in names}
     compared = Comparison(models, Path())
-    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
-    threading.Thread(target=served.run, daemon=True).start()
-    compared.load()
-    yield f"http://127.0.0.1:{served.effective_port}"
-    served.close()
+    with serving_here(compared) as port:
+        compared.load()
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,39 +16,37 @@ from pathlib import Path
 
 import psutil
 import pytest
+from serving import serving_here
 from test_app import TEXT
 
 from distilbert_kit.paths import CODE
-from distilbert_kit.serve import app, server
-from distilbert_kit.serve.app import HEADERS, create_app
+from distilbert_kit.serve import server
+from distilbert_kit.serve.app import HEADERS
 from distilbert_kit.serve.comparison import Comparison
-from distilbert_kit.serve.server import create_server
 
 
 def test_every_answer_of_the_server_has_the_headers(original, tmp_path):
     """Also what is refused before the app sees it; nothing but the loopback listens."""
-    served = create_server(create_app(Comparison({"m": original}, tmp_path)), "127.0.0.1", 0)
-    threading.Thread(target=served.run, daemon=True).start()
-    where = ("127.0.0.1", served.effective_port)
-    for request in (
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET /static/..%2f..%2fdemo.py HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET //etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"\x16\x03\x01\x02\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n" + b"a" * 9_999_999,
-    ):
-        with socket.create_connection(where, timeout=20) as sender:
-            sender.sendall(request)
-            sender.shutdown(socket.SHUT_WR)
-            answer = sender.makefile("rb").read().decode()
-        head = answer.partition("\r\n\r\n")[0].lower()
-        for name, value in HEADERS.items():
-            assert f"{name}: {value}".lower() in head, request[:40]
-        assert "entry_point" not in answer and "root:" not in answer
-    with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.2", served.effective_port), timeout=2)
-    served.close()
+    with serving_here(Comparison({"m": original}, tmp_path)) as port:
+        where = ("127.0.0.1", port)
+        for request in (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /static/..%2f..%2fdemo.py HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET //etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"\x16\x03\x01\x02\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n" + b"a" * 9_999_999,
+        ):
+            with socket.create_connection(where, timeout=20) as sender:
+                sender.sendall(request)
+                sender.shutdown(socket.SHUT_WR)
+                answer = sender.makefile("rb").read().decode()
+            head = answer.partition("\r\n\r\n")[0].lower()
+            for name, value in HEADERS.items():
+                assert f"{name}: {value}".lower() in head, request[:40]
+            assert "entry_point" not in answer and "root:" not in answer
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.2", port), timeout=2)
 
 
 MEBIBYTE = b"100000\r\n%b\r\n" % bytes(1 << 20)  # as a chunk
@@ -65,27 +62,23 @@ MEBIBYTE = b"100000\r\n%b\r\n" % bytes(1 << 20)  # as a chunk
 )
 def test_the_sender_of_too_much_reads_why(original, tmp_path, rest):
     """At once if it waits to be asked for the body, else when all of it was sent."""
-    served = create_server(create_app(Comparison({"m": original}, tmp_path)), "127.0.0.1", 0)
-    threading.Thread(target=served.run, daemon=True).start()
-    with socket.create_connection(("127.0.0.1", served.effective_port), timeout=60) as sender:
-        sender.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\n" + rest)
-        answer = sender.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 413 ") and b"exceeds max_body" in answer
-    served.close()
+    with serving_here(Comparison({"m": original}, tmp_path)) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as sender:
+            sender.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\n" + rest)
+            answer = sender.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 413 ") and b"exceeds max_body" in answer
 
 
 def test_idle_connections_keep_nobody_out_and_are_closed(original, tmp_path, monkeypatch):
     monkeypatch.setattr(server, "ARRIVAL", 1.0)
-    served = create_server(create_app(Comparison({"m": original}, tmp_path)), "127.0.0.1", 0)
-    threading.Thread(target=served.run, daemon=True).start()
-    where = ("127.0.0.1", served.effective_port)
-    with ExitStack() as stack:
-        idle = [stack.enter_context(socket.create_connection(where, 60)) for _ in range(110)]
-        with socket.create_connection(where, timeout=60) as sender:
-            sender.sendall(b"GET /state HTTP/1.0\r\n\r\n")
-            assert b" 200 " in sender.recv(100)
-        assert all(each.recv(1) == b"" for each in idle)
-    served.close()
+    with serving_here(Comparison({"m": original}, tmp_path)) as port:
+        where = ("127.0.0.1", port)
+        with ExitStack() as stack:
+            idle = [stack.enter_context(socket.create_connection(where, 60)) for _ in range(110)]
+            with socket.create_connection(where, timeout=60) as sender:
+                sender.sendall(b"GET /state HTTP/1.0\r\n\r\n")
+                assert b" 200 " in sender.recv(100)
+            assert all(each.recv(1) == b"" for each in idle)
 
 
 def test_a_name_with_two_addresses_is_served_at_the_first(original, tmp_path, monkeypatch):
@@ -97,13 +90,11 @@ def test_a_name_with_two_addresses_is_served_at_the_first(original, tmp_path, mo
         return found("127.0.0.1", *given, **named) + found("127.0.0.2", *given, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
-    served = create_server(create_app(Comparison({"m": original}, tmp_path)), "two.test", 0)
-    threading.Thread(target=served.run, daemon=True).start()
-    with socket.create_connection(("127.0.0.1", served.effective_port), timeout=20) as sender:
-        sender.sendall(b"nonsense\r\n\r\n")
-        answer = sender.makefile("rb").read().decode()
-    assert '{"error": ' in answer
-    served.close()
+    with serving_here(Comparison({"m": original}, tmp_path), "two.test") as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as sender:
+            sender.sendall(b"nonsense\r\n\r\n")
+            answer = sender.makefile("rb").read().decode()
+        assert '{"error": ' in answer
 
 
 # The full count is 500 and 1000 (HOSTILE=500 REQUESTS=1000 pytest -s); here every second counts.
@@ -180,15 +171,11 @@ def test_hostile_bodies_get_a_line_each_and_the_server_stays_up(running):
     assert ask(address, "/classify", json.dumps(TEXT))[0] == 200 and process.poll() is None
 
 
-def test_broken_http_and_slow_senders_get_a_line_too(exported):
+def test_broken_http_and_slow_senders_get_a_line_too(exported, monkeypatch):
     """A request line of garbage; a sender of a byte now and then; one that never goes on."""
-    compared = Comparison({"news": exported / "news"}, Path())
-    served = server.create_server(app.create_app(compared), "127.0.0.1", 0)
-    thread = threading.Thread(target=served.run, daemon=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "ARRIVAL", 1.0)
-        thread.start()
-        where = ("127.0.0.1", served.effective_port)
+    monkeypatch.setattr(server, "ARRIVAL", 1.0)
+    with serving_here(Comparison({"news": exported / "news"}, Path())) as port:
+        where = ("127.0.0.1", port)
         head = (
             b"POST /classify HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n"
         )
@@ -212,7 +199,6 @@ def test_broken_http_and_slow_senders_get_a_line_too(exported):
         assert status == 408 and "within 1 s" in line
         huge = head.replace(b"50", b"90000000") + b"\r\n{"
         assert told(huge)[0] == 413
-    served.close()
 
 
 def test_requests_side_by_side_are_all_answered(running):
