@@ -22,7 +22,7 @@ from importlib import import_module
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where the training loop asks
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import torch
 
@@ -33,10 +33,7 @@ from distilbert_kit.study.records import recording
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--stage", choices=BENCHMARK_STAGES, help="default: all of the recipe's")
     return parser.parse_args()
 

@@ -6,12 +6,11 @@ Writes report/report-<recipe>.pdf and poster/poster-<recipe>.pdf. The record tha
 tells the experiment graph that both were built from exactly the present files.
 """
 
-import argparse
 import os
 import re
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import segno
 import typst
@@ -58,10 +57,7 @@ def typeset(document: str, recipe: Recipe) -> bytes:
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser = argument_parser(__doc__, recipe="quick")
     recipe = load_recipe(parser.parse_args().recipe)
     with recording(
         publication_record(recipe),

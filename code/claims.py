@@ -5,12 +5,10 @@
 `--plan` takes the `plan_key` of the recipe that the experiment graph read. A recipe that was edited
 while its cells ran is refused: its records would mix two recipes.
 
-The rules are those of `distilbert_kit/study/claims.py`; the claims stand in `recipes/claims.yaml`.
+The rules are those of `distilbert_kit/study/claims.py`; the claims stand in `data/claims.yaml`.
 """
 
-import argparse
-
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 from distilbert_kit.data.tasks import TASKS
 from distilbert_kit.errors import UserError
@@ -32,17 +30,14 @@ from distilbert_kit.study.tables import summary
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--plan", help="refuse the recipe if its cells have changed")
     arguments = parser.parse_args()
     recipe, ledger = load_recipe(arguments.recipe), load_ledger()
     if arguments.plan not in (None, plan_key(recipe)):
         raise UserError(f"recipe {recipe.name}: changed while its cells ran; run make again")
-    rules = {"minimum_seeds", "minimum_tokens", "rules_changed", "rules_changed_on"}
-    settings = ledger.model_dump(include=rules) | {"fixed": str(ledger.fixed)}
+    rules = {"fixed", "minimum_seeds", "minimum_tokens", "rules_changed", "rules_changed_on"}
+    settings = ledger.model_dump(mode="json", include=rules)
     keys = {name: record.key for name, record in present_records(recipe).items()}
     with recording(
         recipe.folder / "claims" / "verdicts.json",

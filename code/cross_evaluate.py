@@ -7,9 +7,7 @@ The record has metrics by training task, tested task and split. Each tested task
 set and metrics; classes are matched by name.
 """
 
-import argparse
-
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 from tqdm.auto import tqdm
 
@@ -25,10 +23,7 @@ from distilbert_kit.training.loop import training_device
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="study", help="name or file (default: study)")
+    parser = argument_parser(__doc__, recipe="study")
     parser.add_argument("--model", required=True, help="a model of the recipe's cross_evaluation")
     arguments = parser.parse_args()
     recipe = open_recipe(arguments.recipe)

@@ -9,7 +9,6 @@ to /answer and /classify; /openapi.json describes them. Served on this machine o
 says otherwise.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -20,7 +19,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from distilbert_kit.script import entry_point, refuse_options
+from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.serve.app import create_app
@@ -77,9 +76,7 @@ def check(address: str, comparison: Comparison) -> None:
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("models", nargs="*", help="folders of fine-tuned models, or hub names")
     parser.add_argument("--recipe", default="quick", help="if no models are given (default: quick)")
     parser.add_argument("--host", default="127.0.0.1")

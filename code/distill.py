@@ -13,7 +13,7 @@ To resume a killed run from its last checkpoint, give the same command again.
 
 import argparse
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import torch
 
@@ -28,10 +28,7 @@ from distilbert_kit.study.runs import train_cell
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", required=True, help="a model of the recipe with `distill`")
     parser.add_argument("--teacher", help="folder or hub name, instead of the recipe's teacher")
     parser.add_argument("--layers", help="of --teacher: strategy or numbers (default: even)")

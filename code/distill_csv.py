@@ -18,7 +18,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import pandas as pd
 
@@ -44,9 +44,7 @@ from distilbert_kit.study.records import read_record, recording
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--csv", type=Path, required=True, help="with a text and a label column")
     parser.add_argument("--output", type=Path, required=True, help="folder for everything made")
     parser.add_argument("--text-column", help="default: guessed from the usual names")

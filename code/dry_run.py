@@ -10,7 +10,6 @@ The benchmarks of distillation and of corpus preparation are left out. It tells 
 a recipe runs through; the figures that it prints mean nothing and are thrown away.
 """
 
-import argparse
 import os
 import runpy
 import subprocess
@@ -19,7 +18,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import yaml
 
@@ -214,10 +213,7 @@ def publish(path: Path) -> None:
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--keep", type=Path, help="a folder to keep what is made")
     parser.add_argument("--only-cells", action="store_true", help="no notebooks, no report")
     arguments = parser.parse_args()

@@ -12,7 +12,7 @@ writes what SQuAD's official scorer reads: id -> answer text.
 import argparse
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import pandas as pd
 from pydantic import ValidationError
@@ -49,9 +49,7 @@ def check_outputs(arguments: argparse.Namespace, task: Task) -> None:
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="folder or hub name")
     parser.add_argument("--task", required=True)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")

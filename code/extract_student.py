@@ -11,7 +11,7 @@ random; or numbers such as 0,2,4.
 import argparse
 from pathlib import Path
 
-from distilbert_kit.script import entry_point, refuse_options
+from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 import torch
 
@@ -28,10 +28,7 @@ from distilbert_kit.study.records import recording
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick")
+    parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", help="a model of the recipe that has `extract`")
     parser.add_argument("--teacher", help="folder, hub name or minilm, instead of a recipe")
     parser.add_argument("--layers", default="even", help="with --teacher: strategy or numbers")

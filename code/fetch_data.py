@@ -10,10 +10,9 @@ a copy of it (`--from`: the archive or a clone). A file that is here and good is
 own JSON files and CSVs are read by import_questions.py.
 """
 
-import argparse
 from pathlib import Path
 
-from distilbert_kit.script import entry_point, refuse_options
+from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 from distilbert_kit.data.fetching import fetch
 from distilbert_kit.data.listed import sources
@@ -27,10 +26,7 @@ from distilbert_kit.study.recipes import load_recipe
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="study")
+    parser = argument_parser(__doc__, recipe="study")
     parser.add_argument("--dataset", help="one data set of data/sources.yaml")
     parser.add_argument("--from", dest="copy", type=Path, help="a copy of its archive, or a clone")
     parser.add_argument("--weights", choices=sorted(ORIGINS), help="known weights, and no data")

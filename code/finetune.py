@@ -13,7 +13,7 @@ teacher's logits, softened by the temperature, + (1 - soft_weight) x the usual l
 import argparse
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
@@ -35,10 +35,7 @@ from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tune, teac
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", required=True, help="a model of the recipe")
     parser.add_argument("--task", required=True, help="a task of the registry")
     parser.add_argument("--seed", type=read_seed, default=0)

@@ -12,10 +12,9 @@ answer's first occurrence in the context is used. The folder gets a sources.yaml
 which every later reading checks. Files of data/ itself must be the official ones.
 """
 
-import argparse
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import datasets
 import yaml
@@ -38,9 +37,7 @@ def is_listed(found: dict, source: dict, split: str) -> bool:
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     for split in SPLITS:
         parser.add_argument(f"--{split}", type=Path, help=".json of SQuAD's, .csv or .tsv")
     parser.add_argument("--output", type=Path, required=True, help="folder, then used as DATA_DIR")

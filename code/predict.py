@@ -22,7 +22,7 @@ import json
 import sys
 from pathlib import Path
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.serve.prediction import Answerer, load_predictor
@@ -38,9 +38,7 @@ WIDTH = 80  # characters of a text in the table
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("texts", nargs="*", metavar="TEXT")
     parser.add_argument("--model", required=True, help="folder of a fine-tuned model, or hub name")
     parser.add_argument("--file", type=Path, help="texts, or questions with their contexts")

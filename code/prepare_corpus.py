@@ -22,7 +22,7 @@ from pathlib import Path
 # One Rust thread a core; the tokenizer works before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-from distilbert_kit.script import entry_point, refuse_options
+from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import open_source
@@ -35,9 +35,7 @@ from distilbert_kit.study.records import recording
 
 def parse_arguments() -> argparse.Namespace:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     add = parser.add_argument
     add(
         "--source",

@@ -7,9 +7,7 @@ With `pretrain: {start: …, train: head}` the head alone is trained, on a froze
 To resume a killed run from its last checkpoint, give the same command again.
 """
 
-import argparse
-
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import torch
 
@@ -25,10 +23,7 @@ from distilbert_kit.training.objectives import MASKED_LM
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick")
+    parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", required=True, help="a model of the recipe with `pretrain`")
     arguments = parser.parse_args()
     recipe = open_recipe(arguments.recipe)

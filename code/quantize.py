@@ -13,7 +13,7 @@ of your own is timed too, one text at a time; a recipe has the benchmark's stage
 import argparse
 from pathlib import Path
 
-from distilbert_kit.script import entry_point, refuse_options
+from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 import numpy as np
 
@@ -37,10 +37,7 @@ from distilbert_kit.training.classification import label_order, load_task_split
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="quick", help="name or file (default: quick)")
+    parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", help="a model of the recipe")
     parser.add_argument("--task", required=True, help="a task of the registry")
     parser.add_argument("--seed", type=read_seed, default=0)

@@ -8,7 +8,7 @@ rate with the best mean held-out score over the recipe's tuning tasks (study/tun
 
 import argparse
 
-from distilbert_kit.script import entry_point
+from distilbert_kit.script import argument_parser, entry_point
 
 import numpy as np
 
@@ -23,10 +23,7 @@ from distilbert_kit.training.fine_tuning import fine_tune
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", default="base", help="name or file (default: base)")
+    parser = argument_parser(__doc__, recipe="base")
     parser.add_argument("--model", required=True, help="a model of the recipe")
     parser.add_argument("--task", required=True, help="one of the recipe's tuning tasks")
     parser.add_argument("--learning-rate", required=True, type=float, help="one of its rates")

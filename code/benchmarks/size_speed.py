@@ -7,6 +7,7 @@ position of the last block, which would favour the shallower model.
 from functools import partial
 
 import numpy as np
+from scipy import stats
 from torch import nn
 from transformers import AutoModel
 
@@ -18,7 +19,6 @@ from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import alternate_over, forward_flops, model_size, threads
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
-from distilbert_kit.study.statistics import bootstrap_interval
 
 from .shared import CONFIGS, MAKERS, MODELS, infer, machine_rates, stsb_pairs, thread_counts
 
@@ -97,8 +97,14 @@ def summarise_passes(taken: dict[str, np.ndarray], lengths: np.ndarray) -> dict:
         "over_pairs": {},
     }
     for by in MAKERS:
-        found = bootstrap_interval(total_ratio, *(taken[f"{m}/{by}"].sum(0) for m in MODELS))
-        summary["over_pairs"][by] = {end: round(found[end], 4) for end in ("low", "high")}
+        seconds = tuple(taken[f"{model}/{by}"].sum(0) for model in MODELS)
+        interval = stats.bootstrap(
+            seconds, total_ratio, paired=True, n_resamples=1000, method="percentile", rng=0
+        ).confidence_interval
+        summary["over_pairs"][by] = {
+            "low": round(float(interval.low), 4),
+            "high": round(float(interval.high), 4),
+        }
     # Twelve layers against six: the difference is six layers, what is left is all the rest.
     bert, distilbert = (1e3 * taken[f"{m}/transformers"].mean() for m in MODELS)
     layer = (bert - distilbert) / 6

@@ -1,4 +1,4 @@
-"""What machine this is, and how its memory is kept: read, never assumed."""
+"""Describes this machine, and keeps freed memory in the process."""
 
 import ctypes
 import os

@@ -4,28 +4,13 @@ import os
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parents[1]
-
-
 ROOT = CODE.parent
-
-
 RECIPES = CODE / "recipes"
-
-
 NOTEBOOKS = ROOT / "notebooks"
-
-
+CLAIMS = ROOT / "data" / "claims.yaml"
 PAPER = ROOT / "data" / "paper.yaml"
-
-
 EARLIER = ROOT / "data" / "earlier_runs.yaml"
-
-
 DATA = Path(os.environ.get("DATA_DIR", ROOT / "data")).expanduser().resolve()
-
-
 # A folder of other data says itself what it should hold.
 SOURCES = (DATA if (DATA / "sources.yaml").is_file() else ROOT / "data") / "sources.yaml"
-
-
 RESULTS = Path(os.environ.get("RESULTS_DIR", ROOT / "results")).expanduser().resolve()

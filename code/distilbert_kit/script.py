@@ -25,6 +25,16 @@ if TYPE_CHECKING:  # pydantic takes time to import
 CODE = Path(__file__).resolve().parents[1]  # paths.py reads variables that a script may still set
 
 
+def argument_parser(description: str | None, recipe: str = "") -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring as it stands; `recipe`: the default of --recipe."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if recipe:
+        parser.add_argument("--recipe", default=recipe, help=f"name or file (default: {recipe})")
+    return parser
+
+
 def refuse_options(
     parser: argparse.ArgumentParser, given: argparse.Namespace, names: Iterable[str], reason: str
 ) -> None:

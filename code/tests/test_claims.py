@@ -9,7 +9,7 @@ from invented import RECIPE, make_recipe, write_evidence
 
 from benchmarks import shared
 from distilbert_kit.errors import UserError
-from distilbert_kit.paths import RECIPES, ROOT
+from distilbert_kit.paths import CLAIMS, ROOT
 from distilbert_kit.study import claims, tables
 from distilbert_kit.study.evidence import scores
 from distilbert_kit.study.ledger import (
@@ -60,8 +60,8 @@ def test_too_few_seeds_and_untested():
     outside = {"value": 1.0, "low": 0.5, "high": 1.5}
     assert claims.judge(claim(), claims.Finding(**outside, seeds=3), LEDGER)[0] == "not supported"
     few = claims.judge(claim(), claims.Finding(**outside, seeds=1, incomplete="2 tasks"), LEDGER)
-    why = "there is too little evidence to decide: 1 seed instead of 3, 2 tasks"
-    assert few == ("undecided", f"outside the supporting range, but {why}")
+    why = "too little was run to decide: 1 seed instead of 3, 2 tasks"
+    assert few == ("undecided", f"the whole interval is outside the supporting range, but {why}")
     # A value that is only an indication never decides.
     untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
     assert claims.judge(claim(), untested, LEDGER) == ("not tested", "reduced scale")
@@ -82,7 +82,7 @@ def test_a_score_too_low_needs_a_student_that_read_enough(low, tokens, verdict):
     finding = claims.Finding(value=low, low=low, high=low + 1, seeds=3, tokens=tokens)
     found, reason = claims.judge(claim(), finding, LEDGER)
     assert found == verdict
-    assert ("1.0 million tokens of distillation instead" in reason) == (verdict == "undecided")
+    assert ("1.0 instead of 1,000 million tokens" in reason) == (verdict == "undecided")
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_an_order_shows_the_step_that_decides_it(monkeypatch, steps, shown, verd
 
 def test_ledger_is_checked(tmp_path, monkeypatch):
     assert len({c.id for c in load_ledger().claims}) == len(load_ledger().claims)
-    content = yaml.safe_load((RECIPES / "claims.yaml").read_text())
+    content = yaml.safe_load(CLAIMS.read_text())
     content["claims"][0]["tolerence"] = 1
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr("distilbert_kit.study.ledger.RECIPES", tmp_path)
+    monkeypatch.setattr("distilbert_kit.study.ledger.CLAIMS", tmp_path / "claims.yaml")
     with pytest.raises(UserError, match=r"claims\.0\.tolerence"):
         load_ledger()
 
@@ -210,7 +210,8 @@ def test_a_difference_that_is_not_shown_is_said_to_be_none():
     inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="2 of 9 tasks")
     assert claims.judge(helps, inside, LEDGER) == (
         "undecided",
-        "inside the supporting range, but there is too little evidence to decide: 2 of 9 tasks",
+        "the whole interval is inside the supporting range, but too little was run to decide: "
+        "2 of 9 tasks",
     )
 
 

@@ -13,7 +13,7 @@ from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "claims")
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", NAMES)

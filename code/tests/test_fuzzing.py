@@ -63,7 +63,7 @@ def as_json(value):
 
 # --- recipes, records, lists --------------------------------------------------------------------
 
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "claims")
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 TEXT_OF = {name: (RECIPES / f"{name}.yaml").read_bytes() for name in NAMES}
 RECIPE = {name: yaml.safe_load(text) | {"name": "mine"} for name, text in TEXT_OF.items()}
 

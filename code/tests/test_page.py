@@ -111,6 +111,19 @@ def test_a_question_is_answered_with_its_span_marked(open_page):
     look(page, "desktop")
 
 
+def test_what_is_written_before_the_server_first_answers_stays(browser, address):
+    page = browser.new_page()
+    page.add_init_script(
+        "addEventListener('DOMContentLoaded', () => { "
+        "document.getElementById('question').value = 'Who?' })"
+    )
+    page.goto(address)
+    page.get_by_text("Ready:").wait_for()
+    assert page.locator("#question").input_value() == "Who?"
+    assert page.locator("#text").input_value()  # an example, where nothing was
+    page.close()
+
+
 def test_task_precision_examples_and_history(open_page):
     page = open_page()
     page.get_by_label("Sentiment and other labels").check()

@@ -15,7 +15,6 @@ from distilbert_kit.metrics import score_function
 from distilbert_kit.study import statistics
 from distilbert_kit.study.statistics import (
     Scores,
-    bootstrap_interval,
     crossed_scores,
     gap_interval,
     holm,
@@ -196,21 +195,6 @@ def test_coverage_is_near_its_level(seeds, spread):
     assert 0.91 <= coverage[0] <= 0.985 and 0.91 <= coverage[2] <= 0.995
     if (seeds, spread) == (3, 0.5):
         assert coverage[1] < 0.85
-
-
-# --- times ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("level", [0.4, 0.8])
-def test_interval_is_that_of_the_exact_bootstrap_distribution(level):
-    """Four examples have 4^4 resamples: enumerate them all."""
-    predictions, references = np.array([1, 1, 0, 0]), np.array([1, 1, 1, 0])
-    right = predictions == references
-    every = [right[list(index)].mean() for index in itertools.product(range(4), repeat=4)]
-    found = bootstrap_interval(ACCURACY, predictions, references, resamples=20_000, level=level)
-    assert found["estimate"] == 0.75
-    ends = np.quantile(every, [(1 - level) / 2, (1 + level) / 2])
-    assert [found["low"], found["high"]] == ends.tolist()
 
 
 def test_paired_shares_by_hand():
@@ -423,7 +407,6 @@ def test_everything_is_json():
         score_interval({"x": crossed_scores([run[1:] for run in runs], ACCURACY, resamples=20)}),
         gap_interval(scores),
         ratio_interval(scores),
-        bootstrap_interval(ACCURACY, [1, 0], [1, 1], resamples=20),
         wilson_interval(np.int64(3), np.int64(9)),
         holm(np.array([0.1, 0.2])),
     ]

@@ -1,6 +1,6 @@
 """The paper's claims, judged on the records of a recipe.
 
-A claim of `recipes/claims.yaml` names an expected value and a tolerance, which span the values
+A claim of `data/claims.yaml` names an expected value and a tolerance, which span the values
 that would support it: expected - tolerance and more ("at least"), expected + tolerance and less
 ("at most"), or what lies between the two ("about", which is judged on both sides).
 
@@ -87,7 +87,7 @@ def judge(claim: Claim, finding: Finding, ledger: Ledger) -> tuple[Verdict, str]
         if claim.direction != "about" and claim.expected == nothing and claim.tolerance == 0:
             return "undecided", "no difference is shown: the interval holds help and harm alike"
         return "undecided", "the interval crosses the edge of the supporting range"
-    where = f"{'outside' if outside else 'inside'} the supporting range"
+    where = f"the whole interval is {'outside' if outside else 'inside'} the supporting range"
     few = []
     if finding.seeds is not None and finding.seeds < ledger.minimum_seeds:
         seeds = f"{finding.seeds} seed{'s' * (finding.seeds > 1)}"
@@ -96,11 +96,10 @@ def judge(claim: Claim, finding: Finding, ledger: Ledger) -> tuple[Verdict, str]
         few.append(finding.incomplete)
     if outside and finding.tokens is not None and finding.tokens < ledger.minimum_tokens:
         least = f"{ledger.minimum_tokens / 1e6:,.0f}"
-        read = f"{finding.tokens / 1e6:,.1f} million tokens of distillation"
-        few.append(f"{read} instead of {least} million")
+        few.append(f"{finding.tokens / 1e6:,.1f} instead of {least} million tokens of distillation")
     if few:
-        return "undecided", f"{where}, but there is too little evidence to decide: {', '.join(few)}"
-    return "not supported" if outside else "supported", f"the whole interval is {where}"
+        return "undecided", f"{where}, but too little was run to decide: {', '.join(few)}"
+    return "not supported" if outside else "supported", where
 
 
 def find_size(claim: Claim, recipe: Recipe) -> Finding:

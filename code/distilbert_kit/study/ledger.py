@@ -1,16 +1,17 @@
 """What the paper claims and printed, and what the recipes have recorded about it.
 
-The claims are in `recipes/claims.yaml`; study/claims.py judges them on the records of a recipe.
+The claims are in `data/claims.yaml`; study/claims.py judges them on the records of a recipe.
 """
 
 from collections.abc import Sequence
+from datetime import date
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from ..errors import UserError, first_problem
 from ..foreign import read_yaml
-from ..paths import PAPER, RECIPES
+from ..paths import CLAIMS, PAPER
 from ..settings import Strict
 from .recipes import Recipe
 from .records import read_record
@@ -22,7 +23,7 @@ Column = Literal["reproduction", "replication", "reduced"]
 
 
 class Claim(Strict):
-    """One claim and what would support it; fields as in the head of `recipes/claims.yaml`."""
+    """One claim and what would support it; fields as in the head of `data/claims.yaml`."""
 
     id: str
     title: str
@@ -56,14 +57,14 @@ class Deviation(Strict):
 
 
 class Ledger(Strict):
-    """All of `recipes/claims.yaml`."""
+    """All of `data/claims.yaml`."""
 
     paper: dict[str, Any]
-    fixed: Any
+    fixed: date
     minimum_seeds: int
     minimum_tokens: int
     rules_changed: str
-    rules_changed_on: Any
+    rules_changed_on: date
     columns: dict[Column, list[str]]
     claims: list[Claim]
     deviations: list[Deviation]
@@ -80,9 +81,9 @@ def paper() -> dict:
 
 
 def load_ledger() -> Ledger:
-    """Read and check `recipes/claims.yaml`."""
+    """Read and check `data/claims.yaml`."""
     try:
-        return Ledger.model_validate(read_yaml(RECIPES / "claims.yaml"))
+        return Ledger.model_validate(read_yaml(CLAIMS))
     except ValidationError as error:
         what = first_problem(error, "claims")
         raise UserError(f"claims.yaml: {what}; mend this key") from None
@@ -135,9 +136,9 @@ def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list
 
 
 def decided(columns: Sequence[dict]) -> dict | None:
-    """The cell of `evidence_by_column` that answers the claim on understanding.
+    """The cell of `evidence_by_column` that decides the claim on understanding.
 
-    That of the authors' weights, else that of models made at paper size; None before either.
+    That of the authors' weights if they were tested, else that of our models of paper size.
     """
     [claim] = (row for row in columns if row["id"] == "glue")
     cells = (claim[column] for column in ("reproduction", "replication"))

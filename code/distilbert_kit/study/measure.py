@@ -131,7 +131,7 @@ def int8_product_rate(size: int = 2048, repeats: int = 10) -> float:
 
 
 def peak_memory(function: Callable[..., object], *arguments) -> int:
-    """Bytes that a call holds at most beyond what a fresh process held before it.
+    """The peak memory of a call in a fresh process, less what that held before, in bytes.
 
     The function is imported there by its name, and its arguments are pickled.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import content_key
-from ..paths import CODE, EARLIER, NOTEBOOKS, PAPER, RECIPES, ROOT
+from ..paths import CLAIMS, CODE, EARLIER, NOTEBOOKS, PAPER, ROOT
 from .cells import evidence_cells, plan_key, script_command
 from .ledger import evidence_by_column, load_ledger, summary_at_paper_size, verdict_rows
 from .recipes import Recipe
@@ -96,7 +96,7 @@ def publication_key(recipe: Recipe) -> str:
         *sorted((ROOT / "report").glob("*.yml")),
         *sorted((ROOT / "poster").glob("*.typ")),
         recipe.file,
-        RECIPES / "claims.yaml",
+        CLAIMS,
         PAPER,
         EARLIER,
         ROOT / "data" / "sources.yaml",

@@ -133,7 +133,7 @@ def finetune_name(model: str, task: str, seed: int) -> str:
 
 
 class KeptModels(Strict):
-    """Models whose weights, fine-tuned on a task, another stage reads."""
+    """Models that are fine-tuned on a task and saved, because another stage reads them."""
 
     models: list[str] = Field(min_length=1)
     task: str
@@ -400,7 +400,7 @@ def recipe_path(name_or_file: str | Path) -> Path:
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{path.name}.yaml" if path.name == str(name_or_file) else path
     if not path.is_file():
-        names = sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != "claims")
+        names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
         raise UserError(f"{path.name}: no such recipe; choose from {', '.join(names)}")
     return path
 

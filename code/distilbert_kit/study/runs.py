@@ -1,4 +1,4 @@
-"""What a stage did, written into its record; the cells of masked-LM training, run."""
+"""Runs the cells of masked-LM training, and writes evaluations into records."""
 
 import math
 from collections.abc import Callable

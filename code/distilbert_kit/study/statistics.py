@@ -3,7 +3,7 @@
 Models are fine-tuned with S seeds and tested on the same N examples. A score then varies for two
 reasons: another seed trains another model, and another sample of examples asks other questions.
 The rule, for whatever is built from mean scores (a score, a gap, a ratio; one task or a mean over
-tasks): its variance is the sum of two parts a task,
+tasks): its variance is the sum of two parts for each task,
 
     seeds     the variance between seeds, divided by S, with S - 1 degrees of freedom. Two models
               are paired by seed: a seed fixes the order of the rows for both, which can move both
@@ -310,30 +310,6 @@ def summarise(values: Sequence[float]) -> dict:
         "median": float(np.median(found)),
         "sd": float(found.std(ddof=1)) if len(found) > 1 else None,
     }
-
-
-def bootstrap_interval(
-    statistic_fn: ScoreFunction,
-    a: ArrayLike,
-    b: ArrayLike,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> dict[str, float]:
-    """Percentile bootstrap over many pairs (a_i, b_i) -> {"estimate", "low", "high"}.
-
-    For times of the same work, not for scores. `statistic_fn` as in `crossed_scores`.
-    UserError below two pairs.
-    """
-    a, b = _aligned(a, b)
-
-    def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        return _score(statistic_fn, index, a, b)
-
-    draws = _resample(statistic, len(a), resamples, np.random.default_rng(seed))
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    estimate = float(statistic(np.arange(len(a))))
-    return {"estimate": estimate, "low": float(low), "high": float(high)}
 
 
 def wilson_interval(successes: int, n: int) -> dict[str, float]:

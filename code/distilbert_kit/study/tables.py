@@ -357,7 +357,6 @@ def latency(recipe: Recipe) -> dict:
         "records": ["benchmark/latency"] if record else [],
         "scale": "paper size and study size",
         "note": None if record else latency_evidence.NO_RECORD,
-        "energy": latency_evidence.energy(),
         "pareto": latency_evidence.pareto_rows(told, record),
         "pareto_recipe": told["name"],
     }

@@ -116,7 +116,10 @@ function start() {
   find("tasks").hidden = tasks.length === 1;
   form.elements.task.value = tasks[0];
   for (const [name, most] of Object.entries(state.limits)) form.elements[name].dataset.most = most;
-  for (const task of tasks) fill(EXAMPLES[task][0]);
+  for (const task of tasks) {
+    const written = FIELDS[task].some((name) => form.elements[name].value);
+    if (!written) fill(EXAMPLES[task][0]);
+  }
   showTask();
 }
 

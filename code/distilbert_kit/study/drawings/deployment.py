@@ -20,7 +20,7 @@ LOOKS = {
 
 
 def latency(rows: list[dict], threads: int) -> Figure:
-    """p50 by length at batch 1, a panel a size: models by colour, backends by line and marker."""
+    """p50 by length at batch 1, one panel per size: a colour per model, a line per backend."""
     sizes = [size for size in STUDENTS if any(row["size"] == size for row in rows)]
     figure, panels = grid(len(sizes), 3.0, columns=2)
     drawn = {}

@@ -22,7 +22,7 @@ def line(look: dict) -> dict:
 
 
 def loss(recipe: Recipe, histories: list[tuple[str, str, list[dict]]]) -> Figure:
-    """Training loss against updates, a panel a task, a line a seed: (task, model, history).
+    """Training loss against updates, one panel per task, one line per seed: (task, model, history).
 
     Each line is a running mean over a twentieth of its history.
     """
@@ -66,7 +66,7 @@ def distillation_loss(recipe: Recipe, curves: dict[str, tuple[list[dict], float]
 
 
 def budget(budgets: list[dict], tasks: list[str]) -> Figure:
-    """Score with its interval against tokens of distillation, a panel a task, a line a rate."""
+    """Score with interval against distillation tokens, one panel per task, one line per rate."""
     figure, panels = grid(len(tasks), 1.9)
     rates = sorted({row["learning_rate"] for row in budgets if row["learning_rate"]}, reverse=True)
     aside = 0.04 * max((row["tokens"] / 1e6 for row in budgets), default=0)  # to see both bars

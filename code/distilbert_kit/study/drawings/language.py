@@ -69,7 +69,7 @@ def phenomena(recipe: Recipe, errors: list[dict]) -> Figure:
 
 
 def length_errors(recipe: Recipe, rows: list[dict]) -> Figure:
-    """Errors by length, a panel a task."""
+    """Errors by length, one panel per task."""
     places = list(dict.fromkeys((row["task"], row["split"]) for row in rows))
     figure, panels = grid(len(places), 1.55)
     for axes, place in zip(panels, places):
@@ -162,7 +162,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def lost_split(recipe: Recipe, rows: list[dict]) -> Figure:
-    """Who is right, in percent of the examples: a panel a model, a bar a task."""
+    """Who is right, in percent of the examples: one panel per model, one bar per task."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     examples = {(row["task"], row["split"]): row["examples"] for row in rows}
     figure, panels = grid(len(models), 0.5 + 0.23 * len(examples), sharey=True)
@@ -203,7 +203,7 @@ SPARSE = 20  # examples: the accuracy of fewer says little
 
 
 def reliability(recipe: Recipe, rows: list[dict]) -> Figure:
-    """Accuracy against the probability of the predicted class, a panel a task.
+    """Accuracy against the probability of the predicted class, one panel per task.
 
     The area of a point is the share of the examples in its bin; bins of fewer than `SPARSE` are
     left out.

@@ -15,7 +15,6 @@ from .shared import grid, name_rows, printed_mean
 
 ENCODERS = {"bert": "BERT-base", "distilbert": "DistilBERT"}
 ENCODER_COLOURS = {"bert": TEACHER, "distilbert": STUDENT}
-MAKERS = {"ours": "ours", "transformers": "transformers"}
 PRINTED = ("bert_base", "distilbert")  # their names in data/paper.yaml
 LINES = {"ours": "-", "transformers": "--"}
 
@@ -136,7 +135,7 @@ def speed_ratio(speeds: list[dict], printed: float) -> Figure:
     axes.axvline(printed, color=PAPER, lw=2, label=f"the paper's times, {printed:.2f}")
     name_rows(
         axes,
-        [f"{MAKERS[r['maker']]}, {r['threads']} thread{'s' * (r['threads'] > 1)}" for r in speeds],
+        [f"{r['maker']}, {r['threads']} thread{'s' * (r['threads'] > 1)}" for r in speeds],
     )
     axes.set(xlabel="time of BERT-base / time of DistilBERT")
     axes.set_xlim(min(1.5, axes.get_xlim()[0]), None)
@@ -147,23 +146,23 @@ def speed_ratio(speeds: list[dict], printed: float) -> Figure:
 def latency(bins: list[dict], by_length: list[dict], pairs: str) -> Figure:
     """Milliseconds against length: pairs in `bins` of tokens, and random tokens of fixed lengths.
 
-    A bin holds quantiles (0, 25, 50, 75, 100 %) by "model/maker"; the middle half is shaded.
+    A bin holds quantiles (5, 25, 50, 75, 95 %) by "model/maker"; the middle half is shaded.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(FULL, 2.3), sharey=True)
     middles = [(row["from"] + row["to"]) / 2 for row in bins]
     for model, label in ENCODERS.items():
-        for maker, by in MAKERS.items():
+        for maker, dashes in LINES.items():
             quantiles = list(zip(*(row[f"{model}/{maker}"] for row in bins)))
-            look = {"color": ENCODER_COLOURS[model], "ls": LINES[maker]}
-            left.plot(middles, quantiles[2], label=f"{label} ({by})", **look)
+            look = {"color": ENCODER_COLOURS[model], "ls": dashes}
+            left.plot(middles, quantiles[2], label=f"{label} ({maker})", **look)
             left.fill_between(
                 middles, quantiles[1], quantiles[3], color=look["color"], alpha=0.15, lw=0
             )
     left.set(title=pairs, xlabel="tokens", ylabel="milliseconds")
     lengths = [row["length"] for row in by_length]
-    for maker in MAKERS:
+    for maker, dashes in LINES.items():
         values = [row[f"{maker}_milliseconds"] for row in by_length]
-        right.plot(lengths, values, color=STUDENT, ls=LINES[maker], marker="s")
+        right.plot(lengths, values, color=STUDENT, ls=dashes, marker="s")
     right.set(title="fixed lengths, DistilBERT only", xlabel="tokens")
     for axes, ticks in ((left, [8, 16, 32, 64]), (right, lengths)):
         axes.set(xscale="log", yscale="log")
@@ -176,7 +175,7 @@ def latency(bins: list[dict], by_length: list[dict], pairs: str) -> Figure:
 
 
 def step_cost(parts: pd.DataFrame) -> Figure:
-    """Seconds of each part of an update; a row an implementation."""
+    """Seconds of each part of an update; one row per implementation."""
     figure, axes = plt.subplots(figsize=(FULL, 0.8 + 0.35 * len(parts)))
     left, longest = 0, parts.sum(axis=1).max()
     for part, colour in zip(parts.columns, cycle(SHADES)):

@@ -1,7 +1,6 @@
 """From the record of the latency stage to rows: by length, against score and bytes, and claims."""
 
 import itertools
-from pathlib import Path
 
 from ..records import Record
 
@@ -15,7 +14,6 @@ BACKENDS = {
     "onnx_int8": "ONNX Runtime, int8",
 }
 STUDENTS = {"paper": ("bert", "distilbert"), "study": ("minilm", "distilminilm")}
-POWER = Path("/sys/class/powercap")  # the counters of Intel's RAPL
 NO_RECORD = "not measured: no record of latency"
 # ONNX Runtime's operators in an int8 graph, with all linear layers in 8 bits.
 IN_8_BITS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
@@ -89,12 +87,6 @@ def student_faster(record: Record) -> list[dict]:
             ratio = times[teacher] / times[student]
             rows.append(dict(zip(places, point), ratio=ratio))
     return rows
-
-
-def energy() -> str:
-    """Whether this machine lets its joules be read."""
-    readable = any(POWER.glob("*/energy_uj"))
-    return "a counter is there, no stage reads it" if readable else "not measured: no counter"
 
 
 def pareto_rows(told: dict, record: Record | None) -> list[dict]:

@@ -258,7 +258,7 @@ def distillation_step(record: Record | None) -> dict | None:
 
 
 def step_parts(record: Record) -> pd.DataFrame:
-    """Seconds of each part of an update; a row an implementation."""
+    """Seconds of each part of an update; one row per implementation."""
     parts = pd.DataFrame(record.measured.extra["seconds_by_part"]).T.drop(columns="total")
     return parts.rename(index=STEPS)
 
