@@ -17,7 +17,7 @@ import torch
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM, count_parameters
 from distilbert_kit.settings import read_seed
@@ -46,15 +46,20 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _describe(student: DistilBERTForMaskedLM, spec: Extract) -> dict:
-    parts = ["word and position embeddings", "their norm", "blocks of these layers", "decoder bias"]
+def _describe(student: DistilBERTForMaskedLM, spec: Extract, has_head: bool) -> dict:
+    """Print and return what was copied; `has_head`: whether the teacher has a masked-LM head."""
+    parts = ["word and position embeddings", "their norm", "blocks of these layers"]
     if student.config.model_type == "mpnet":
         parts.append("relative-position bias")
-    if spec.vocabulary_transform:
+    if has_head:
+        parts.append("decoder bias")
+    if has_head and spec.vocabulary_transform:
         parts.append("vocabulary transform")
     copied = "nothing" if spec.random else ", ".join(parts)
     print(f"student of {count_parameters(student):,} parameters from teacher layers {spec.layers}")
     print(f"copied: {copied}")
+    if not has_head:
+        print("drawn at random: the masked-LM head, which the teacher lacks")
     return {"parameters": count_parameters(student), "copied": copied}
 
 
@@ -72,7 +77,7 @@ def _from_teacher(arguments: argparse.Namespace) -> None:
         vocabulary_transform=not arguments.no_vocabulary_transform,
     )
     student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
-    _describe(student, spec)
+    _describe(student, spec, has_masked_lm_head(arguments.teacher))
     student.save_pretrained(arguments.out, get_tokenizer(arguments.teacher))
 
 
@@ -97,7 +102,7 @@ def main() -> None:
         student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
         if spec.random:
             student = DistilBERTForMaskedLM(student.config)
-        draft.metrics = _describe(student, spec)
+        draft.metrics = _describe(student, spec, has_masked_lm_head(source))
         student.save_pretrained(cell.folder, get_tokenizer(source))
     cell.stamp_folder()
 

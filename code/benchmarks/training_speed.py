@@ -83,9 +83,7 @@ def train_with_ours(
     model: nn.Module, rows: ClassificationDataset, settings: TrainSettings, seed: int
 ) -> float:
     """Fine-tune with our loop; seconds of the steps."""
-    sampler = LengthBatchSampler(
-        rows.lengths, settings.batch_size, settings.batch_tokens, seed=seed
-    )
+    sampler = LengthBatchSampler(rows.lengths, settings.batch_size, settings.batch_tokens)
     result = train(model, create_dataloader(rows, sampler), CLASSIFICATION, settings, seed=seed)
     return result.seconds
 

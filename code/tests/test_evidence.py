@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from invented import RECIPE, make_recipe, write_evidence
 
+from distilbert_kit.errors import UserError
 from distilbert_kit.study import cells as experiment, claims, statistics
 from distilbert_kit.study.evidence import comparisons, distillation, lost, scores
 from distilbert_kit.study.ledger import load_ledger
@@ -113,6 +114,28 @@ def test_scores_agree_with_the_records(tiny):
     mean = {row["model"]: row["over_seeds"]["mean"] for row in rows if row["primary"]}
     assert pair["gap"]["estimate"] == pytest.approx(mean["undistilled"] - mean["teacher"])
     assert pair["seeds"] == 2 and pair["p_holm"] == pair["gap"]["p"]  # one test, of one task
+
+
+@pytest.mark.parametrize("model, seed", [("teacher", 1), ("undistilled", 0)])
+def test_predictions_in_another_order_are_not_compared(tiny, monkeypatch, model, seed):
+    read = scores.read_predictions
+
+    def reversed_once(recipe, *names):
+        frame = read(recipe, *names)
+        return frame[::-1].reset_index(drop=True) if names[::3] == (model, seed) else frame
+
+    monkeypatch.setattr(scores, "read_predictions", reversed_once)
+    with pytest.raises(UserError, match="in another order"):
+        comparisons.compare(tiny, "undistilled", "teacher")
+
+
+def test_one_seed_is_not_tested(tiny):
+    (pair,) = comparisons.compare(tiny, "undistilled", "teacher")
+    assert pair["effect"] in ("rise", "fall", "none")
+    tiny.seeds[:] = tiny.seeds[:1]
+    (pair,) = comparisons.compare(tiny, "undistilled", "teacher")
+    assert (pair["effect"], pair["p_holm"]) == ("untested", None)
+    assert all(row["effect"] == "untested" for row in comparisons.ablation_rows(tiny))
 
 
 def test_errors_by_phenomenon_add_up(tiny):

@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import extract_student
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import MARK
 from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head
@@ -130,3 +131,12 @@ def test_recipe_key(tmp_path):
     with pytest.raises(UserError, match=r"models\.teacher\.pretrain\.train"):
         load_recipe(tmp_path / "r.yaml")
     assert not has_masked_lm_head("minilm")
+
+
+def test_a_student_of_a_teacher_without_a_head_is_not_said_to_have_its_head(tmp_path, capsys):
+    command = ["extract_student.py", "--teacher", "minilm", "--layers", "0", "--out"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*command, str(tmp_path / "student")])
+        extract_student.main()
+    told = capsys.readouterr().out
+    assert "decoder bias" not in told and "random: the masked-LM head" in told

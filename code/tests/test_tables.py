@@ -119,10 +119,13 @@ def test_distillation_is_told_without_wnli_too(results, tmp_path):
 def test_scores_are_answered_in_a_sentence(one_seed):
     said = answers.scores(tables.scores(one_seed), "distilled", "teacher")
     assert "keeps 87.5 % [" in said and "over 1 task at embedded scale (70.0 against 80.0)" in said
-    assert "significantly worse on 0 of the 1 task " in said
+    assert "one seed cannot tell whether it is worse on any" in said
     for model, wrong in {"teacher": 0, "distilled": 50, "undistilled": 60}.items():
         answered(one_seed, model, [1] * (200 - wrong) + [0] * wrong)
-    said = answers.scores(tables.scores(one_seed), "distilled", "teacher")
+    found = tables.scores(one_seed)
+    for row in found["comparisons"]:
+        row["effect"] = "fall"  # as with more seeds
+    said = answers.scores(found, "distilled", "teacher")
     assert "keeps 75.0 % [" in said and "significantly worse on 1 of the 1 task " in said
 
 
@@ -300,16 +303,17 @@ def test_ablation_by_hand(one_seed, tmp_path):
         f"finetune/{name}-sentiment-0" for name in ("distilled", "random_initialisation")
     ]
     said = answers.ablation(found)
-    assert "Of 1 change, none" in said and "with −20.0 points [" in said
+    assert "Of 1 change, none is tested, with one seed, at" in said
+    assert "with −20.0 points [" in said
     shown = copy.deepcopy(found)
-    shown["rows"][0] |= {"low": -0.3, "high": -0.1, "p_holm": 0.04}
+    shown["rows"][0] |= {"low": -0.3, "high": -0.1, "effect": "fall"}
     shown["order"] = [{"gap": {"low": 0.1}}, {"gap": {"low": -0.1}}]
     said = answers.ablation(shown)
     assert "Of 1 change, 1 significantly lower the mean score (“from random weights”)" in said
     assert "order shows in 1 of 2 steps" in said
-    shown["rows"][0] |= {"change": 0.2, "low": 0.1, "high": 0.3}
+    shown["rows"][0] |= {"change": 0.2, "low": 0.1, "high": 0.3, "effect": "rise"}
     assert "1 significantly raise it" in answers.ablation(shown)
-    shown["rows"][0] |= {"p_holm": 0.06}  # the interval is not adjusted
+    shown["rows"][0] |= {"effect": "none"}  # the interval is not adjusted
     assert "none significantly changes" in answers.ablation(shown)
     answered(one_seed, "random_initialisation", [1] * 10)
     assert tables.ablation(one_seed)["rows"][0]["change"] == pytest.approx(0.3)

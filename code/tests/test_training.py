@@ -26,6 +26,7 @@ from distilbert_kit.models.model import (
     Dropout,
 )
 from distilbert_kit.settings import LossWeights, TrainSettings
+from distilbert_kit.training.checkpointing import read_position
 from distilbert_kit.training.classification import (
     CLASSIFICATION,
     evaluate_classification_metrics,
@@ -34,6 +35,7 @@ from distilbert_kit.training.classification import (
 from distilbert_kit.training.distillation import compute_mlm_loader_loss
 from distilbert_kit.training.loop import (
     _generator,
+    create_accelerator,
     create_optimizer,
     learning_rate_factor,
     train,
@@ -72,11 +74,26 @@ def run(model, data, seed=0, **changes):
 
 
 def test_same_seed_same_weights_other_seed_other_weights():
+    first, second, third = (run(classifier(0.1), loader(), seed=seed)[1] for seed in (3, 3, 4))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_the_order_of_the_batches_follows_from_the_seed_of_the_run():
+    """Without dropout nothing else does; the loader's own seed decides nothing."""
     first, second, third = (
-        run(classifier(0.1), loader(seed=seed), seed=seed)[1] for seed in (3, 3, 4)
+        run(classifier(), loader(seed=of_loader), seed=seed)[1]
+        for of_loader, seed in ((0, 3), (1, 3), (0, 4))
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
+
+
+def test_batches_of_another_size_than_the_settings_are_refused():
+    with pytest.raises(UserError, match="batch_size: 8 in the loader, 4 in the settings"):
+        run(classifier(), loader(), batch_size=4)
+    with pytest.raises(UserError, match="batch_tokens: None in the loader, 64 in the settings"):
+        run(classifier(), loader(), batch_tokens=64)
 
 
 def drawn_with(seed):
@@ -134,7 +151,7 @@ def numbers_of(lengths, batch_tokens=None, **changes):
 
     objective = replace(CLASSIFICATION, prepare=prepare)
     train(classifier(), create_dataloader(data.dataset, sampler), objective,
-          settings(**changes), seed=0)  # fmt: skip
+          settings(batch_tokens=batch_tokens, **changes), seed=0)  # fmt: skip
     for epoch in range(changes["epochs"]):
         sampler.set_epoch(epoch)
         plans.append(len(list(sampler)))
@@ -156,7 +173,7 @@ def test_accumulation_weighs_examples_not_micro_batches():
     data = loader(rows=12, batch_size=8)  # micro-batches of 8 and 4
     whole = loader(rows=12, batch_size=12)
     _, split_weights = run(model, data, epochs=1, accumulation=2, max_grad_norm=1e9)
-    _, joint_weights = run(joint, whole, epochs=1, max_grad_norm=1e9)
+    _, joint_weights = run(joint, whole, epochs=1, batch_size=12, max_grad_norm=1e9)
     torch.testing.assert_close(split_weights, joint_weights, atol=1e-5, rtol=0)
 
 
@@ -200,6 +217,30 @@ def test_the_loop_masks_once():
     mask = data.dataset.mask_token_id
     assert seen and all("labels" not in batch for batch in seen)
     assert not any((batch["input_ids"] == mask).any() for batch in seen)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_last_update_too():
+    class Bad(torch.autograd.Function):
+        @staticmethod
+        def forward(context, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * math.inf
+
+    calls = itertools.count(1)
+
+    def loss(*given):
+        found, sums = CLASSIFICATION.loss(*given)
+        return (Bad.apply(found) if next(calls) == 4 else found), sums
+
+    model = classifier()
+    with pytest.raises(NonFiniteLossError, match="gradient is not finite at update 4"):
+        train(
+            model, loader(rows=32), replace(CLASSIFICATION, loss=loss), settings(epochs=1), seed=0
+        )
+    assert weights(model).isfinite().all()
 
 
 def test_logits_that_are_not_finite_are_no_prediction():
@@ -293,6 +334,32 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, every):
     arguments["identity"] = None
     with pytest.raises(ValueError, match="needs identity"):
         train(resumed, loader(), CLASSIFICATION, settings(), **arguments)
+
+
+def test_a_run_with_a_loss_scale_is_resumed(tmp_path, monkeypatch):
+    """As fp16 on a GPU: torch steps the optimiser once, to make the state that it loads."""
+
+    def scaling(precision):
+        accelerator = create_accelerator(precision)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+        return accelerator
+
+    monkeypatch.setattr("distilbert_kit.training.loop.create_accelerator", scaling)
+    arguments = {"seed": 0, "checkpoint_every": 4, "checkpoint_folder": tmp_path, "identity": "a"}
+    calls = iter(range(6))
+
+    def loss(*given):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return CLASSIFICATION.loss(*given)
+
+    stopped = replace(CLASSIFICATION, loss=loss)
+    with pytest.raises(KeyboardInterrupt):
+        train(classifier(0.1), loader(), stopped, settings(), **arguments)
+    assert read_position(tmp_path)["scaler"]["scale"] == 2048.0
+    resumed = classifier(0.1)
+    train(resumed, loader(), CLASSIFICATION, settings(), **arguments)
+    assert torch.equal(weights(resumed), run(classifier(0.1), loader())[1])
 
 
 FAULTS = """

@@ -248,7 +248,7 @@ class LengthBatchSampler:
         pool: int = 100,
     ):
         self.lengths = np.asarray(lengths)
-        self.batch_size, self.batch_tokens = batch_size, batch_tokens or 2**62
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.shuffle, self.seed, self.pool, self.epoch = shuffle, seed, pool, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -260,7 +260,8 @@ class LengthBatchSampler:
         start = 0
         while start < len(indices):
             longest = int(self.lengths[indices[start]])
-            size = max(1, min(self.batch_size, self.batch_tokens // longest))
+            most = self.batch_tokens // longest if self.batch_tokens else self.batch_size
+            size = max(1, min(self.batch_size, most))
             yield indices[start : start + size].tolist()
             start += size
 

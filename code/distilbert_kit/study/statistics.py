@@ -138,14 +138,17 @@ def gap_interval(tasks: Mapping[str, Scores]) -> dict:
     """Second model's mean score over the tasks minus the first's.
 
     Returns {"estimate", "low", "high", "standard_error", "df", "p", "seeds"}; p is that of the
-    two-sided t-test of no gap, which agrees with the interval; seeds are {task: how many}.
+    two-sided t-test of no gap, which agrees with the interval, and None where a task has one seed
+    and the gap may be that seed's luck; seeds are {task: how many}.
     """
     found = list(tasks.values())
     weights = np.tile([-1.0, 1.0], (len(found), 1)) / len(found)
     estimate = sum(w @ scores.mean for w, scores in zip(weights, found))
     error, degrees = _spread(found, weights)
     p = 1.0 if estimate == 0 else 0.0
-    if error > 0:
+    if any(scores.seeds < 2 for scores in found):
+        p = None
+    elif error > 0:
         p = float(2 * stats.t.sf(abs(estimate) / error, degrees))
     interval = _student(estimate, error, degrees)
     return interval | {"p": p, "seeds": {task: tasks[task].seeds for task in tasks}}

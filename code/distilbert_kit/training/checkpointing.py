@@ -68,8 +68,9 @@ def save_state(
 ) -> None:
     """Model, optimiser, scheduler and position, as one file that appears whole.
 
-    The random state follows from the position. All processes gather sharded state; the main one
-    writes.
+    `optimizer` is the one that accelerate wraps: torch steps what it is given, to make its state,
+    and the wrapper would ask for a scaled loss. The random state follows from the position. All
+    processes gather sharded state; the main one writes.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
@@ -85,6 +86,7 @@ def save_state(
         "scheduler_epoch": scheduler.last_epoch,
         "result": vars(result),
         "param_groups": optimizer_state["param_groups"],
+        "scaler": accelerator.scaler and accelerator.scaler.state_dict(),
     }
     with replacing_file(folder / CHECKPOINT) as temporary:
         metadata = with_hash(tensors, position=json.dumps(position))
@@ -123,6 +125,7 @@ def resume_state(
     optimizer: torch.optim.Optimizer,
     scheduler: LambdaLR,
     result: TrainingResult,
+    accelerator: Accelerator,
 ) -> None:
     """Load the checkpoint in `folder`, if there is one, into everything given."""
     if not (folder / CHECKPOINT).exists():
@@ -158,3 +161,5 @@ def resume_state(
     ]
     for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
         group["lr"] = rate
+    if accelerator.scaler is not None and position.get("scaler"):
+        accelerator.scaler.load_state_dict(position["scaler"])

@@ -109,9 +109,7 @@ def train_on_corpus(
         open_corpus(corpus, split, masking, tokenizer) for split in ("validation", "train")
     )
     objective = triple_objective(dataset, weights, teacher)
-    sampler = LengthBatchSampler(
-        dataset.lengths, settings.batch_size, settings.batch_tokens, seed=seed
-    )
+    sampler = LengthBatchSampler(dataset.lengths, settings.batch_size, settings.batch_tokens)
     validate = (model, held_out, objective, settings.precision, 8192)
     losses = {"before": validation_losses(*validate)}
     result = train(

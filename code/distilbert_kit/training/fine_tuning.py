@@ -128,9 +128,7 @@ def fine_tune(
     """
     torch.manual_seed(seed)  # the new head
     model = with_new_head(start, task)
-    sampler = LengthBatchSampler(
-        dataset.lengths, settings.batch_size, settings.batch_tokens, seed=seed
-    )
+    sampler = LengthBatchSampler(dataset.lengths, settings.batch_size, settings.batch_tokens)
     loader, objective = create_dataloader(dataset, sampler), KINDS[task.kind].objective(targets)
     result = train(
         model,

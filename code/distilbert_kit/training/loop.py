@@ -132,6 +132,20 @@ def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
+def _order_batches(loader: DataLoader, settings: TrainSettings, seed: int) -> None:
+    """Draw the order of the batches from `seed`; UserError unless they are as large as asked."""
+    sampler = loader.batch_sampler
+    if not isinstance(sampler, LengthBatchSampler):  # a fixed order
+        return
+    for name in ("batch_size", "batch_tokens"):
+        found, asked = getattr(sampler, name), getattr(settings, name)
+        if found != asked:
+            raise UserError(
+                f"{name}: {found} in the loader, {asked} in the settings; make them equal"
+            )
+    sampler.seed = seed
+
+
 def updates_in_run(loader: DataLoader, settings: TrainSettings, processes: int) -> int:
     """Number of updates in `settings.epochs` epochs; the last window of an epoch may be short."""
     per_update = settings.accumulation * processes
@@ -174,21 +188,25 @@ def train(
     """Train `model` in place and return what was done.
 
     `loader` has a TokenDataset, whose `collate` makes the batches, and a LengthBatchSampler; masks
-    are drawn by the objective. Everything random follows from `seed`. With a `checkpoint_folder`,
+    are drawn by the objective. Everything random follows from `seed`, the order of the batches
+    too, whatever the loader's own. With a `checkpoint_folder`,
     state is kept there every `checkpoint_every` updates (None: every `CHECKPOINT_SECONDS`) and a
     run that was cut off goes on from the last one, to the same weights bit for bit (on a CPU, the
     same machine with as many threads: another sums products in another order). It then needs an
     `identity`: a name or hash of all that decides the result and that the loop cannot see, the
     starting weights, the data, the loss and its teacher. Raises NonFiniteLossError naming the
-    update, and UserError for a checkpoint of another identity, of other settings or precision.
+    update, and UserError for batches of other sizes than the settings ask for, and for a checkpoint
+    of another identity, of other settings or precision.
     """
     if checkpoint_folder is not None and identity is None:
         raise ValueError("checkpoint_folder needs identity: name the start, the data and the loss")
+    _order_batches(loader, settings, seed)
     accelerator = create_accelerator(settings.precision)
     total = updates_in_run(loader, settings, accelerator.num_processes)
     warmup = math.ceil(settings.warmup_fraction * total)
     step = accelerator.prepare(_Step(model, objective).train())
-    optimizer = accelerator.prepare(create_optimizer(model, settings))
+    adamw = create_optimizer(model, settings)
+    optimizer = accelerator.prepare(adamw)
     scheduler = LambdaLR(optimizer, lambda update: learning_rate_factor(update, total, warmup))
     result = TrainingResult(precision=usable_precision(settings.precision))
     run = {
@@ -199,7 +217,7 @@ def train(
         "updates": total,
     }
     if checkpoint_folder is not None:
-        resume_state(checkpoint_folder, run, step, optimizer, scheduler, result)
+        resume_state(checkpoint_folder, run, step, adamw, scheduler, result, accelerator)
     bar = tqdm(
         total=total,
         initial=result.updates,
@@ -231,7 +249,7 @@ def train(
         if due:
             saved = time.perf_counter()
             result.seconds = saved - started
-            save_state(checkpoint_folder, run, step, optimizer, scheduler, result, accelerator)
+            save_state(checkpoint_folder, run, step, adamw, scheduler, result, accelerator)
     bar.close()
     result.seconds = time.perf_counter() - started
     model.eval()
@@ -290,7 +308,12 @@ def _update(
             f"the loss is not finite at update {result.updates + 1} ({shown}); "
             "lower the learning rate or use precision fp32"
         )
-    accelerator.clip_grad_norm_(step.parameters(), settings.max_grad_norm)
+    norm = accelerator.clip_grad_norm_(step.parameters(), settings.max_grad_norm)
+    if accelerator.scaler is None and not math.isfinite(norm):  # a scaler skips such an update
+        raise NonFiniteLossError(
+            f"the gradient is not finite at update {result.updates + 1} (its norm is {norm:g}); "
+            "lower the learning rate or use precision fp32"
+        )
     optimizer.step()
     optimizer.zero_grad()
     return means

@@ -13,6 +13,7 @@ from ...data.tasks import get_task
 from .. import statistics
 from ..recipes import Recipe
 from .scores import (
+    check_same_rows,
     guessing,
     recorded_seeds,
     seed_predictions,
@@ -21,6 +22,7 @@ from .scores import (
 )
 
 LeftOut = Container[tuple[str, int]]  # pairs of task and seed
+SIGNIFICANT = 0.05  # p values below it, after adjustment
 
 
 def shared_seeds(
@@ -51,6 +53,7 @@ def crossed_scores(
         where = split or task.eval_splits[0]
         seeds = shared_seeds(recipe, models, task.name, without)
         frames = [seed_predictions(recipe, name, task.name, where, seeds) for name in models]
+        check_same_rows(frames, f"{', '.join(models)} on {task.name}, {where}")
         runs = [(*(frame[seed] for frame in frames), frames[0]["reference"]) for seed in seeds]
         found[task.name] = statistics.crossed_scores(runs, task_score_function(task.primary, task))
     return found
@@ -60,8 +63,8 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
     """A model against a reference, one row for each task and split that both have.
 
     `gap` is that of the primary metric, `retention` the ratio (None for a reference at chance).
-    One test a task, on its first split, whatever the number of seeds; `p_holm` is its p value,
-    adjusted after Holm over the tasks, and None for other splits.
+    One test per task, on its first split: `p_holm` and `effect` as in `_add_effects`, over the
+    tasks; None for other splits.
     """
     rows = []
     for name in shared_tasks(recipe, (reference, model), recipe.tasks):
@@ -80,12 +83,29 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
                     "gap": gap,
                     "retention": retained(scores),
                     "p_holm": None,
+                    "effect": None,
                 }
             )
-    tested = [row for row in rows if row["split"] == get_task(row["task"]).eval_splits[0]]
-    for row, adjusted in zip(tested, statistics.holm([row["gap"]["p"] for row in tested])):
-        row["p_holm"] = adjusted
+    first = [row for row in rows if row["split"] == get_task(row["task"]).eval_splits[0]]
+    _add_effects(first, [row["gap"] for row in first])
     return rows
+
+
+def _add_effects(rows: Sequence[dict], gaps: Sequence[dict]) -> None:
+    """Add to each row what its gap shows: `effect` is "rise", "fall", "none" or "untested".
+
+    `p_holm` is the gap's p value, adjusted after Holm over the rows. One seed is not tested: two
+    runs of one model, of different seeds, would often be called different.
+    """
+    adjusted = iter(statistics.holm([gap["p"] for gap in gaps if gap["p"] is not None]))
+    for row, gap in zip(rows, gaps, strict=True):
+        row["p_holm"] = None if gap["p"] is None else next(adjusted)
+        if row["p_holm"] is None:
+            row["effect"] = "untested"
+        elif row["p_holm"] >= SIGNIFICANT:
+            row["effect"] = "none"
+        else:
+            row["effect"] = "rise" if gap["estimate"] > 0 else "fall"
 
 
 def over_control(recipe: Recipe) -> list[dict]:
@@ -196,16 +216,17 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
     """Table 4: what each change of the student's distillation does to the mean score.
 
     A row is a model distilled with other loss weights or from another start than its counterpart.
-    `change` is its mean score minus the counterpart's, as in `mean_gap`; `p_holm` is the p value
-    of no change, adjusted after Holm over the rows.
+    `change` is its mean score minus the counterpart's, as in `mean_gap`; `p_holm` and `effect` as
+    in `_add_effects`.
     """
-    rows = []
+    rows, gaps = [], []
     for model, spec in recipe.models.items():
         if spec.distill is None or (reference := counterpart(recipe, model)) is None:
             continue
         if (shared := mean_gap(recipe, model, reference)) is None:
             continue
         found = shared["gap"]
+        gaps.append(found)
         rows.append(
             {
                 "model": model,
@@ -219,8 +240,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 **{name: found[name] for name in ("low", "high", "p")},
             }
         )
-    for row, adjusted in zip(rows, statistics.holm([row["p"] for row in rows])):
-        row["p_holm"] = adjusted
+    _add_effects(rows, gaps)
     return rows
 
 

@@ -4,7 +4,7 @@ Scores are fractions here (0.91), as in the records; the report prints percent. 
 fine-tuned a model, its score is the mean over the seeds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -106,6 +106,13 @@ def read_predictions(recipe: Recipe, model: str, task: str, split: str, seed: in
     raise UserError(f"{path}: {found}; delete it and run {cell.shown_command}")
 
 
+def check_same_rows(frames: Iterable[pd.DataFrame], whose: str) -> None:
+    """Raise UserError unless the predictions are of the same examples in the same order."""
+    first, *others = (frame["reference"] for frame in frames)
+    if not all(first.equals(other) for other in others):
+        raise UserError(f"{whose}: predictions of other rows, or in another order; run them again")
+
+
 def seed_predictions(
     recipe: Recipe,
     model: str,
@@ -121,12 +128,13 @@ def seed_predictions(
     """
     by_question = get_task(task).kind == "question_answering"
     column = (metric or get_task(task).primary) if by_question else "prediction"
-    columns = {}
-    for seed in seeds:
-        frame = read_predictions(recipe, model, task, split, seed)
-        columns[seed] = frame[column]
+    frames = {seed: read_predictions(recipe, model, task, split, seed) for seed in seeds}
+    columns = {seed: frame[column] for seed, frame in frames.items()}
+    frame = frames[seeds[-1]]
     if by_question:
         frame["reference"] = 1.0
+    else:
+        check_same_rows(frames.values(), f"{model} on {task}, {split}")
     tags = [name for name in ("reference", "phenomenon", "tokens") if name in frame]
     return pd.concat([frame[tags], pd.DataFrame(columns)], axis=1)
 
