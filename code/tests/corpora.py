@@ -1,5 +1,6 @@
 """Texts, a naive preparation to compare with, and the script."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from random import Random
 from distilbert_kit.corpus import prepare as corpus
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import Source
+from distilbert_kit.files import with_sha256
 from distilbert_kit.models.checkpoints import get_tokenizer
 
 SCRIPT = Path(__file__).parents[1] / "prepare_corpus.py"
@@ -35,6 +37,13 @@ def texts_source(texts: list[str]) -> Source:
 def prepare(folder: Path, texts: list[str], **options) -> dict:
     options = {"validation_fraction": 0.0} | options
     return prepare_corpus(folder, [texts_source(texts)], TOKENIZER, **options)
+
+
+def manifest_changed(folder: Path, change) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(with_sha256(content)))
 
 
 def ids_of(text: str) -> list[int]:

@@ -14,6 +14,7 @@ from corpora import (
     TOKENIZER,
     contents,
     ids_of,
+    manifest_changed,
     naive_sequences,
     prepare,
     run_script,
@@ -159,6 +160,10 @@ def test_continues_from_any_commit(tmp_path, monkeypatch, whole, commits):
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, TEXTS * 2, **SMALL)
     monkeypatch.undo()
+    if commits:  # equal settings, written otherwise
+        same = {"max_length": 512.0, "vocab_size": 30522.0}
+        manifest_changed(tmp_path, lambda content: content["settings"].update(same))
+        manifest_changed(tmp_path, lambda content: content["settings"].pop("limit_tokens"))
     prepare(tmp_path, TEXTS * 2, **SMALL)
     assert contents(tmp_path) == whole
 

@@ -68,6 +68,7 @@ def test_other_encoding_by_option(tmp_path):
     [
         ("", "empty"),
         ("\n\n", "empty"),
+        (" \n \n", "empty"),
         ("text,label\n", "no row with a text and a label"),
         ("a,b,c\n1,2,3\n", r"--text-column cannot be guessed; name one of its 3 columns: 'a', 'b'"),
         ("text,body,label\nx,y,1\n", "may be 'text' or 'body'"),

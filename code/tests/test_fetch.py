@@ -353,6 +353,7 @@ def test_articles_of_a_copy(world):
     [
         (lambda whole: (whole[:-40],), "not read to its end"),
         (lambda whole: (whole[:200], None, 200, len(whole)), "not read to its end"),
+        (lambda whole: (whole[:3],), "not read to its end"),
         (lambda whole: (b"<html>", None, 200), "not read to its end"),
         (lambda whole: (b"", None, 404), "the server answers 404 .*; give a copy with --from"),
         (lambda whole: (archive({"text/AA/wiki_00": ""}),), "1 article files"),

@@ -216,7 +216,13 @@ def archive(files, mode):
     return sink.getvalue()
 
 
-@given(damaged(archive({"r/text/AA/wiki_00": ARTICLE.encode() * 9, "r/README": b""}, "w")))
+def articles(content):
+    return archive({"r/text/AA/wiki_00": content, "r/README": b""}, "w")
+
+
+@example(articles(b'<doc id="1" url="" title="">\n\n' * 16_000))  # none of them ends
+@example(articles(ARTICLE.replace('"A"', f'"&#{"1" * 5000};"').encode()))
+@given(damaged(articles(ARTICLE.encode() * 9)))
 def test_archives_of_articles(folder, content):
     for packed in (gzip.compress(content, 1), content):
         splits = told(build_articles, put(folder / "wiki.tar.gz", packed), 1) or {}

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from corpora import (
     TEXTS,
+    manifest_changed,
     naive_sequences,
     prepare,
 )
@@ -53,11 +53,14 @@ def test_altered_shard_is_found_by_checksum(tmp_path):
     prepare(tmp_path, TEXTS)
     path = tmp_path / "train-00000.bin"
     data = bytearray(path.read_bytes())
-    data[100] ^= 1
+    data[100:102] = b"\xff\xff"  # no token of the vocabulary
     path.write_bytes(data)
     open_shards(tmp_path)
     with pytest.raises(UserError, match="SHA-256"):
         open_shards(tmp_path, checksums=True)
+    manifest_changed(tmp_path, lambda content: content.update(complete=False))
+    with pytest.raises(UserError, match="SHA-256"):  # nor is it gone on with
+        prepare(tmp_path, TEXTS)
 
 
 def test_counts_of_another_vocabulary(tmp_path):
@@ -84,18 +87,12 @@ def test_missing_split_and_folder(tmp_path):
         open_shards(tmp_path)
 
 
-def manifest_changed(folder: Path, change) -> None:
-    path = folder / "manifest.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(with_sha256(content)))
-
-
 def test_another_format_and_splits_without_text_are_told_as_they_are(tmp_path):
     prepare(tmp_path, TEXTS)
     with pytest.raises(UserError, match="no split 'test'; choose from train, validation"):
         open_shards(tmp_path, "test")
-    manifest_changed(tmp_path, lambda content: content["splits"]["train"].update(sequences=0))
+    none = {"sequences": 0, "tokens": 0, "shards": []}
+    manifest_changed(tmp_path, lambda content: content["splits"]["train"].update(none))
     with pytest.raises(UserError, match="no train sequences; prepare it from more text"):
         open_shards(tmp_path)
     manifest_changed(tmp_path, lambda content: content.update(format=2))
@@ -103,11 +100,34 @@ def test_another_format_and_splits_without_text_are_told_as_they_are(tmp_path):
         open_shards(tmp_path)
 
 
-def test_an_empty_shard_is_none_of_this_kit(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda content: content["splits"]["train"]["shards"][0].update(sequences=0, tokens=0),
+            r"splits\.train\.shards\.0\.sequences: Input should be greater than 0",
+        ),
+        (
+            lambda content: content["splits"]["train"].update(shards=[]),
+            r"splits\.train: sequences are not the sum of its shards'",
+        ),
+        (
+            lambda content: content["splits"]["train"].update(tokens=0),
+            r"splits\.train: tokens are not the sum of its shards'",
+        ),
+        (
+            lambda content: content["splits"]["train"].update(documents=1 << 62),
+            r"splits\.train\.documents: Input should be less than",
+        ),
+        (lambda content: content["splits"].update(test=True), r"splits\.test: Extra inputs"),
+        (lambda content: content["dropped"].pop("short"), r"dropped\.short: Field required"),
+    ],
+)
+def test_a_manifest_that_is_none_of_this_kit(tmp_path, change, message):
     prepare(tmp_path, TEXTS)
-    (tmp_path / "train-00000.bin").write_bytes(b"")
-    (tmp_path / "train-00000.idx").write_bytes(b"\0" * 4)
-    none = {"sequences": 0, "tokens": 0}
-    manifest_changed(tmp_path, lambda content: content["splits"]["train"]["shards"][0].update(none))
-    with pytest.raises(UserError, match=r"shards\.0\.sequences: Input should be greater than 0"):
+    manifest_changed(tmp_path, lambda content: content.update(complete=False))
+    manifest_changed(tmp_path, change)
+    with pytest.raises(UserError, match=message):
         open_shards(tmp_path)
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path, TEXTS)

@@ -230,8 +230,8 @@ def _begin(folder: Path, settings: dict, key: str | None) -> dict:
         raise UserError(f"{foreign}: is there, and no manifest lists it; choose another folder")
     if old is not None:
         different = _differences(old, settings, key)
-        if not different:
-            return old
+        if not different:  # equal ones may be written otherwise: 512.0, or no key for None
+            return old | {"settings": settings}
         if key is None and old["commits"]:
             raise UserError(
                 f"{folder}: holds a corpus made otherwise ({', '.join(different)} differs); choose "
@@ -368,7 +368,7 @@ def _write_shards(
     read, says where to go on.
     """
     settings = state["settings"]
-    check_shards(folder, state)
+    check_shards(folder, state, checksums=True)
     for leftover in corpus_files(folder):  # what a killed run was writing
         if leftover.suffix == ".tmp":
             leftover.unlink()

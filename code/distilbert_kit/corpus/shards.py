@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from ..errors import UserError, first_problem
 from ..files import known_sha256, without_sha256, write_atomically
@@ -44,6 +44,9 @@ def corpus_files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.glob("*")) if _NAMES.fullmatch(path.name))
 
 
+_Count = Annotated[int, Field(ge=0, lt=2**62)]  # the sum of two is in 64 bits
+
+
 class _Sha256(BaseModel):
     bin: str
     idx: str
@@ -58,13 +61,21 @@ class _ShardEntry(BaseModel):
 
 
 class _Split(BaseModel):
-    documents: NonNegativeInt
-    sequences: NonNegativeInt
-    tokens: NonNegativeInt
+    documents: _Count
+    sequences: _Count
+    tokens: _Count
     shards: list[_ShardEntry]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> _Split:
+        for name in ("sequences", "tokens"):
+            if getattr(self, name) != sum(getattr(shard, name) for shard in self.shards):
+                raise ValueError(f"{name} are not the sum of its shards'")
+        return self
 
 
 class _Splits(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     train: _Split
     validation: _Split
 
@@ -74,19 +85,25 @@ class _Settings(BaseModel):
     vocabulary_sha256: str
 
 
+class _Dropped(BaseModel):
+    short: _Count
+    unknown: _Count
+    duplicate: _Count
+
+
 class _Manifest(BaseModel):
     format: int
     key: str | None = None
     complete: bool
-    commits: NonNegativeInt
+    commits: _Count
     settings: _Settings
-    dropped: dict[str, NonNegativeInt]
+    dropped: _Dropped
     splits: _Splits
 
 
 class _Counts(BaseModel):
     vocabulary_sha256: str
-    counts: list[Annotated[int, Field(ge=0, lt=2**63)]]
+    counts: list[_Count]
 
 
 def read_manifest(folder: Path) -> dict | None:

@@ -303,7 +303,10 @@ def create_classification_dataloader(
     shuffle: bool = True,
     seed: int = 0,
 ) -> DataLoader:
-    """Texts (or pairs) and labels -> length-bucketed batches."""
+    """Texts (or pairs) and labels -> length-bucketed batches.
+
+    `seed` decides their order when they are read; `train` orders them by its own seed.
+    """
     dataset = ClassificationDataset(texts, labels, tokenizer, max_length)
     sampler = LengthBatchSampler(dataset.lengths, batch_size, batch_tokens, shuffle, seed)
     return create_dataloader(dataset, sampler)
@@ -319,7 +322,10 @@ def create_mlm_dataloader(
     shuffle: bool = True,
     seed: int = 0,
 ) -> DataLoader:
-    """Texts -> masked batches (input_ids, attention_mask, labels), masks smoothed by counts."""
+    """Texts -> masked batches (input_ids, attention_mask, labels), masks smoothed by counts.
+
+    `seed` as in `create_classification_dataloader`.
+    """
     sequences = ClassificationDataset(texts, None, tokenizer, max_length).input_ids
     counts = Counter(token for sequence in sequences for token in sequence)
     token_counts = torch.tensor([float(counts[i]) for i in range(vocabulary_size(tokenizer))])

@@ -33,7 +33,7 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
         separator = max(SEPARATORS, key=first.count)
         header = next(csv.reader(io.StringIO(content, newline=""), delimiter=separator), [])
         if not header:
-            raise UserError(f"{path}: empty; give a CSV whose first line names the columns")
+            raise pd.errors.EmptyDataError  # as pandas, for lines of blanks
         if len(header) > MOST_COLUMNS:
             raise UserError(
                 f"{path}: {len(header):,} columns, at most {MOST_COLUMNS:,} are read; "
@@ -56,6 +56,8 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
         raise UserError(
             f"{path}: no such file; give a CSV whose first line names the columns"
         ) from None
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path}: empty; give a CSV whose first line names the columns") from None
     except (UnicodeError, LookupError) as error:
         raise UserError(
             f"{path}: not {encoding} ({error}); save it as UTF-8, or name its --encoding, "

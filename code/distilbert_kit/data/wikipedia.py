@@ -6,6 +6,7 @@ it goes, so every choice can be made again: of 1,000 buckets, the first 32 bits 
 SHA-256 modulo 1,000, buckets 0 to 4 are validation and 10 to 207 train; the rest is left out.
 """
 
+import gzip
 import hashlib
 import html
 import http.client
@@ -32,9 +33,8 @@ MOST = 1 << 32  # bytes of the unpacked archive; the true one has under a quarte
 
 _ADVICE = "give the whole repository at the commit of data/sources.yaml"
 _FILE = re.compile(r"(?:.*/)?text/A[A-Z]/wiki_\d\d")
-_DOCUMENT = re.compile(
-    r'^<doc id="(\d+)" url="[^"\n]*" title="([^\n]*)">\n[^\n]*\n(.*?)^</doc>$', re.M | re.S
-)
+_HEAD = re.compile(r'^<doc id="(\d{1,18})" url="[^"\n]*" title="([^\n]*)">\n[^\n]*\n', re.M)
+_END = re.compile(r"^</doc>$", re.M)
 _TAG = re.compile(r"<[^>\n]{0,200}>")  # longer ones are comparisons: "a < b … c > d"
 _BROKEN = (OSError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException)
 
@@ -50,8 +50,11 @@ def build_articles(source: str | Path, files: int) -> dict[str, list[dict]]:
     found = 0
     for content in tqdm(_read_files(source), "wikipedia", files, unit="file", mininterval=1):
         found += 1
-        for split, row in _read_documents(content):
-            splits[split].append(row)
+        try:
+            for split, row in _read_documents(content):
+                splits[split].append(row)
+        except ValueError as error:  # a character's number of thousands of digits
+            raise UserError(f"{source}: not a file of articles ({error}); {_ADVICE}") from None
     if found != files:
         raise UserError(
             f"{source}: {found} article files text/A?/wiki_??, expected {files}; {_ADVICE}"
@@ -73,12 +76,15 @@ def clean_article(text: str) -> str:
 
 def _read_documents(content: str) -> Iterator[tuple[str, dict]]:
     """The chosen articles of a file; a document's first line is its title and goes."""
-    for number, title, body in _DOCUMENT.findall(content):
-        title = html.unescape(title)
+    *documents, _ = _END.split(content)  # before heads are looked for, each in its own document
+    for document in documents:
+        if not (head := _HEAD.search(document)):
+            continue
+        title = html.unescape(head[2])
         if split := article_split(title):
-            text = clean_article(body)
+            text = clean_article(document[head.end() :])
             if len(text) >= SHORTEST:
-                yield split, {"id": int(number), "title": title, "text": text}
+                yield split, {"id": int(head[1]), "title": title, "text": text}
 
 
 def _read_files(source: str | Path) -> Iterator[str]:
@@ -90,7 +96,8 @@ def _read_files(source: str | Path) -> Iterator[str]:
             return
         with (
             _opened(source) as file,
-            tarfile.open(fileobj=file, mode="r|gz", tarinfo=BoundedTarInfo) as archive,
+            gzip.open(file) as inside,  # tarfile's own "r|gz" fails on a header that is cut short
+            tarfile.open(fileobj=inside, mode="r|", tarinfo=BoundedTarInfo) as archive,
         ):
             for member in archive:
                 if member.offset_data + member.size > MOST:

@@ -308,8 +308,8 @@ def _update(
             f"the loss is not finite at update {result.updates + 1} ({shown}); "
             "lower the learning rate or use precision fp32"
         )
-    norm = accelerator.clip_grad_norm_(step.parameters(), settings.max_grad_norm)
-    if accelerator.scaler is None and not math.isfinite(norm):  # a scaler skips such an update
+    norm = cast(Tensor, accelerator.clip_grad_norm_(step.parameters(), settings.max_grad_norm))
+    if accelerator.scaler is None and not norm.isfinite():  # a scaler skips such an update
         raise NonFiniteLossError(
             f"the gradient is not finite at update {result.updates + 1} (its norm is {norm:g}); "
             "lower the learning rate or use precision fp32"
