@@ -22,9 +22,13 @@ help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  variables: RECIPE=quick|study|base|scratch|released|paper  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
 
-# A user without a home, as a number in a container: pip and the libraries keep their caches here.
-ifeq ($(HOME),)
+# A user without a home to write in, as a number in a container: pip and the libraries keep their
+# caches here. Snakemake asks for a name too: the number is one.
+ifeq ($(shell test -w "$$HOME" && echo yes),)
 export HOME := $(CURDIR)/$(VENV)
+endif
+ifeq ($(LOGNAME)$(USER),)
+export USER := $(shell id -u)
 endif
 
 # Made again, from nothing: a .venv whose install was cut off, and one that does not run the code of
@@ -43,6 +47,8 @@ spoilt:
 $(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml $(SPOILT)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
 	this is %d.%d: name one, as in make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	{ echo "Python's venv with pip is needed: install it, as in apt install python3-venv" >&2; exit 1; }
 	@mkdir -p $(VENV) && touch $(VENV)/.installing
 	@($(PYTHON) -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet --upgrade pip && \

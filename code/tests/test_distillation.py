@@ -252,6 +252,7 @@ def test_two_processes_killed_and_resumed_equal_one(tmp_path, corpus):
     two = program(tmp_path, corpus, "two", accumulation=1, epochs=0.5)
     subprocess.run([sys.executable, one], check=True, capture_output=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--local-addr", "localhost"]  # the machine's own name may have no address
     launch += ["--nproc-per-node", "2", two]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     running = psutil.Popen(launch, stderr=subprocess.DEVNULL, env=environment)

@@ -57,12 +57,21 @@ def test_clean_takes_the_folder_of_the_results(project, tmp_path):
     assert not list(tmp_path.rglob("canary"))
 
 
-def test_a_user_without_a_home_has_one_in_the_project(project, monkeypatch):
-    """A number in a container, say: pip ends with a traceback where it knows no home."""
-    shown = ("--no-print-directory", "--eval", 'shown:; @echo "$$HOME"', "shown")
-    assert make(project, *shown, HOME="/some where").stdout == "/some where\n"
+def test_a_user_without_a_home_or_a_name_has_one_in_the_project(project, monkeypatch):
+    """A number in a container, say: pip and Snakemake end with a traceback without them."""
+    shown = ("--no-print-directory", "--eval", 'shown:; @echo "$$HOME, $$USER"', "shown")
+    home = project / "some where"
+    home.mkdir()
+    monkeypatch.delenv("LOGNAME", raising=False)
+    named = make(project, *shown, HOME=str(home), USER="some one")
+    assert named.stdout == f"{home}, some one\n"
+    monkeypatch.delenv("USER", raising=False)
+    here = f"{project / '.venv'}, {os.getuid()}\n"
+    assert make(project, *shown, HOME="/a home/that is not").stdout == here
     monkeypatch.delenv("HOME")
-    assert make(project, *shown).stdout == f"{project / '.venv'}\n"
+    assert make(project, *shown).stdout == here
+    monkeypatch.setenv("LOGNAME", "some one")
+    assert make(project, *shown).stdout == f"{project / '.venv'}, \n"
 
 
 def test_strange_names_of_recipe_model_data_and_results_are_only_names(project, tmp_path):

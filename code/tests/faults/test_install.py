@@ -15,6 +15,7 @@ PYTHON = """#!/bin/bash
 # Stands for Python: `-m venv`, `-m pip`, and whether .venv runs the code of this folder.
 echo "$*" >> "$LOG"
 case "$*" in
+  *ensurepip*) [ "$PIP" = absent ] && exit 1 ;;
   "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && pwd > .venv/made-for ;;
   *requirements.txt)
     touch .venv/half
@@ -40,19 +41,24 @@ def project(tmp_path, request):
     return folder
 
 
-def make(folder, **variables):
-    """The status of `make setup`, and how often requirements were installed."""
-    log = folder.parent / "log"
-    log.write_text("")
-    command = ["make", "setup", f"PYTHON={folder.parent / 'python'}"]
-    run = subprocess.run(
+def run_make(folder, **variables):
+    """`make setup`, as it ended."""
+    (folder.parent / "log").write_text("")
+    command = ["make", "--no-print-directory", "setup", f"PYTHON={folder.parent / 'python'}"]
+    return subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | {"LOG": str(log)} | variables,
-        capture_output=True,
+        env=os.environ | {"LOG": str(folder.parent / "log")} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         start_new_session=True,  # a cut-off kills all of it
     )
-    return run.returncode, log.read_text().count("requirements.txt")
+
+
+def make(folder, **variables):
+    """The status of `make setup`, and how often requirements were installed."""
+    status = run_make(folder, **variables).returncode
+    return status, (folder.parent / "log").read_text().count("requirements.txt")
 
 
 def test_an_install_is_done_once(project):
@@ -76,6 +82,14 @@ def test_an_install_that_failed_goes_on_with_what_is_there(project):
     (project / ".venv" / "fetched").touch()
     assert make(project) == (0, 1)
     assert (project / ".venv" / "fetched").exists()
+
+
+def test_a_python_without_venv_is_told_first_what_to_install(project):
+    """Debian's Python without the package python3-venv; nothing is left behind."""
+    run = run_make(project, PIP="absent")
+    assert run.returncode != 0 and b"apt install python3-venv" in run.stdout.splitlines()[0]
+    assert not (project / ".venv").exists()
+    assert make(project) == (0, 1)
 
 
 @pytest.mark.parametrize("spoil", ["moved", "copied", "python gone", "python replaced"])
