@@ -16,7 +16,6 @@ All stages but the first two run only if the recipe has a key of that name. All 
 Models of paper size have random weights: time does not depend on their values.
 """
 
-import argparse
 import os
 from importlib import import_module
 
@@ -32,15 +31,11 @@ from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, recipe="quick")
-    parser.add_argument("--stage", choices=BENCHMARK_STAGES, help="default: all of the recipe's")
-    return parser.parse_args()
-
-
 @entry_point
 def main() -> None:
-    arguments = parse_arguments()
+    parser = argument_parser(__doc__, recipe="quick")
+    parser.add_argument("--stage", choices=BENCHMARK_STAGES, help="default: all of the recipe's")
+    arguments = parser.parse_args()
     recipe = open_recipe(arguments.recipe)
     for stage in [arguments.stage] if arguments.stage else benchmark_stages(recipe):
         cell = benchmark_cell(recipe, stage)

@@ -6,8 +6,6 @@ For recipes with the key `tuning`. The dev sets are not read: finetune.py takes 
 rate with the best mean held-out score over the recipe's tuning tasks (study/tuning.py).
 """
 
-import argparse
-
 from distilbert_kit.script import argument_parser, entry_point
 
 import numpy as np
@@ -22,14 +20,6 @@ from distilbert_kit.training.classification import load_task_split, predict_logi
 from distilbert_kit.training.fine_tuning import fine_tune
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, recipe="base")
-    parser.add_argument("--model", required=True, help="a model of the recipe")
-    parser.add_argument("--task", required=True, help="one of the recipe's tuning tasks")
-    parser.add_argument("--learning-rate", required=True, type=float, help="one of its rates")
-    return parser.parse_args()
-
-
 def held_out_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices of the rows to train on, and of those held out; UserError without either."""
     order = np.random.default_rng(seed).permutation(count)
@@ -41,7 +31,11 @@ def held_out_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, n
 
 @entry_point
 def main() -> None:
-    arguments = parse_arguments()
+    parser = argument_parser(__doc__, recipe="base")
+    parser.add_argument("--model", required=True, help="a model of the recipe")
+    parser.add_argument("--task", required=True, help="one of the recipe's tuning tasks")
+    parser.add_argument("--learning-rate", required=True, type=float, help="one of its rates")
+    arguments = parser.parse_args()
     recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
     wanted = {"task": task.name, "learning_rate": arguments.learning_rate}
     for cell in tuning_cells(recipe, arguments.model):

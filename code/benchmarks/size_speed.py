@@ -101,10 +101,8 @@ def summarise_passes(taken: dict[str, np.ndarray], lengths: np.ndarray) -> dict:
         interval = stats.bootstrap(
             seconds, total_ratio, paired=True, n_resamples=1000, method="percentile", rng=0
         ).confidence_interval
-        summary["over_pairs"][by] = {
-            "low": round(float(interval.low), 4),
-            "high": round(float(interval.high), 4),
-        }
+        ends = map(float, interval)
+        summary["over_pairs"][by] = {end: round(at, 4) for end, at in zip(("low", "high"), ends)}
     # Twelve layers against six: the difference is six layers, what is left is all the rest.
     bert, distilbert = (1e3 * taken[f"{m}/transformers"].mean() for m in MODELS)
     layer = (bert - distilbert) / 6

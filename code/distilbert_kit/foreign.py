@@ -178,7 +178,7 @@ class BoundedTarInfo(tarfile.TarInfo):
     """An entry of a tar: its long name and attributes, which are read whole, have a mebibyte."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """What tarfile calls after each header; that of Debian 13 calls no frombuf."""
+        """What tarfile calls after each header; that of newer Pythons calls no frombuf."""
         if not self.isreg() and self.size > 1 << 20:
             raise tarfile.ReadError(f"{self.name}: an entry's header of {self.size:,} bytes")
         return super()._proc_member(archive)  # pyright: ignore[reportAttributeAccessIssue]

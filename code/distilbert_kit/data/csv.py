@@ -32,8 +32,6 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
         first = content.partition("\n")[0]
         separator = max(SEPARATORS, key=first.count)
         header = next(csv.reader(io.StringIO(content, newline=""), delimiter=separator), [])
-        if not header:
-            raise pd.errors.EmptyDataError  # as pandas, for lines of blanks
         if len(header) > MOST_COLUMNS:
             raise UserError(
                 f"{path}: {len(header):,} columns, at most {MOST_COLUMNS:,} are read; "

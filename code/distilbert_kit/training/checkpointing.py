@@ -111,10 +111,9 @@ def read_position(folder: Path) -> dict:
     try:
         with safe_open(folder / CHECKPOINT, "pt") as file:
             position = parse_json((file.metadata() or {}).get("position", ""))
-        if not (isinstance(position, dict) and position.keys() >= _POSITION):
+        whole = isinstance(position, dict) and position.keys() >= _POSITION
+        if not (whole and isinstance(position["identity"], dict)):
             raise ValueError("no position in the training")
-        if not isinstance(position["identity"], dict):
-            raise ValueError("its identity is no mapping")
         return position
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{folder}: not a readable checkpoint ({error}); delete it") from None
