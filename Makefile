@@ -49,6 +49,9 @@ $(VENV)/.installed: requirements.txt code/constraints.txt code/pyproject.toml $(
 	this is %d.%d: name one, as in make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	{ echo "Python's venv with pip is needed: install it, as in apt install python3-venv" >&2; exit 1; }
+	@cat /proc/meminfo /sys/fs/cgroup/memory.max 2>/dev/null | awk '$$1 == "MemTotal:" {kb = $$2} \
+	NF == 1 && $$1 + 0 && $$1 / 1024 < kb {kb = $$1 / 1024} END {if (kb && kb < 7500000) printf \
+	"warning: this machine has %.1f GB of memory; 8 are needed: a step may be killed\n", kb / 1e6}' >&2
 	@mkdir -p $(VENV) && touch $(VENV)/.installing
 	@($(PYTHON) -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet --upgrade pip && \

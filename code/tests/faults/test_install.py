@@ -92,6 +92,25 @@ def test_a_python_without_venv_is_told_first_what_to_install(project):
     assert make(project) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("machine", "told"),
+    [
+        ("MemTotal: 24000000 kB\nmax", b""),
+        ("MemTotal: 24000000 kB\n2000000000", b"2.0 GB of memory"),  # a container's limit
+        ("MemTotal: 3500000 kB\nMemFree: 1 kB", b"3.5 GB of memory"),
+        ("", b""),  # a system without these files
+    ],
+)
+def test_a_machine_with_little_memory_is_told_so_first(project, machine, told):
+    cat = project.parent / "bin" / "cat"
+    cat.parent.mkdir()
+    cat.write_text(f"#!/bin/bash\necho '{machine}'\n")
+    cat.chmod(0o755)
+    run = run_make(project, PATH=f"{cat.parent}:{os.environ['PATH']}")
+    first_line = run.stdout.partition(b"\n")[0]
+    assert run.returncode == 0 and told in first_line and (b"warning" in first_line) == bool(told)
+
+
 @pytest.mark.parametrize("spoil", ["moved", "copied", "python gone", "python replaced"])
 def test_a_venv_that_does_not_run_this_code_is_made_again(project, spoil):
     assert make(project) == (0, 1)
