@@ -221,7 +221,14 @@ def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
     told = {
         "teacher": "teacher",
         "student": "long",
-        "one_answer": {"retention": {"estimate": 0.9, "low": 0.85, "high": 0.95}},
+        "sensitivity": {
+            "rows": [
+                {
+                    "variant": "without_one_answer",
+                    "kept": {"estimate": 0.9, "low": 0.85, "high": 0.95},
+                }
+            ]
+        },
         "macro_tasks": ["rte"],
         "control": "cut",
         "macro": [{"model": "teacher"}]

@@ -11,7 +11,7 @@ from invented import RECIPE, make_recipe
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.study import answers, cells, claims, figures, tables
-from distilbert_kit.study.evidence import collapsed, comparisons, distillation, scores, speed
+from distilbert_kit.study.evidence import comparisons, distillation, scores, sensitivity, speed
 from distilbert_kit.study.ledger import load_ledger
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.classification import score
@@ -250,19 +250,25 @@ def test_runs_of_one_answer_count_and_are_named(results, tmp_path):
     for seed, student in enumerate((STUDENT, constant)):
         answered(recipe, "teacher", TEACHER, seed)
         answered(recipe, "distilled", student, seed)
-        answered(recipe, "undistilled", constant, seed)  # not of the pair
-    found = collapsed.one_answer(recipe)
-    assert found["runs"] == [{"model": "distilled", "task": "sentiment", "seed": 1}]
-    assert found["retention"]["estimate"] == pytest.approx(0.7 / 0.8)
-    assert found["over_control"]["estimate"] == pytest.approx(0.7 / 0.5)
+        answered(recipe, "undistilled", CONTROL, seed)
+    found = sensitivity.sensitivity(recipe, first=1)
+    assert found["one_answer"] == [{"model": "distilled", "task": "sentiment", "seed": 1}]
     assert found["curve"] is None  # of one budget
-    kept = by_model(comparisons.macro_rows(recipe))["distilled"]["retention"]
-    assert kept["estimate"] == pytest.approx(0.6 / 0.8)
+    kept = {row["variant"]: row["kept"]["estimate"] for row in found["rows"]}
+    assert kept == pytest.approx(
+        {"planned": 0.6 / 0.8, "first_seeds": 0.7 / 0.8, "without_one_answer": 0.7 / 0.8}
+    )
+    planned, _, without = found["rows"]
+    assert planned["over_control"]["estimate"] == pytest.approx(0.6 / 0.5)
+    assert without["over_control"]["estimate"] == pytest.approx(0.7 / 0.5)
+    assert without["control_kept"]["estimate"] == pytest.approx(0.5 / 0.8)
     answered(recipe, "distilled", constant, 0)
-    assert collapsed.one_answer(recipe)["retention"] is None  # no seed is left
+    *_, without = sensitivity.sensitivity(recipe, first=2)["rows"]
+    assert without["variant"] == "without_one_answer" and without["kept"] is None  # no seed is left
     answered(recipe, "distilled", STUDENT, 0)
     answered(recipe, "distilled", STUDENT, 1)
-    assert not any(collapsed.one_answer(recipe).values())
+    found = sensitivity.sensitivity(recipe, first=2)
+    assert not found["one_answer"] and [row["variant"] for row in found["rows"]] == ["planned"]
 
 
 def test_distillation_by_hand(one_seed):

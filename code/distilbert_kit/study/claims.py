@@ -215,9 +215,9 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
     if claim.kind == "order":
         labels = " < ".join(recipe.models[name].label for name in models)
     lacking = f"{len(own)} of the claim's {len(claim.tasks)} tasks"
-    # An indication takes what is there; what decides needs half of the tasks.
     runs = [corpus_runs(recipe).get(recipe.body(name)) for name in models]
     read = [run.metrics["train_tokens"] for run in runs if run and run.stage == "distill"]
+    # An indication takes what is there; what decides needs half of the tasks.
     few = not own or (column_of(recipe) != "reduced" and 2 * len(own) < len(claim.tasks))
     over = "over seeds and examples" if found["seeds"] > 1 else "over examples, one seed"
     return Finding(
@@ -262,8 +262,9 @@ def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
     for claim in ledger.claims:
         finding = find(claim, recipe)
         found_verdict, found_reason = judge(claim, finding, ledger)
+        of_full_size = claim.kind in ("smaller", "parameters", "speed")
         column = column_of(recipe)
-        if finding.scale == "paper size" and column == "reduced":
+        if of_full_size and column == "reduced":
             column = "replication"
         verdict, reason = found_verdict, found_reason
         if column == "reduced" and finding.value is not None:

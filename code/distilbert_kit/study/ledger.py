@@ -90,15 +90,15 @@ def load_ledger() -> Ledger:
 
 
 def verdict_rows(recipe: Recipe, name: str) -> list[dict]:
-    """The recorded rows of `judge_all` of the recipe called `name`, beside `recipe`'s results.
-
-    Empty without a record, and for one written before rows told the student's tokens.
-    """
-    return [row for row in _verdicts(recipe, name).get("claims", []) if "tokens" in row]
+    """The recorded rows of `judge_all` of the recipe called `name`; [] without a record."""
+    return _verdicts(recipe, name).get("claims", [])
 
 
 def _verdicts(recipe: Recipe, name: str) -> dict:
-    """The metrics of the verdict record of the recipe called `name`; {} without one."""
+    """The metrics of the verdict record of the recipe called `name`, beside `recipe`'s results.
+
+    {} without one.
+    """
     path = recipe.folder.parent / name / "claims" / "verdicts.json"
     return read_record(path).metrics if path.exists() else {}
 
@@ -115,8 +115,8 @@ def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list
 
     `rows` are the recipe's own; the other recipes of a column speak by their committed records,
     in the order of the ledger, after the recipe itself. A cell is the first that tested the claim:
-    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "seeds", "tasks", "tokens"},
-    or {"verdict": "not tested", "reason"}.
+    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "seeds", "tasks", "tokens",
+    "incomplete"}, or {"verdict": "not tested", "reason"}.
     """
     every = {recipe.name: rows}
     for name in (name for names in ledger.columns.values() for name in names):
@@ -155,7 +155,7 @@ def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) ->
                 continue
             if row["column_verdict"] != "not tested":
                 said = {"verdict": row["column_verdict"], "reason": row["column_reason"]}
-                keys = ("value", "low", "high", "detail", "seeds", "tasks", "tokens")
+                keys = ("value", "low", "high", "detail", "seeds", "tasks", "tokens", "incomplete")
                 return {**said, "recipe": name, **{key: row[key] for key in keys}}
             reasons.append(f"{name}: {row['column_reason']}")
     return {"verdict": "not tested", "reason": "; ".join(reasons) or "not run"}

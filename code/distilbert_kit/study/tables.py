@@ -11,7 +11,6 @@ import pandas as pd
 
 from .cells import benchmark_cell, model_cell
 from .evidence import latency as latency_evidence, speed
-from .evidence.collapsed import one_answer
 from .evidence.comparisons import (
     ablation_rows,
     compare,
@@ -37,6 +36,7 @@ from .evidence.scores import (
     score_rows,
     tasks_by_run,
 )
+from .evidence.sensitivity import one_answer_runs, sensitivity
 from .ledger import (
     decided,
     evidence_by_column,
@@ -156,6 +156,7 @@ def scores(recipe: Recipe) -> dict:
         "comparisons": [row for model in others for row in compare(recipe, model, recipe.teacher)],
         "over_control": over_control(recipe),
         "mean_over_control": mean_over_control(recipe),
+        "one_answer": one_answer_runs(recipe),
         "errors": errors,
         "confusion": [row for row in confusion_rows(recipe) if row["model"] in main],
         "errors_figure": bool(errors),
@@ -228,13 +229,14 @@ def summary(recipe: Recipe) -> dict:
 
     Of `scores` the main models' rows on first splits; "gaps": `compare` of student and teacher;
     "student_runs": `tasks_by_run`; "settings" and "tuning" of fine-tuning; "corpus":
-    `validation_rows`; "curve": `token_curve`; "ablation": `ablation_rows`; "int8":
-    `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
+    `validation_rows`; "curve": `token_curve`; "ablation": `ablation_rows`; "sensitivity" as there;
+    "int8": `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
     """
-    keys = ("model", "label", "task", "metric", "primary", "examples", "over_seeds", "interval")
+    keys = ("model", "label", "task", "metric", "primary", "examples", "interval")
+    over_seeds = ("seeds", "values", "over_seeds")
     rows = main_scores(recipe, score_rows(recipe))
     return study(recipe) | {
-        "rows": [{key: row[key] for key in keys} for row in rows],
+        "rows": [{key: row[key] for key in (*keys, *over_seeds)} for row in rows],
         "macro": macro_rows(recipe),
         "macro_tasks": recipe.macro_tasks,
         "guessing": guessing_scores(recipe),
@@ -247,7 +249,7 @@ def summary(recipe: Recipe) -> dict:
         "corpus": validation_rows(recipe),
         "curve": token_curve(recipe),
         "ablation": ablation_rows(recipe),
-        "one_answer": one_answer(recipe),
+        "sensitivity": sensitivity(recipe, load_ledger().minimum_seeds),
         "int8": speed.quantized_rows(recipe),
         "first_runs": earlier_runs(recipe).get("first_runs"),
     }

@@ -132,7 +132,8 @@ def shares_over_tokens(axes: Axes, told: dict, runs: list[dict], taught: list[di
     Points that would hide others stand a little to the right.
     """
     shares = {row["model"]: row["retention"] for row in told["macro"] if row.get("retention")}
-    shares["left out"] = told["one_answer"]["retention"]
+    varied = {row["variant"]: row["kept"] for row in told["sensitivity"]["rows"]}
+    shares["left out"] = varied.get("without_one_answer")
     tokens = {run["model"]: run["tokens"] for run in runs} | {told["control"]: NOTHING}
     tokens["left out"] = 1.6 * tokens[told["student"]]
     untaught = [run["model"] for run in runs if "ce" not in run["after"]]

@@ -196,6 +196,7 @@ def score_rows(recipe: Recipe) -> list[dict]:
                             "metric": metric,
                             "primary": metric == task.primary,
                             "examples": examples,
+                            "seeds": seeds,
                             "values": values,
                             "over_seeds": statistics.summarise(values),
                             "interval": None

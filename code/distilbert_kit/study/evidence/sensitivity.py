@@ -1,0 +1,73 @@
+"""How the main result changes with other tasks and seeds. No verdict rests on these rows."""
+
+from collections.abc import Sequence
+
+from ...data.tasks import GLUE, get_task
+from ..recipes import Recipe
+from .comparisons import LeftOut, crossed_scores, retained, shared_seeds, shared_tasks
+from .distillation import token_curve
+from .scores import recorded_seeds, seed_predictions
+
+
+def one_answer_runs(recipe: Recipe) -> list[dict]:
+    """Fine-tunings of teacher, student and control that give one answer to a whole dev set.
+
+    Of `recipe.tasks` that have classes: {"model", "task", "seed"}.
+    """
+    models = [recipe.teacher, recipe.student, *([recipe.control] if recipe.control else [])]
+    found = []
+    for task in (get_task(name) for name in recipe.tasks if get_task(name).labels):
+        for model in models:
+            if not (seeds := recorded_seeds(recipe, model, task.name)):
+                continue
+            frame = seed_predictions(recipe, model, task.name, task.eval_splits[0], seeds)
+            found += [
+                {"model": model, "task": task.name, "seed": seed}
+                for seed in seeds
+                if len(set(frame[seed])) == 1
+            ]
+    return found
+
+
+def sensitivity(recipe: Recipe, first: int) -> dict:
+    """What the student keeps, what its control keeps, and its score over the control's, varied.
+
+    `first`: the number of seeds, from the front of `recipe.seeds`, of the row "first_seeds".
+    "rows": "planned" (the `macro_tasks`, all seeds), "every_task" (all tasks of GLUE),
+    "first_seeds", and "without_one_answer", without the seeds of the `one_answer_runs` for all
+    models; a row is {"variant", "tasks", "kept", "control_kept", "over_control"}, the last three
+    None where a model lacks a task. A variant that changes nothing has no row. "curve": the
+    `token_curve` without these runs, "one_answer": the runs.
+    """
+    planned = recipe.macro_tasks
+    failed = one_answer_runs(recipe)
+    left_out = {(run["task"], run["seed"]) for run in failed if run["task"] in planned}
+    pair, both = (recipe.teacher, recipe.student), (recipe.control, recipe.student)
+    shared = {(task, seed) for task in planned for seed in shared_seeds(recipe, pair, task)}
+    later = {(task, seed) for task, seed in shared if seed not in recipe.seeds[:first]}
+    every = [task for task in recipe.tasks if task in GLUE]
+
+    def row(variant: str, tasks: list[str], without: LeftOut = ()) -> dict:
+        def ratio(models: Sequence[str]) -> dict | None:
+            if shared_tasks(recipe, models, tasks, without) != tasks:
+                return None
+            return retained(crossed_scores(recipe, models, tasks, without=without))
+
+        found = {"kept": ratio(pair), "control_kept": None, "over_control": None}
+        if recipe.control:
+            found["control_kept"] = ratio((recipe.teacher, recipe.control))
+            found["over_control"] = ratio(both)
+        return {"variant": variant, "tasks": tasks} | found
+
+    rows = [row("planned", planned)]
+    if set(every) > set(planned):
+        rows.append(row("every_task", every))
+    if later:
+        rows.append(row("first_seeds", planned, later))
+    if left_out:
+        rows.append(row("without_one_answer", planned, left_out))
+    return {
+        "one_answer": failed,
+        "rows": rows,
+        "curve": token_curve(recipe, left_out) if left_out else None,
+    }
