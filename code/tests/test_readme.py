@@ -40,7 +40,7 @@ def headline(claims, decided):
     times = f"{{value:.2f}} times {passes}".format(**faster, passes=faster["interval"].split()[2])
     kept, verdict = "at paper size: not yet", "not tested"
     if decided:
-        seeds = "one seed" if decided["seeds"] == 1 else f"{decided['seeds']} seeds"
+        seeds = "one seed" if decided["seeds"] == 1 else f"{decided['seeds']} seeds or more"
         kept = (
             f"{share(decided)} over {len(decided['tasks'])} tasks, {seeds}, with a student "
             f"distilled on {decided['tokens'] / 1e6:.0f} M tokens (recipe `{decided['recipe']}`)"
@@ -54,7 +54,7 @@ def headline(claims, decided):
             "the same with small models (no evidence on BERT)",
             f"{share(glue)} over {len(glue['tasks'])} tasks is kept by 3 layers of a "
             "6-layer teacher",
-            "indication",
+            "decides nothing",
         ),
     ]
 
