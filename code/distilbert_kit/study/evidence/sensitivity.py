@@ -44,7 +44,7 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     left_out = {(run["task"], run["seed"]) for run in failed if run["task"] in planned}
     pair, both = (recipe.teacher, recipe.student), (recipe.control, recipe.student)
     shared = {(task, seed) for task in planned for seed in shared_seeds(recipe, pair, task)}
-    later = {(task, seed) for task, seed in shared if seed not in recipe.seeds[:first]}
+    later = {(task, seed) for task in planned for seed in recipe.seeds[first:]}
     every = [task for task in recipe.tasks if task in GLUE]
 
     def row(variant: str, tasks: list[str], without: LeftOut = ()) -> dict:
@@ -62,7 +62,7 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     rows = [row("planned", planned)]
     if set(every) > set(planned):
         rows.append(row("every_task", every))
-    if later:
+    if shared & later:
         rows.append(row("first_seeds", planned, later))
     if left_out:
         rows.append(row("without_one_answer", planned, left_out))
