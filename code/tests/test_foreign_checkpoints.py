@@ -280,10 +280,11 @@ class TestTokenizers:
 
     def test_one_of_a_folder_called_as_a_known_model(self, tmp_path, monkeypatch):
         model = BertForSequenceClassification(BertConfig(**BERT | SENTIMENT))
-        put(model, tmp_path / "bert-base-uncased")
         monkeypatch.chdir(tmp_path)
-        for name in ("bert-base-uncased", Path("bert-base-uncased")):
-            assert len(get_tokenizer(name)) == len(WORDS)
+        for name in ("bert-base-uncased", "bert-base-uncased@mine"):
+            put(model, tmp_path / name)
+            for given in (name, Path(name)):
+                assert len(get_tokenizer(given)) == len(WORDS)
         monkeypatch.chdir("/")
         assert len(get_tokenizer("bert-base-uncased")) == 30522
 

