@@ -21,8 +21,10 @@ from distilbert_kit.serve.export import (
     count_onnx_parameters,
     load_fine_tuned,
     quantize_onnx,
+    save_onnx,
     size_on_disk,
 )
+from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.study.deployment import (
     latency_by_length,
     load_variants,
@@ -51,6 +53,20 @@ def test_reloaded_graphs_give_the_logits_of_the_model(saved):
     np.testing.assert_allclose(exact, expected, atol=1e-4 * spread)
     rounded = predict_logits(OnnxModel(graphs, "int8"), dataset)
     assert 0 < np.abs(rounded - expected).max() < 0.5 * spread
+
+
+def test_a_subclass_is_saved_exported_and_read_as_what_it_extends(saved, tmp_path):
+    class Ours(DistilBERTForSequenceClassification):
+        def __init__(self, config, **classes):
+            super().__init__(config, **classes)
+
+    model, tokenizer = Ours.from_pretrained(saved[1], require_head=True), get_tokenizer()
+    assert model.labels == saved[0].labels
+    model.save_pretrained(tmp_path / "weights", tokenizer)
+    save_onnx(model, tmp_path / "graphs", tokenizer)
+    for name in ("weights", "graphs"):
+        (label,) = load_predictor(tmp_path / name)(["a fine film"])
+        assert label["label"] in model.labels
 
 
 def test_token_types_reach_the_graph(saved):

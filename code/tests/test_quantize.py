@@ -145,7 +145,7 @@ def test_answers_of_graphs_and_what_the_cards_say_run_as_they_stand(
     assert 0 < np.abs(rounded - expected).max() < 0.5 * expected.std()
     model.save_pretrained(tmp_path / "weights", tokenizer)
     record = read_record(experiment.finetune_cell(recipe, "teacher", "sentiment", 0).record)
-    pair, labels = ("Where is it?", "It is in Paris."), OUTPUTS[type(model)]
+    pair, labels = ("Where is it?", "It is in Paris."), OUTPUTS[model.hub_class]
     with torch.inference_mode():
         output = model(**tokenizer(*pair, return_tensors="pt"))
     for folder, classifies in [

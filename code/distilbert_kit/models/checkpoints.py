@@ -350,7 +350,7 @@ class Pretrained(HubModel):
         """
         folder = resolve_checkpoint(name_or_folder)
         hub = read_config(folder)
-        classifies = "labels" in cls.__init__.__annotations__
+        classifies = cls.hub_class == "ForSequenceClassification"
         if classifies and not arguments.keys() & {"num_labels", "labels"}:
             arguments = {"labels": hub.labels, "multi_label": hub.multi_label} | arguments
         with torch.device("meta"):  # what the file must hold is looked at before memory is taken
@@ -358,7 +358,7 @@ class Pretrained(HubModel):
         bare = not hasattr(model, "encoder")
         wanted = {f"encoder.{n}" if bare else n: p for n, p in model.state_dict().items()}
         tensors = read_weights(folder)
-        if hasattr(model, "decoder_bias"):
+        if cls.hub_class == "ForMaskedLM":
             _check_decoder(tensors, hub, folder)
         state = from_hub_layout(tensors, wanted, hub.shape.model_type)
         if classifies and require_head:

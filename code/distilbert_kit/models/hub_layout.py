@@ -183,6 +183,7 @@ class HubConfig(NamedTuple):
 class HubModel(nn.Module):
     """A model of the shape and, with a classifier, the classes that its `config.json` says."""
 
+    hub_class = "Model"  # the end of its class's name in transformers
     config: ModelConfig
     num_labels: int
     labels: tuple[str, ...]
@@ -291,7 +292,7 @@ def _read_shape(hub: dict) -> tuple[ModelConfig, PreTrainedConfig]:
 
 def hub_config(model: HubModel) -> PreTrainedConfig:
     """transformers' configuration of one of our models, with its label names."""
-    config, kind = model.config, type(model).__name__.removeprefix("DistilBERT")
+    config, kind = model.config, model.hub_class
     labels = dict(enumerate(getattr(model, "labels", ("LABEL_0", "LABEL_1"))))
     common = {
         "vocab_size": config.vocab_size,

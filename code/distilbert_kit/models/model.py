@@ -282,6 +282,8 @@ class _WithHead(Pretrained):
 class DistilBERTForMaskedLM(_WithHead):
     """Masked language model; the decoder shares the word embeddings."""
 
+    hub_class = "ForMaskedLM"
+
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         size = config.hidden_size
@@ -336,6 +338,7 @@ class DistilBERTForSequenceClassification(_WithHead):
     for itself: any number of them may hold. UserError where both are given and disagree.
     """
 
+    hub_class = "ForSequenceClassification"
     reads_pooler = True
 
     def __init__(
@@ -389,6 +392,8 @@ class DistilBERTForSequenceClassification(_WithHead):
 
 class DistilBERTForQuestionAnswering(_WithHead):
     """Start and end logits of an answer span."""
+
+    hub_class = "ForQuestionAnswering"
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)

@@ -26,7 +26,6 @@ from ..errors import UserError
 from ..files import check_unchanged, replacing_folder
 from ..models.checkpoints import Pretrained, disk_errors, has_weights, read_weights, weight_files
 from ..models.hub_layout import HubModel, hub_config, read_config
-from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 
 FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}  # the names that Optimum reads
 
@@ -43,10 +42,10 @@ TOO_COARSE = 0.2
 CALIBRATION_ROWS = 100
 
 
-# The outputs of a graph, by our model: logits [B, C], or of start and end of the answer [B, L].
-OUTPUTS: dict[type[nn.Module], list[str]] = {
-    DistilBERTForSequenceClassification: ["logits"],
-    DistilBERTForQuestionAnswering: ["start_logits", "end_logits"],
+# The outputs of a graph, by `hub_class`: logits [B, C], or of start and end of the answer [B, L].
+OUTPUTS = {
+    "ForSequenceClassification": ["logits"],
+    "ForQuestionAnswering": ["start_logits", "end_logits"],
 }
 
 
@@ -59,7 +58,7 @@ class _Logits(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         output = self.model(**dict(zip(self.names, inputs, strict=True)))
-        return tuple(output[name] for name in OUTPUTS[type(self.model)])
+        return tuple(output[name] for name in OUTPUTS[self.model.hub_class])
 
 
 def export_onnx(model: HubModel, path: Path) -> None:
@@ -81,7 +80,7 @@ def export_onnx(model: HubModel, path: Path) -> None:
                 _Logits(model, names).eval(),
                 example,
                 input_names=names,
-                output_names=OUTPUTS[type(model)],
+                output_names=OUTPUTS[model.hub_class],
                 dynamic_shapes=[tuple(free for _ in names)],
                 opset_version=OPSET,
                 dynamo=True,
