@@ -50,18 +50,26 @@ TINY_SPEED = {
 LEFT_OUT = ("distillation_speed", "corpus_speed")  # minutes even so; tests/test_benchmarks.py
 
 
-def stand_in(weights: str, folder: Path) -> str:
-    """Write a random checkpoint of the depth and kind of `weights`; returns its folder."""
-    from distilbert_kit.models.checkpoints import get_tokenizer
-    from distilbert_kit.models.config import create_model_config
-    from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTModel
-    from distilbert_kit.models.packaged import PACKAGED_SHA256
+def stand_in(weights: str, target: Path) -> str:
+    """Write a random checkpoint of the depth and kind of `weights`; returns its folder.
 
-    preset = {"minilm": "MiniLM-L6", "all-mpnet-base-v2": "mpnet-base"}.get(
-        weights, weights.rsplit("/", 1)[-1]
-    )
-    config = create_model_config(preset, **NARROW)
-    target = folder / "weights" / preset
+    Weights on the hub that no preset is of are not fetched: they are taken for those of a BERT of
+    12 layers. UserError for a folder that holds no model.
+    """
+    from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+    from distilbert_kit.models.config import PRESETS, create_model_config
+    from distilbert_kit.models.hub_layout import read_config
+    from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTModel
+    from distilbert_kit.models.packaged import PACKAGED_SHA256, is_hub_name
+
+    named = {"minilm": "MiniLM-L6", "all-mpnet-base-v2": "mpnet-base"}
+    if weights in named or is_hub_name(weights):
+        preset = named.get(weights, weights.partition("@")[0].rsplit("/", 1)[-1])
+        if preset not in {name.split(" (")[0] for name in PRESETS}:
+            weights = preset = "bert-base-uncased"
+        config = create_model_config(preset, **NARROW)
+    else:
+        config = replace(read_config(resolve_checkpoint(weights)).shape, **NARROW)
     # The known weights are sentence encoders, published without a masked-LM head.
     kind = DistilBERTModel if weights in PACKAGED_SHA256 else DistilBERTForMaskedLM
     kind(config).save_pretrained(target, get_tokenizer(weights))
@@ -92,7 +100,8 @@ def shrink(content: dict, folder: Path) -> dict:
         small["tuning"] |= {"learning_rates": rates[:2], "tasks": tasks[:1], "held_out": 0.25}
     for name, spec in content["models"].items():
         if "weights" in spec:
-            small["models"][name] = spec | {"weights": stand_in(spec["weights"], folder)}
+            weights = stand_in(spec["weights"], folder / "weights" / name)
+            small["models"][name] = spec | {"weights": weights}
         if "shape" in spec.get("pretrain", {}):
             small["models"][name] = spec | {"pretrain": {"shape": "bert-tiny"}}
         if "distill" in spec:

@@ -2,12 +2,19 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from published import publish
 
+import dry_run
 from distilbert_kit.data import listed
+from distilbert_kit.errors import UserError
+from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.hub_layout import read_config
+from distilbert_kit.models.model import DistilBERTModel
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe
@@ -46,6 +53,22 @@ def test_every_recipe_runs_through(name, tmp_path, monkeypatch, request):
         forget()
         request.addfinalizer(forget)
         assert all(pdf.startswith(b"%PDF") for pdf in publish(small, monkeypatch).values())
+
+
+def test_any_weights_of_a_recipe_have_a_stand_in(tmp_path):
+    shape = create_model_config("tiny", vocab_size=len(get_tokenizer()))
+    DistilBERTModel(shape).save_pretrained(tmp_path / "mine", get_tokenizer())
+    for weights, layers in {
+        str(tmp_path / "mine"): 2,
+        "minilm": 6,
+        "distilbert/distilbert-base-uncased@main": 6,
+        "google-bert/bert-large-uncased": 12,
+    }.items():
+        shape = read_config(Path(dry_run.stand_in(weights, tmp_path / "weights"))).shape
+        assert (shape.num_layers, shape.hidden_size) == (layers, 16)
+        assert len(get_tokenizer(tmp_path / "weights")) == shape.vocab_size
+    with pytest.raises(UserError, match="no such checkpoint folder"):
+        dry_run.stand_in("./absent", tmp_path / "weights")
 
 
 def test_dry_run_writes_over_nothing(tmp_path):
