@@ -266,6 +266,7 @@ LINE = {"m0": {"label": "m", "weights": "minilm"}} | {
             "unknown key 'pretrain.checkpoint_evry'; did you mean 'checkpoint_every'",
         ),
         ({"task": ["sst2"]}, "unknown key 'task'; did you mean 'tasks'"),
+        ({"stand_inn": 1}, "unknown key 'stand_inn'; remove it"),  # stand_in is of claims.yaml
         ({"finetune.epochs": "many"}, "finetune.epochs"),
         ({"finetune.epochs": -1}, "finetune.epochs"),
         ({"tasks": ["sst3"]}, "no task 'sst3'"),

@@ -2,7 +2,6 @@
 
 import difflib
 import graphlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from ..settings import (
     FinetuneSettings,
     LossWeights,
     MaskedLMSettings,
+    QuestionAnsweringSettings,
     Seed,
     SoftTargets,
     Strict,
@@ -375,20 +375,19 @@ class Recipe(Strict):
         return RESULTS / self.name
 
 
-def _kinds_of(part: type[Strict]) -> Iterator[type[Strict]]:
-    """The classes of settings below one, those below them too."""
-    for kind in part.__subclasses__():
-        yield kind
-        yield from _kinds_of(kind)
+def _known_keys() -> set[str]:
+    """The keys of a recipe, of its parts, and of the tasks' own settings."""
+    schemas = [kind.model_json_schema() for kind in (Recipe, QuestionAnsweringSettings)]
+    parts = [part for schema in schemas for part in (schema, *schema.get("$defs", {}).values())]
+    return {name for part in parts for name in part["properties"]}
 
 
 def _explain(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
     if first["type"] != "extra_forbidden":
         return UserError(f"{where}: {first_problem(error, 'recipe')}")
-    known = {name for kind in _kinds_of(Strict) for name in kind.model_fields}
     unknown = str(first["loc"][-1])  # it may be known in another place
-    close = difflib.get_close_matches(unknown, sorted(known - {unknown}), n=1)
+    close = difflib.get_close_matches(unknown, sorted(_known_keys() - {unknown}), n=1)
     hint = f"did you mean {close[0]!r}?" if close else "remove it"
     key = ".".join(map(str, first["loc"]))
     return UserError(f"{where}: unknown key {key!r}; {hint}")
