@@ -1,6 +1,6 @@
 """Try a learning rate for a model of a recipe on training rows that are held out.
 
-    python code/tune.py --recipe base --model teacher --task rte --learning-rate 3e-5
+    python code/tune.py --recipe base --model teacher --task cola --learning-rate 5e-5
 
 For recipes with the key `tuning`. The dev sets are not read: finetune.py takes for each model the
 rate with the best mean held-out score over the recipe's tuning tasks (study/tuning.py).
