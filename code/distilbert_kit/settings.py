@@ -1,7 +1,7 @@
 """The settings that training is made of: optimisation, texts, losses; all keys checked."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -39,6 +39,11 @@ def read_seed(text: str) -> int:
         raise UserError(f"--seed {text}: give a whole number from 0 to {2**32 - 1:,}") from None
 
 
+def later_field(default: Any) -> Any:
+    """A field added later: not dumped at its default, so that the keys of earlier records hold."""
+    return Field(default=default, exclude_if=lambda value: value == default)
+
+
 class Strict(BaseModel):
     """A part of a recipe: unknown keys, infinite numbers and NaN are errors."""
 
@@ -72,10 +77,7 @@ class TextSettings(Strict):
     """How texts become tokens; longer ones are cut to `max_length`."""
 
     max_length: int = Field(default=512, ge=8, le=512)
-    # Left out of dumps while it is the default: the hashes of earlier records stay as they were.
-    truncation: Literal["head", "head_tail"] = Field(
-        default="head", exclude_if=lambda cut: cut == "head"
-    )
+    truncation: Literal["head", "head_tail"] = later_field("head")
 
 
 class WindowSettings(TextSettings):
@@ -113,8 +115,7 @@ class WindowSettings(TextSettings):
 class FinetuneSettings(TrainSettings, TextSettings):
     """Fine-tuning on a task; `train_split` takes the place of the task's official one."""
 
-    # Not dumped when unset: the keys of earlier records stay as they were.
-    train_split: str | None = Field(default=None, exclude_if=lambda split: split is None)
+    train_split: str | None = later_field(None)
 
 
 class QuestionAnsweringSettings(WindowSettings, FinetuneSettings):

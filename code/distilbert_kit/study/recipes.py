@@ -22,6 +22,7 @@ from ..settings import (
     Seed,
     SoftTargets,
     Strict,
+    later_field,
 )
 from .records import Scale
 from .settings import (
@@ -54,8 +55,7 @@ class Pretrain(Strict):
 
     start: str | None = None
     shape: str | None = None
-    # Not dumped by default: the keys of earlier records stay as they were.
-    train: Literal["all", "head"] = Field(default="all", exclude_if=lambda part: part == "all")
+    train: Literal["all", "head"] = later_field("all")
 
     @model_validator(mode="after")
     def _one(self) -> "Pretrain":
