@@ -23,7 +23,7 @@ from distilbert_kit.files import check_output_folder, check_output_record
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.serve.export import calibration_rows, save_onnx
-from distilbert_kit.settings import read_seed
+from distilbert_kit.settings import TextSettings, read_seed
 from distilbert_kit.study.cells import quantize_cell
 from distilbert_kit.study.deployment import (
     latency_by_length,
@@ -62,14 +62,14 @@ def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: 
     model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
     order = label_order(model.labels, task, str(checkpoint), model.multi_label)
     tokenizer = get_tokenizer(checkpoint)
-    text = (tokenizer, settings["max_length"], settings.get("truncation", "head"))
-    training, _, used = load_task_split(task, settings["train_split"], *text)
+    texts = TextSettings(**{k: settings[k] for k in TextSettings.model_fields if k in settings})
+    training, _, used = load_task_split(task, settings["train_split"], tokenizer, texts)
     draft.data.append(used)
     draft.metrics["in_fp32"] = save_onnx(model, folder, tokenizer, calibration_rows(training))
     variants = load_variants(checkpoint, folder)
     draft.metrics["size"] = size_of_variants(checkpoint, folder)
     for split in task.eval_splits:
-        dataset, table, used = load_task_split(task, split, *text)
+        dataset, table, used = load_task_split(task, split, tokenizer, texts)
         references = np.asarray(table[task.label_column])
         draft.metrics[split] = score_variants(variants, dataset, references, task, order)
         draft.data.append(used)

@@ -51,13 +51,8 @@ def main() -> None:
     settings = recipe.finetune_for(task.name)
     settings = settings.model_copy(update={"learning_rate": arguments.learning_rate})
     with recording(cell.record, **cell.provenance) as draft:
-        dataset, table, used = load_task_split(
-            task,
-            recipe.train_split(task.name),
-            tokenizer,
-            settings.max_length,
-            settings.truncation,
-        )
+        split = recipe.train_split(task.name)
+        dataset, table, used = load_task_split(task, split, tokenizer, settings)
         draft.data.append(used)
         kept, held_out = held_out_rows(len(dataset), asked.held_out, asked.seed)
         model, result = fine_tune(

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.listed import DataUsed
+from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.machine import has_bf16_instructions
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.paths import DATA, ROOT
 from distilbert_kit.study.measure import matrix_product_rate
-from distilbert_kit.training.classification import load_task_split
 
 MODELS = ("bert", "distilbert")
 MAKERS = ("ours", "transformers")
@@ -32,8 +32,9 @@ def stsb_pairs(count: int) -> tuple[ClassificationDataset, list[DataUsed], list[
     """
     tokenizer, task = get_tokenizer(), get_task("stsb")
     if (DATA / task.dataset / "validation.parquet").is_file():
-        _, table, used = load_task_split(task, "validation", tokenizer, 512)
-        texts = list(zip(table["sentence1"][:], table["sentence2"][:], strict=True))[:count]
+        columns = (*task.text_columns, task.label_column)
+        table, used = load_table(task.dataset, "validation", columns)
+        texts = list(zip(*(table[column][:count] for column in task.text_columns), strict=True))
         return ClassificationDataset(texts, None, tokenizer), [used], texts
     lengths = np.array(yaml.safe_load(LENGTHS.read_text())[:count])
     dataset = ClassificationDataset([("a", "b")] * count, None, tokenizer)

@@ -93,12 +93,13 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     settings, task, tokenizer = recipe.training_speed, get_task("sst2"), get_tokenizer()
     finetune = recipe.finetune_for(task.name)
     table, used = load_table(task.dataset, task.train_split, ("sentence", "label"))
-    dev, dev_table, dev_used = load_task_split(task, "validation", tokenizer, finetune.max_length)
+    dev, dev_table, dev_used = load_task_split(task, "validation", tokenizer, finetune)
     draft.data = [used, dev_used]
     chosen = np.random.default_rng(0).permutation(len(table))[: settings.examples]
     texts, labels = (table.select(chosen)[column][:] for column in ("sentence", "label"))
     draft.extra["tokenisation_seconds"] = seconds(lambda: tokenizer(texts, truncation=True))
-    dataset = ClassificationDataset(texts, labels, tokenizer, finetune.max_length)
+    cut = (finetune.max_length, finetune.truncation)
+    dataset = ClassificationDataset(texts, labels, tokenizer, *cut)
     rows = [{**item, "attention_mask": [1] * len(item["input_ids"])} for item in dataset]
     torch.manual_seed(0)
     initial = {

@@ -27,7 +27,7 @@ from distilbert_kit.data.tasks import TASKS, get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.vocabulary import vocabulary_size
-from distilbert_kit.settings import FinetuneSettings, QuestionAnsweringSettings
+from distilbert_kit.settings import FinetuneSettings, QuestionAnsweringSettings, TextSettings
 from distilbert_kit.training.classification import load_task_split
 
 ROWS = [{"sentence": f"sentence number {i} is fine", "label": i % 2} for i in range(20)]
@@ -52,7 +52,8 @@ def sst2(tmp_path, monkeypatch):
 
 
 def load():
-    return load_task_split(get_task("sst2"), "validation", get_tokenizer(), 64)
+    texts = TextSettings(max_length=64)
+    return load_task_split(get_task("sst2"), "validation", get_tokenizer(), texts)
 
 
 def test_good_file_is_read_and_its_hash_kept(sst2):
@@ -210,9 +211,7 @@ def test_truncation_of_a_recipe_reaches_the_data_and_the_default_no_hash(sst2):
     assert settings.model_dump()["truncation"] == "head_tail"
     rows = [*ROWS[:-1], {"sentence": " ".join(map(str, range(400))), "label": 0}]
     sst2(rows, sha256=rows_sha256(rows))
-    dataset, *_ = load_task_split(
-        get_task("sst2"), "validation", get_tokenizer(), settings.max_length, settings.truncation
-    )
+    dataset, *_ = load_task_split(get_task("sst2"), "validation", get_tokenizer(), settings)
     assert get_tokenizer().decode(dataset.input_ids[-1]).endswith("398 399 [SEP]")
 
 

@@ -25,6 +25,7 @@ from distilbert_kit.serve.export import (
     size_on_disk,
 )
 from distilbert_kit.serve.prediction import load_predictor
+from distilbert_kit.settings import TextSettings
 from distilbert_kit.study.deployment import (
     latency_by_length,
     load_variants,
@@ -100,8 +101,8 @@ def test_graph_files_tell_nothing_of_this_machine(saved):
 
 def test_scores_are_those_of_the_reloaded_files(saved):
     _, weights, graphs = saved
-    task = get_task("sentiment")
-    dataset, table, _ = load_task_split(task, "validation", get_tokenizer(), 32)
+    task, texts = get_task("sentiment"), TextSettings(max_length=32)
+    dataset, table, _ = load_task_split(task, "validation", get_tokenizer(), texts)
     for name in ("input_ids", "token_type_ids", "lengths"):
         setattr(dataset, name, getattr(dataset, name)[:60])
     variants, truth = load_variants(weights, graphs), np.asarray(table["label"][:60])

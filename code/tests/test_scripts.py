@@ -12,6 +12,7 @@ from distilbert_kit.metrics import compute_metrics
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.settings import TextSettings
 from distilbert_kit.study.inputs import public_name
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
@@ -36,7 +37,8 @@ def test_evaluation_equals_transformers_in_either_label_order(tmp_path, run, lab
     out = tmp_path / "record.json"
     run(evaluate_model, "--checkpoint", tmp_path / "m", "--task", "sentiment", "--out", out)
     found = read_record(out).metrics["validation"]
-    _, table, _ = load_task_split(get_task("sentiment"), "validation", get_tokenizer(), 512)
+    task = get_task("sentiment")
+    _, table, _ = load_task_split(task, "validation", get_tokenizer(), TextSettings())
     classify = transformers.pipeline("text-classification", str(tmp_path / "m"), batch_size=50)
     predicted = [row["label"].lower() == "positive" for row in classify(table["sentence"][:])]
     expected = compute_metrics(("accuracy", "f1"), np.array(predicted, int), table["label"][:], 2)

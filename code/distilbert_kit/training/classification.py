@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..losses import classification_loss_sum, response_distillation
 from ..metrics import compute_confusion_matrix, compute_metrics
 from ..models.hub_layout import HubModel, plain_label
-from ..settings import SoftTargets
+from ..settings import SoftTargets, TextSettings
 from .inference import run_in_buckets
 from .objectives import Objective, check_single_label, fine_tuning
 
@@ -25,16 +25,15 @@ def load_task_split(
     task: Task,
     split: str,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    truncation: str = "head",
+    settings: TextSettings,
 ) -> tuple[ClassificationDataset, datasets.Dataset, DataUsed]:
     """One split of a task, tokenised, with the table it came from and what was read."""
     table, used = load_table(task.dataset, split, (*task.text_columns, task.label_column))
     check_task_rows(table, task, f"{task.dataset}/{split}")
     columns = [table[column][:] for column in task.text_columns]
     texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    labels = table[task.label_column][:]
-    return ClassificationDataset(texts, labels, tokenizer, max_length, truncation), table, used
+    labels, cut = table[task.label_column][:], (settings.max_length, settings.truncation)
+    return ClassificationDataset(texts, labels, tokenizer, *cut), table, used
 
 
 def classification_objective(targets: SoftTargets | None = None) -> Objective:

@@ -67,9 +67,7 @@ KINDS = {
     "classification": TaskKind(
         model=DistilBERTForSequenceClassification,
         texts=TextSettings,
-        load=lambda task, split, tokenizer, settings: load_task_split(
-            task, split, tokenizer, settings.max_length, settings.truncation
-        ),
+        load=load_task_split,
         objective=classification_objective,
         predict=predict_logits,
         score=lambda logits, dataset, table, task: (
