@@ -21,7 +21,6 @@ from distilbert_kit.data.tasks import Task, get_task, is_embedded
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder, check_output_record
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
-from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.serve.export import calibration_rows, save_onnx
 from distilbert_kit.settings import TextSettings, read_seed
 from distilbert_kit.study.cells import quantize_cell
@@ -33,7 +32,8 @@ from distilbert_kit.study.deployment import (
 )
 from distilbert_kit.study.inputs import checkpoint_input, open_recipe, public_name
 from distilbert_kit.study.records import Draft, recording
-from distilbert_kit.training.classification import label_order, load_task_split
+from distilbert_kit.training.classification import load_task_split
+from distilbert_kit.training.fine_tuning import fine_tuned
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,19 +59,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: Draft) -> None:
     """Write the graphs to `folder`; fill the draft with what the reloaded ones are worth."""
-    model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
-    order = label_order(model.labels, task, str(checkpoint), model.multi_label)
-    tokenizer = get_tokenizer(checkpoint)
+    model, tokenizer = fine_tuned(checkpoint, task), get_tokenizer(checkpoint)
     texts = TextSettings(**{k: settings[k] for k in TextSettings.model_fields if k in settings})
     training, _, used = load_task_split(task, settings["train_split"], tokenizer, texts)
     draft.data.append(used)
     draft.metrics["in_fp32"] = save_onnx(model, folder, tokenizer, calibration_rows(training))
-    variants = load_variants(checkpoint, folder)
+    variants = load_variants(model, folder)
     draft.metrics["size"] = size_of_variants(checkpoint, folder)
     for split in task.eval_splits:
         dataset, table, used = load_task_split(task, split, tokenizer, texts)
         references = np.asarray(table[task.label_column])
-        draft.metrics[split] = score_variants(variants, dataset, references, task, order)
+        draft.metrics[split] = score_variants(variants, dataset, references, task)
         draft.data.append(used)
     if "lengths" in settings:
         lengths = [n for n in settings["lengths"] if n <= model.config.max_length]

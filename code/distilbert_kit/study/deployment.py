@@ -14,7 +14,6 @@ from ..data.batches import Batch, ClassificationDataset
 from ..data.tasks import Task
 from ..metrics import agreement, score_function
 from ..models.hub_layout import HubModel
-from ..models.model import DistilBERTForSequenceClassification
 from ..serve.export import FILES, OnnxModel, size_on_disk
 from ..training.classification import predict_logits, predictions_from_logits, score
 from .measure import alternate
@@ -58,11 +57,10 @@ def latency_by_length(
     return rows
 
 
-def load_variants(checkpoint: Path, folder: Path) -> dict[str, HubModel]:
-    """Everything reloaded from disk: PyTorch's fp32 from `checkpoint`, both graphs of `folder`."""
-    torch_model = DistilBERTForSequenceClassification.from_pretrained(checkpoint, require_head=True)
+def load_variants(model: HubModel, folder: Path) -> dict[str, HubModel]:
+    """A model in PyTorch, as read from disk, and both its graphs, reloaded from `folder`."""
     graphs = {f"onnx_{name}": OnnxModel(folder, name) for name in FILES}
-    return {"torch_fp32": torch_model, **graphs}
+    return {"torch_fp32": model, **graphs}
 
 
 def size_of_variants(checkpoint: Path, folder: Path) -> dict[str, dict[str, int]]:
@@ -76,17 +74,16 @@ def score_variants(
     dataset: ClassificationDataset,
     references: np.ndarray,
     task: Task,
-    order: list[int] | slice = slice(None),
 ) -> dict[str, dict]:
     """The task's metrics of each variant, and how far it is from the first (PyTorch's fp32).
 
     `gap`: its primary metric minus the first's, with the interval over the same examples; not of
-    the first itself. `order`: the models' labels in the task's order.
+    the first itself. The models have the task's classes in the task's order.
     """
     scores, reference = {}, None
     score_fn = score_function(task.primary, task.num_labels)
     for name, model in variants.items():
-        logits = predict_logits(model, dataset, description=name)[:, order]
+        logits = predict_logits(model, dataset, description=name)
         reference = logits if reference is None else reference
         scores[name] = score(logits, references, task)
         scores[name]["largest_logit_difference"] = float(np.abs(logits - reference).max())
