@@ -116,7 +116,7 @@ def run(
     )
     labels, splits = sorted_labels(table["label"]), split_texts(table, arguments.seeds[0])
     scores = ("accuracy", "precision", "recall", "f1")
-    task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, scores, "accuracy")
+    task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, scores)
     describe(splits, table, task)
     tokenizer = get_tokenizer(arguments.teacher)
     tokenizer.model_max_length = settings.max_length  # saved: predict.py cuts texts as here

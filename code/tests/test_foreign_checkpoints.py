@@ -346,7 +346,7 @@ class TestTokenizers:
         swapped = [*WORDS[:5], *reversed(WORDS[5:])]
         other = put(BertForSequenceClassification(BertConfig(**BERT | THREE)), tmp_path / "o")
         (other / "vocab.txt").write_text("\n".join(swapped) + "\n")
-        task = Task("t", "t", ("text",), ("bad", "good", "so_so"), ("accuracy",), "accuracy")
+        task = Task("t", "t", ("text",), ("bad", "good", "so_so"), ("accuracy",))
         with pytest.raises(UserError, match="use models of one vocabulary"):
             teacher_logits(other, task, [], get_tokenizer(folder), "fp32")
 
