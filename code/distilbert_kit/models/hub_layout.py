@@ -74,8 +74,41 @@ _HEADS = {
 }
 
 
-# Configurations of transformers that name things alike.
-_BERT_LIKE = {"bert": BertConfig, "mpnet": MPNetConfig}
+# The configurations of transformers, and our names -> theirs in them.
+_SAME_NAMES = {
+    name: name
+    for name in ("vocab_size", "max_position_embeddings", "pad_token_id", "initializer_range")
+}
+_MPNET_NAMES = _SAME_NAMES | {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layer_norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+}
+_BERT_NAMES = _MPNET_NAMES | {
+    "classifier_dropout": "classifier_dropout",
+    "type_vocab_size": "type_vocab_size",
+}
+_DISTILBERT_NAMES = _SAME_NAMES | {
+    "hidden_size": "dim",
+    "intermediate_size": "hidden_dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "classifier_dropout": "seq_classif_dropout",
+    "qa_dropout": "qa_dropout",
+    "activation": "activation",
+}
+_CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, str]]] = {
+    "distilbert": (DistilBertConfig, _DISTILBERT_NAMES),
+    "bert": (BertConfig, _BERT_NAMES),
+    "mpnet": (MPNetConfig, _MPNET_NAMES),
+}
 
 
 # The decoder's weight, where a checkpoint has one apart from the word embeddings.
@@ -247,91 +280,29 @@ def _check_labels(hub: dict) -> None:
 def _read_shape(hub: dict) -> tuple[ModelConfig, PreTrainedConfig]:
     """The shape in a parsed `config.json`, and what transformers makes of the whole of it."""
     model_type = hub.get("model_type")
-    if model_type == "distilbert":
-        parsed = DistilBertConfig(**hub)
-        extra = {
-            "activation": parsed.activation,
-            "dropout": parsed.dropout,
-            "attention_dropout": parsed.attention_dropout,
-            "classifier_dropout": parsed.seq_classif_dropout,
-            "qa_dropout": parsed.qa_dropout,
-            "intermediate_size": parsed.hidden_dim,
-            "type_vocab_size": 0,
-            "layer_norm_eps": ModelConfig.layer_norm_eps,
-        }
-    elif model_type in _BERT_LIKE:
-        parsed = _BERT_LIKE[model_type](**hub)
-        classifier_dropout = getattr(parsed, "classifier_dropout", None)
-        extra = {
-            "activation": parsed.hidden_act,
-            "dropout": parsed.hidden_dropout_prob,
-            "attention_dropout": parsed.attention_probs_dropout_prob,
-            "classifier_dropout": (
-                parsed.hidden_dropout_prob if classifier_dropout is None else classifier_dropout
-            ),
-            "qa_dropout": 0.0,
-            "intermediate_size": parsed.intermediate_size,
-            "type_vocab_size": getattr(parsed, "type_vocab_size", 0),
-            "layer_norm_eps": parsed.layer_norm_eps,
-        }
-    else:
-        raise UserError(f"model_type {model_type!r} is none of {', '.join(_ENCODER)}")
-    config = ModelConfig(
-        model_type=model_type,
-        vocab_size=parsed.vocab_size,
-        max_position_embeddings=parsed.max_position_embeddings,
-        hidden_size=parsed.hidden_size,
-        num_layers=parsed.num_hidden_layers,
-        num_heads=parsed.num_attention_heads,
-        pad_token_id=parsed.pad_token_id or 0,
-        initializer_range=parsed.initializer_range,
-        **extra,
-    )
-    return config, parsed
+    if model_type not in _CONFIGS:
+        raise UserError(f"model_type {model_type!r} is none of {', '.join(_CONFIGS)}")
+    kind, names = _CONFIGS[model_type]
+    parsed = kind(**hub)
+    fields = {ours: getattr(parsed, theirs) for ours, theirs in names.items()}
+    fields["pad_token_id"] = fields["pad_token_id"] or 0
+    if model_type != "distilbert":
+        fields["qa_dropout"] = 0.0
+        # BERT's may be None, MPNet's configuration has none: both mean that of the layers.
+        if fields.get("classifier_dropout") is None:
+            fields["classifier_dropout"] = fields["dropout"]
+    return ModelConfig(model_type=model_type, **fields), parsed
 
 
 def hub_config(model: HubModel) -> PreTrainedConfig:
     """transformers' configuration of one of our models, with its label names."""
-    config, kind = model.config, model.hub_class
+    kind, names = _CONFIGS[model.config.model_type]
     labels = dict(enumerate(getattr(model, "labels", ("LABEL_0", "LABEL_1"))))
-    common = {
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "pad_token_id": config.pad_token_id,
-        "initializer_range": config.initializer_range,
-        "id2label": labels,
-        "label2id": {label: i for i, label in labels.items()},
-    }
+    content: dict = {theirs: getattr(model.config, ours) for ours, theirs in names.items()}
+    content |= {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
     if getattr(model, "num_labels", 0) == 1:
-        common["problem_type"] = "regression"
+        content["problem_type"] = "regression"
     if getattr(model, "multi_label", False):
-        common["problem_type"] = "multi_label_classification"
-    if config.model_type == "distilbert":
-        return DistilBertConfig(
-            dim=config.hidden_size,
-            hidden_dim=config.intermediate_size,
-            n_layers=config.num_layers,
-            n_heads=config.num_heads,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-            seq_classif_dropout=config.classifier_dropout,
-            qa_dropout=config.qa_dropout,
-            activation=config.activation,
-            architectures=[f"DistilBert{kind}"],
-            **common,
-        )
-    if config.model_type == "bert":
-        common["type_vocab_size"] = config.type_vocab_size
-        common["classifier_dropout"] = config.classifier_dropout
-    return _BERT_LIKE[config.model_type](
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.attention_dropout,
-        layer_norm_eps=config.layer_norm_eps,
-        hidden_act=config.activation,
-        architectures=[f"{config.family}{kind}"],
-        **common,
-    )
+        content["problem_type"] = "multi_label_classification"
+    architecture = kind.__name__.removesuffix("Config") + model.hub_class
+    return kind(architectures=[architecture], **content)
