@@ -49,9 +49,9 @@ from distilbert_kit.study.measure import peak_memory, rotated, training_flops
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
 from distilbert_kit.training.distillation import cast_linear_layers, open_corpus
-from distilbert_kit.training.inference import autocast
 from distilbert_kit.training.loop import train
 from distilbert_kit.training.objectives import triple_objective
+from distilbert_kit.training.precision import autocast
 
 from .shared import CONFIGS, machine_rates, precisions
 

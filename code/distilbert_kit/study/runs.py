@@ -8,12 +8,13 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import MLMDataset
+from ..files import write_atomically
 from ..models.model import DistilBERTForMaskedLM, count_parameters
 from ..settings import LossWeights, MaskedLMSettings
 from ..training.distillation import open_corpus, train_on_corpus
 from ..training.fine_tuning import Evaluation
-from ..training.inference import DTYPES, save_predictions, usable_precision
 from ..training.loop import training_device
+from ..training.precision import DTYPES, usable_precision
 from .cell import Cell
 from .cells import corpus_cell
 from .measure import head_training_flops, matrix_product_rate, training_flops
@@ -21,18 +22,16 @@ from .records import Draft, recording
 
 
 def record_evaluations(
-    draft: Draft,
-    evaluations: dict[str, Evaluation],
-    predictions: Callable[[str], Path] | None = None,
+    draft: Draft, evaluations: dict[str, Evaluation], predictions: Callable[[str], Path]
 ) -> None:
     """Metrics of every split into the draft of a record, rows to the file predictions(split)."""
     for split, found in evaluations.items():
         draft.data.append(found.used)
         draft.metrics[split] = found.metrics
         draft.extra[f"{split}_examples_per_second"] = found.examples_per_second
-        if predictions:
-            save_predictions(predictions(split), found.frame)
-            draft.wrote(predictions(split))
+        rows = found.frame.to_parquet(compression="zstd", index=False)
+        write_atomically(predictions(split), rows)
+        draft.wrote(predictions(split))
 
 
 def flops_per_token(

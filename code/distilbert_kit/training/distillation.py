@@ -22,9 +22,9 @@ from ..models.hub_layout import HubModel
 from ..models.model import DistilBERTForMaskedLM
 from ..settings import CorpusSettings, LossWeights, MaskedLMSettings
 from .checkpointing import TrainingResult
-from .inference import DTYPES, autocast, usable_precision
 from .loop import train, training_device
 from .objectives import Objective, triple_objective
+from .precision import DTYPES, autocast, usable_precision
 
 
 def cast_linear_layers(teacher: nn.Module, precision: str) -> nn.Module:

@@ -40,8 +40,8 @@ from .classification import (
     prediction_frame,
     score,
 )
-from .inference import usable_precision
 from .loop import train, training_device
+from .precision import usable_precision
 from .question_answering import load_question_split, predict_spans, score_answers, span_objective
 
 

@@ -1,10 +1,7 @@
 """Running a model over a data set in length buckets."""
 
-import io
 from collections.abc import Callable
-from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -17,10 +14,8 @@ from ..data.batches import (
     model_inputs,
 )
 from ..errors import UserError
-from ..files import write_atomically
-from ..machine import has_bf16_instructions, keeping_freed_memory
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ..machine import keeping_freed_memory
+from .precision import autocast
 
 
 @keeping_freed_memory()
@@ -58,29 +53,3 @@ def run_in_buckets(
             receive(indices, output)
             bar.update(len(indices))
     bar.close()
-
-
-def usable_precision(precision: str) -> str:
-    """The precision itself, or what "auto" means on this machine.
-
-    It is bf16 where the device multiplies bf16 in hardware, else fp32.
-    """
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if has_bf16_instructions() else "fp32"
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast context for a precision of the settings on a device; off for "fp32"."""
-    precision = usable_precision(precision)
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
-
-
-def save_predictions(path: Path, frame: pd.DataFrame) -> None:
-    """Write per-example rows as parquet, atomically."""
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, compression="zstd", index=False)
-    write_atomically(path, buffer.getvalue())

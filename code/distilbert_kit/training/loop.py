@@ -27,8 +27,8 @@ from ..errors import NonFiniteLossError, UserError
 from ..machine import keeping_freed_memory
 from ..settings import TrainSettings
 from .checkpointing import TrainingResult, resume_state, save_state
-from .inference import usable_precision
 from .objectives import Objective, Sums
+from .precision import usable_precision
 
 Item = TypeVar("Item")
 
