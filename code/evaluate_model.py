@@ -68,8 +68,8 @@ def main() -> None:
     cell = {"checkpoint": public_name(arguments.checkpoint), "task": task.name}
     scale = "embedded" if is_embedded(task.dataset) else "reduced"
     provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
-    given = checkpoint_input(arguments.checkpoint, resolve_checkpoint(arguments.checkpoint))
-    with recording(arguments.out, **provenance, settings=settings, inputs=[given]) as draft:
+    inputs = [checkpoint_input(arguments.checkpoint, resolve_checkpoint(arguments.checkpoint))]
+    with recording(arguments.out, **provenance, settings=settings, inputs=inputs) as draft:
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(
             model.to(training_device(arguments.precision)),

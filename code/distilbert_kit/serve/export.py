@@ -136,7 +136,7 @@ def coarse_layers(source: Path, rows: Sequence[Batch]) -> dict[str, float]:
     return {node: far[name] for node, name in layers.items() if far[name] > TOO_COARSE}
 
 
-def quantize_onnx(source: Path, target: Path, in_fp32: Iterable[str] = ()) -> None:
+def quantize_onnx(source: Path, target: Path, in_fp32: Iterable[str]) -> None:
     """Write the fp32 graph `source` with int8 weights and dynamic int8 activations.
 
     The nodes `in_fp32` stay as they are. The weights use 7 of their 8 bits: a processor without

@@ -81,10 +81,7 @@ LARGEST = 8192  # side of the matrices below; a walk with tiny models lowers it
 
 
 def matrix_product_rate(
-    dtype: torch.dtype,
-    size: int = 2048,
-    repeats: int = 10,
-    device: torch.device | str = "cpu",
+    dtype: torch.dtype, size: int = 2048, device: torch.device | str = "cpu"
 ) -> float:
     """GFLOP/s of a device, with the threads now set: the best of square products [size, size].
 
@@ -102,16 +99,16 @@ def matrix_product_rate(
         once = alternate({"work": product(trial)}, 3)["work"].min()
         while size > trial and once * (size / trial) ** 3 > SLOWEST_PRODUCT:
             size //= 2
-        taken = alternate({"work": product(size)}, repeats, warmup=2)
+        taken = alternate({"work": product(size)}, 10, warmup=2)
     return 2 * size**3 / taken["work"].min() / 1e9
 
 
-def int8_product_rate(size: int = 2048, repeats: int = 10) -> float:
+def int8_product_rate() -> float:
     """The same of ONNX Runtime's product of int8 matrices into int32, in 10**9 operations/s."""
     import onnxruntime
     from onnx import TensorProto, ValueInfoProto, helper
 
-    size = min(size, LARGEST)
+    size = min(2048, LARGEST)
 
     def matrix(name: str, kind: int) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, [size, size])
@@ -126,7 +123,7 @@ def int8_product_rate(size: int = 2048, repeats: int = 10) -> float:
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     given = {"a": np.ones((size, size), np.uint8), "b": np.ones((size, size), np.int8)}
-    taken = alternate({"work": lambda: session.run(None, given)}, repeats, warmup=2)
+    taken = alternate({"work": lambda: session.run(None, given)}, 10, warmup=2)
     return 2 * size**3 / taken["work"].min() / 1e9
 
 

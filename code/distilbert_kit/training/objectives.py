@@ -50,7 +50,7 @@ def check_single_label(model: nn.Module) -> None:
         )
 
 
-def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None = None) -> Objective:
+def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None) -> Objective:
     """Fine-tuning on a task; with `targets`, also towards the teacher's logits in the batch.
 
     `hard(output, batch)` and `soft(output, batch, temperature)` are sums over the examples. The
