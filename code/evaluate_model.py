@@ -11,6 +11,7 @@ writes what SQuAD's official scorer reads: id -> answer text.
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from distilbert_kit.script import argument_parser, entry_point
 
@@ -21,6 +22,7 @@ from distilbert_kit.data.tasks import Task, get_task, is_embedded
 from distilbert_kit.errors import UserError, first_problem
 from distilbert_kit.files import check_output_beside, check_output_record, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.settings import Precision
 from distilbert_kit.study.inputs import checkpoint_input, public_name
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
@@ -52,7 +54,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="folder or hub name")
     parser.add_argument("--task", required=True)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--max-length", type=int, help="tokens (default: 512; windows: 384)")
     parser.add_argument("--out", type=Path, default=Path("evaluation.json"), help="record")
     parser.add_argument("--answers", type=Path, help="file for the answers as JSON (squad only)")

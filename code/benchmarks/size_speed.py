@@ -19,6 +19,7 @@ from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import alternate_over, forward_flops, model_size, threads
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
+from distilbert_kit.study.settings import STSB_PAIRS
 
 from .shared import CONFIGS, MAKERS, MODELS, infer, machine_rates, stsb_pairs, thread_counts
 
@@ -36,7 +37,7 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     """Table 3: sizes, FLOPs and a pass over the dev pairs one by one."""
     settings = recipe.speed
     encoders = {f"{m}/{by}": build_encoder(m, by) for m in MODELS for by in MAKERS}
-    dataset, draft.data, texts = stsb_pairs(1500)
+    dataset, draft.data, texts = stsb_pairs(STSB_PAIRS)
     chosen = evenly_by_length(dataset.lengths, settings.pairs)
     lengths = dataset.lengths[chosen]
     draft.metrics = {
@@ -44,7 +45,7 @@ def measure(recipe: Recipe, draft: Draft) -> str:
         "head": "none: the whole encoder, BERT with its pooler",
         "text": "STS-B dev" if texts else "length profile",
         "pairs": settings.pairs,
-        "share_of_pairs": settings.pairs / 1500,
+        "share_of_pairs": settings.pairs / STSB_PAIRS,
         "passes": settings.passes,
         "mean_tokens": float(lengths.mean()),
         "longest": int(lengths.max()),

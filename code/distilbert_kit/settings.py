@@ -50,6 +50,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
 class TrainSettings(Strict):
     """Optimisation of one run. An update has `accumulation` micro-batches on each process."""
 
@@ -67,7 +70,7 @@ class TrainSettings(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         default="auto",
         description="auto: bf16 where the device multiplies it in hardware, else fp32",
     )
