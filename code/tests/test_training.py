@@ -315,7 +315,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, every):
     arguments = {
         "seed": 0,
         "checkpoint_every": every,
-        "checkpoint_folder": tmp_path / "c",
+        "checkpoints": tmp_path / "c",
         "identity": "a",
     }
     model = classifier(0.1)
@@ -345,7 +345,7 @@ def test_a_run_with_a_loss_scale_is_resumed(tmp_path, monkeypatch):
         return accelerator
 
     monkeypatch.setattr("distilbert_kit.training.loop.create_accelerator", scaling)
-    arguments = {"seed": 0, "checkpoint_every": 4, "checkpoint_folder": tmp_path, "identity": "a"}
+    arguments = {"seed": 0, "checkpoint_every": 4, "checkpoints": tmp_path, "identity": "a"}
     calls = iter(range(6))
 
     def loss(*given):

@@ -53,46 +53,6 @@ class TrainingResult:
         }
 
 
-# torch's module of state dicts is imported where it is used: it takes seconds.
-_FULL: dict[str, Any] = {"full_state_dict": True, "cpu_offload": True}  # gathers sharded state too
-
-
-def save_state(
-    folder: Path,
-    identity: dict,
-    step: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LambdaLR,
-    result: TrainingResult,
-    accelerator: Accelerator,
-) -> None:
-    """Model, optimiser, scheduler and position, as one file that appears whole.
-
-    `optimizer` is the one that accelerate wraps: torch steps what it is given, to make its state,
-    and the wrapper would ask for a scaled loss. The random state follows from the position. All
-    processes gather sharded state; the main one writes.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-    states = get_state_dict(step, optimizer, options=StateDictOptions(**_FULL))
-    model_state, optimizer_state = cast(tuple[dict[str, Tensor], dict[str, Any]], states)
-    if not accelerator.is_main_process:
-        return
-    tensors = {f"model/{name}": value for name, value in model_state.items()}
-    for parameter, state in optimizer_state["state"].items():
-        tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}
-    position = {
-        "identity": identity,
-        "scheduler_epoch": scheduler.last_epoch,
-        "result": vars(result),
-        "param_groups": optimizer_state["param_groups"],
-        "scaler": accelerator.scaler and accelerator.scaler.state_dict(),
-    }
-    with replacing_file(folder / CHECKPOINT) as temporary:
-        metadata = with_hash(tensors, position=json.dumps(position))
-        write_safetensors(tensors, temporary, **metadata)
-
-
 def _differences(old: dict, new: dict) -> list[str]:
     """The names of what differs in two identities, settings one by one."""
     flat = [
@@ -119,48 +79,79 @@ def read_position(folder: Path) -> dict:
         raise UserError(f"{folder}: not a readable checkpoint ({error}); delete it") from None
 
 
-def resume_state(
-    folder: Path,
-    identity: dict,
-    step: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LambdaLR,
-    result: TrainingResult,
-    accelerator: Accelerator,
-) -> None:
-    """Load the checkpoint in `folder`, if there is one, into everything given."""
-    if not (folder / CHECKPOINT).exists():
-        return
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+# torch's module of state dicts is imported where it is used: it takes seconds.
+_FULL: dict[str, Any] = {"full_state_dict": True, "cpu_offload": True}  # gathers sharded state too
 
-    position = read_position(folder)
-    if different := _differences(position["identity"], identity):
-        raise UserError(
-            f"{folder}: the checkpoint is of another run ({', '.join(different)} differ); "
-            "delete it, or choose another folder"
+
+@dataclass
+class TrainingState:
+    """All that a run which was cut off goes on from.
+
+    `run` is what decides its result; `optimizer` the one that accelerate wraps: torch steps what it
+    is given, to make its state, and the wrapper would ask for a scaled loss. The random state
+    follows from the position.
+    """
+
+    run: dict
+    step: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    result: TrainingResult
+    accelerator: Accelerator
+
+    def save(self, folder: Path) -> None:
+        """Write one file that appears whole. All processes gather sharded state; one writes."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+        states = get_state_dict(self.step, self.optimizer, options=StateDictOptions(**_FULL))
+        model_state, optimizer_state = cast(tuple[dict[str, Tensor], dict[str, Any]], states)
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model/{name}": value for name, value in model_state.items()}
+        for parameter, state in optimizer_state["state"].items():
+            tensors |= {f"optimizer/{parameter}/{name}": value for name, value in state.items()}
+        scaler = self.accelerator.scaler
+        position = {
+            "identity": self.run,
+            "scheduler_epoch": self.scheduler.last_epoch,
+            "result": vars(self.result),
+            "param_groups": optimizer_state["param_groups"],
+            "scaler": scaler and scaler.state_dict(),
+        }
+        with replacing_file(folder / CHECKPOINT) as temporary:
+            metadata = with_hash(tensors, position=json.dumps(position))
+            write_safetensors(tensors, temporary, **metadata)
+
+    def resume(self, folder: Path) -> None:
+        """Load the file in `folder`, if there is one; UserError for one of another run."""
+        if not (folder / CHECKPOINT).exists():
+            return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+        position = read_position(folder)
+        if different := _differences(position["identity"], self.run):
+            raise UserError(
+                f"{folder}: the checkpoint is of another run ({', '.join(different)} differ); "
+                "delete it, or choose another folder"
+            )
+        tensors, _ = read_checked(folder / CHECKPOINT)
+        model_state, optimizer_state = {}, {"state": {}, "param_groups": position["param_groups"]}
+        for key, tensor in tensors.items():
+            kind, name = key.split("/", 1)
+            if kind == "model":
+                model_state[name] = tensor
+            elif kind == "optimizer":
+                parameter, quantity = name.rsplit("/", 1)
+                optimizer_state["state"].setdefault(parameter, {})[quantity] = tensor
+        set_state_dict(
+            self.step,
+            self.optimizer,
+            model_state_dict=model_state,
+            optim_state_dict=optimizer_state,
+            options=StateDictOptions(**_FULL),
         )
-    tensors, _ = read_checked(folder / CHECKPOINT)
-    model_state, optimizer_state = {}, {"state": {}, "param_groups": position["param_groups"]}
-    for key, tensor in tensors.items():
-        kind, name = key.split("/", 1)
-        if kind == "model":
-            model_state[name] = tensor
-        elif kind == "optimizer":
-            parameter, quantity = name.rsplit("/", 1)
-            optimizer_state["state"].setdefault(parameter, {})[quantity] = tensor
-    set_state_dict(
-        step,
-        optimizer,
-        model_state_dict=model_state,
-        optim_state_dict=optimizer_state,
-        options=StateDictOptions(**_FULL),
-    )
-    vars(result).update(position["result"])
-    scheduler.last_epoch = position["scheduler_epoch"]
-    scheduler._last_lr = [
-        base * scheduler.lr_lambdas[0](scheduler.last_epoch) for base in scheduler.base_lrs
-    ]
-    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["lr"] = rate
-    if accelerator.scaler is not None and position.get("scaler"):
-        accelerator.scaler.load_state_dict(position["scaler"])
+        vars(self.result).update(position["result"])
+        self.scheduler.last_epoch = position["scheduler_epoch"]
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        if self.accelerator.scaler is not None and position.get("scaler"):
+            self.accelerator.scaler.load_state_dict(position["scaler"])

@@ -97,8 +97,7 @@ def train_on_corpus(
     """Train a masked LM (under a teacher) on a corpus; returns the run and validation losses.
 
     `tokenizer` is the model's own, and the teacher's. Validation losses are those before and after,
-    on the held-out split. `checkpoints` and `identity` are the `checkpoint_folder` and `identity`
-    of `train`.
+    on the held-out split. `checkpoints` and `identity` are those of `train`.
     """
     device = training_device(settings.precision)
     model.to(device)
@@ -119,7 +118,7 @@ def train_on_corpus(
         settings,
         seed=seed,
         description=description,
-        checkpoint_folder=checkpoints,
+        checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
         identity=identity,
     )

@@ -122,7 +122,7 @@ def fine_tune(
     """Fine-tune a checkpoint on the examples of a task; the seed decides head, order and dropout.
 
     With `targets` under a teacher, whose logits the data set holds. `checkpoints` and `identity`
-    are the `checkpoint_folder` and `identity` of `loop.train`: state is kept every ten minutes.
+    are those of `loop.train`: state is kept every ten minutes.
     """
     torch.manual_seed(seed)  # the new head
     model = with_new_head(start, task)
@@ -135,7 +135,7 @@ def fine_tune(
         settings,
         seed=seed,
         description=description,
-        checkpoint_folder=checkpoints,
+        checkpoints=checkpoints,
         checkpoint_every=None,
         identity=identity,
     )

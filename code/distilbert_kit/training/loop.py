@@ -26,7 +26,7 @@ from ..data.batches import Batch, LengthBatchSampler, TokenDataset
 from ..errors import NonFiniteLossError, UserError
 from ..machine import keeping_freed_memory
 from ..settings import TrainSettings
-from .checkpointing import TrainingResult, resume_state, save_state
+from .checkpointing import TrainingResult, TrainingState
 from .objectives import Objective, Sums
 from .precision import usable_precision
 
@@ -181,7 +181,7 @@ def train(
     *,
     seed: int,
     description: str = "training",
-    checkpoint_folder: Path | None = None,
+    checkpoints: Path | None = None,
     checkpoint_every: int | None = 200,
     identity: str | None = None,
 ) -> TrainingResult:
@@ -189,17 +189,17 @@ def train(
 
     `loader` has a TokenDataset, whose `collate` makes the batches, and a LengthBatchSampler; masks
     are drawn by the objective. Everything random follows from `seed`, the order of the batches
-    too, whatever the loader's own. With a `checkpoint_folder`,
-    state is kept there every `checkpoint_every` updates (None: every `CHECKPOINT_SECONDS`) and a
-    run that was cut off goes on from the last one, to the same weights bit for bit (on a CPU, the
-    same machine with as many threads: another sums products in another order). It then needs an
-    `identity`: a name or hash of all that decides the result and that the loop cannot see, the
-    starting weights, the data, the loss and its teacher. Raises NonFiniteLossError naming the
-    update, and UserError for batches of other sizes than the settings ask for, and for a checkpoint
-    of another identity, of other settings or precision.
+    too, whatever the loader's own. With a folder `checkpoints`, state is kept there every
+    `checkpoint_every` updates (None: every `CHECKPOINT_SECONDS`) and a run that was cut off goes
+    on from the last one, to the same weights bit for bit (on a CPU, the same machine with as many
+    threads: another sums products in another order). It then needs an `identity`: a name or hash
+    of all that decides the result and that the loop cannot see, the starting weights, the data,
+    the loss and its teacher. Raises NonFiniteLossError naming the update, and UserError for
+    batches of other sizes than the settings ask for, and for a checkpoint of another identity, of
+    other settings or precision.
     """
-    if checkpoint_folder is not None and identity is None:
-        raise ValueError("checkpoint_folder needs identity: name the start, the data and the loss")
+    if checkpoints is not None and identity is None:
+        raise ValueError("checkpoints needs identity: name the start, the data and the loss")
     _order_batches(loader, settings, seed)
     accelerator = create_accelerator(settings.precision)
     total = updates_in_run(loader, settings, accelerator.num_processes)
@@ -216,8 +216,9 @@ def train(
         "seed": seed,
         "updates": total,
     }
-    if checkpoint_folder is not None:
-        resume_state(checkpoint_folder, run, step, adamw, scheduler, result, accelerator)
+    state = TrainingState(run, step, adamw, scheduler, result, accelerator)
+    if checkpoints is not None:
+        state.resume(checkpoints)
     bar = tqdm(
         total=total,
         initial=result.updates,
@@ -238,7 +239,7 @@ def train(
         if result.updates % LOG_EVERY == 0 or result.updates == total:
             _log(result, scheduler, bar, started)
         bar.update()
-        if checkpoint_folder is None:
+        if checkpoints is None:
             continue
         if checkpoint_every is None:
             if time.perf_counter() - saved >= CHECKPOINT_SECONDS:
@@ -249,7 +250,7 @@ def train(
         if due:
             saved = time.perf_counter()
             result.seconds = saved - started
-            save_state(checkpoint_folder, run, step, adamw, scheduler, result, accelerator)
+            state.save(checkpoints)
     bar.close()
     result.seconds = time.perf_counter() - started
     model.eval()
