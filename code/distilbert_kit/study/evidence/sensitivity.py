@@ -1,7 +1,5 @@
 """How the main result changes with other tasks and seeds. No verdict rests on these rows."""
 
-from collections.abc import Sequence
-
 from ...data.tasks import GLUE, get_task
 from ..recipes import Recipe
 from .comparisons import LeftOut, crossed_scores, retained, shared_seeds, shared_tasks
@@ -42,22 +40,27 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     planned = recipe.macro_tasks
     failed = one_answer_runs(recipe)
     left_out = {(run["task"], run["seed"]) for run in failed if run["task"] in planned}
-    pair, both = (recipe.teacher, recipe.student), (recipe.control, recipe.student)
+    pair = (recipe.teacher, recipe.student)
     shared = {(task, seed) for task in planned for seed in shared_seeds(recipe, pair, task)}
     later = {(task, seed) for task in planned for seed in recipe.seeds[first:]}
     every = [task for task in recipe.tasks if task in GLUE]
 
     def row(variant: str, tasks: list[str], without: LeftOut = ()) -> dict:
-        def ratio(models: Sequence[str]) -> dict | None:
+        def ratio(reference: str | None, model: str | None) -> dict | None:
+            if not reference or not model:
+                return None
+            models = (reference, model)
             if shared_tasks(recipe, models, tasks, without) != tasks:
                 return None
             return retained(crossed_scores(recipe, models, tasks, without=without))
 
-        found = {"kept": ratio(pair), "control_kept": None, "over_control": None}
-        if recipe.control:
-            found["control_kept"] = ratio((recipe.teacher, recipe.control))
-            found["over_control"] = ratio(both)
-        return {"variant": variant, "tasks": tasks} | found
+        return {
+            "variant": variant,
+            "tasks": tasks,
+            "kept": ratio(recipe.teacher, recipe.student),
+            "control_kept": ratio(recipe.teacher, recipe.control),
+            "over_control": ratio(recipe.control, recipe.student),
+        }
 
     rows = [row("planned", planned)]
     if set(every) > set(planned):
