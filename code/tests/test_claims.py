@@ -14,10 +14,12 @@ from distilbert_kit.study import claims, tables
 from distilbert_kit.study.evidence import scores
 from distilbert_kit.study.ledger import (
     Claim,
+    decided,
     evidence_by_column,
     load_ledger,
     summary_at_paper_size,
 )
+from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import recording
 
 LEDGER = load_ledger()
@@ -240,10 +242,49 @@ def test_other_recipes_speak_beside_ones_own(results, tmp_path):
     [sst2] = [row for row in rows if row["id"] == "sst2"]
     assert cells["sst2"]["reduced"]["recipe"] == "study"
     assert cells["sst2"]["reduced"]["verdict"] == sst2["column_verdict"] != "not tested"
+    keys = ("value", "low", "high", "detail", "seeds", "tasks", "tokens")
+    told = {key: cells["sst2"]["reduced"][key] for key in keys}
+    assert told == json.loads(json.dumps({key: sst2[key] for key in keys}))
     assert sst2["verdict"] == "not tested"  # an indication never decides
     assert cells["sst2"]["reproduction"] == {"verdict": "not tested", "reason": "not run"}
     assert cells["smaller"]["replication"]["recipe"] == own.name
     assert cells["phone_size"]["replication"]["verdict"] == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("released", "reproduction"),
+        ("paper", "replication"),
+        ("base", "replication"),
+        ("scratch", "reduced"),
+        ("study", "reduced"),
+        ("quick", "reduced"),
+    ],
+)
+def test_only_the_authors_weights_are_a_reproduction(name, column):
+    assert claims.column_of(load_recipe(name)) == column
+
+
+def test_the_authors_weights_decide_before_ours():
+    theirs, ours, nothing = ({"verdict": v} for v in ("supported", "undecided", "not tested"))
+    other = {"id": "sst2", "reproduction": theirs, "replication": theirs}
+    for reproduction, replication, expected in (
+        (theirs, ours, theirs),
+        (nothing, ours, ours),
+        (nothing, nothing, None),
+    ):
+        glue = {"id": "glue", "reproduction": reproduction, "replication": replication}
+        assert decided([other, glue | {"reduced": theirs}]) is expected
+
+
+def test_a_task_outside_of_the_mean_is_judged_alone(results, tmp_path):
+    recipe = make_recipe(tmp_path, seeds=[0], tasks=["sst2", "wnli"], macro=["sst2"])
+    write_evidence(recipe)
+    alone, mean = (claims.find(claim(tasks=t), recipe) for t in (["wnli"], ["sst2", "wnli"]))
+    assert (alone.tasks, alone.incomplete) == (("wnli",), "")
+    assert (mean.tasks, mean.incomplete) == (("sst2",), "1 of the claim's 2 tasks")
+    assert (mean.seeds, mean.interval) == (1, "over examples, one seed")
 
 
 def test_scores_at_paper_size_are_told_beside_those_of_small_models(results, tmp_path):

@@ -233,9 +233,12 @@ def test_pairs_keep_their_token_types():
     st.integers(1, 40),
     st.integers(512, 4096),
     st.booleans(),
+    st.integers(1, 5),
 )
-def test_batches_hold_every_example_once_within_both_budgets(lengths, size, tokens, shuffle):
-    batches = list(LengthBatchSampler(lengths, size, tokens, shuffle=shuffle))
+def test_batches_hold_every_example_once_within_both_budgets(lengths, size, tokens, shuffle, pool):
+    sampler = LengthBatchSampler(lengths, size, tokens, shuffle=shuffle, pool=pool)
+    batches = list(sampler)
+    assert len(sampler) == len(batches)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) <= size
@@ -273,6 +276,38 @@ def test_mlm_loader_masks_anew_and_hides_only_words():
     assert int(masked.sum()) == -(-15 * int(first["attention_mask"].sum()) // 100)
     special = torch.tensor(tokenizer.all_special_ids)
     assert not torch.isin(first["labels"][masked], special).any()
+    told = torch.where(masked, first["labels"], first["input_ids"])
+    assert not torch.equal(told, first["input_ids"])  # the batch hides what its labels tell
+    reference = tokenizer(texts)["input_ids"]
+    assert sorted(told.tolist()) == sorted(reference)
+
+
+@pytest.mark.parametrize("probability", [0.5, 1.0])
+def test_a_loader_masks_the_share_that_was_asked_for(probability):
+    words = "cat dog cow pig hen fox owl bee ant elk"
+    loader = create_mlm_dataloader([words], get_tokenizer(), mask_probability=probability)
+    assert int((next(iter(loader))["labels"] != -100).sum()) == min(10, 12 * probability)
+    ids = get_tokenizer()(words)["input_ids"]
+    usual = MLMDataset([ids], [len(ids)], get_tokenizer()).masked_collate([ids])
+    assert int((usual["labels"] != -100).sum()) == 2  # 15 % of 12, rounded up
+
+
+def test_a_batch_has_16_examples_unless_another_number_is_asked_for():
+    texts, tokenizer = ["a text"] * 33, get_tokenizer()
+    for loader in (
+        create_classification_dataloader(texts, None, tokenizer),
+        create_mlm_dataloader(texts, tokenizer),
+    ):
+        assert sorted(len(batch["input_ids"]) for batch in loader) == [1, 16, 16]
+
+
+def test_examples_of_one_length_keep_their_order():
+    """On every machine: an unstable sort has an order of its own on each."""
+    lengths = np.arange(1000) % 7
+    by_length = sorted(range(1000), key=lambda index: lengths[index])
+    assert evenly_by_length(lengths, 1000).tolist() == by_length
+    [batch] = LengthBatchSampler(7 - lengths, 1000, shuffle=False)
+    assert batch == by_length
 
 
 def test_token_counts_are_those_of_the_tokenizer():

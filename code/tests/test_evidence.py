@@ -37,6 +37,8 @@ def test_ablation_compares_with_what_was_distilled_alike(results, tmp_path):
     assert row["change"] < -0.1  # 0.6 against 0.8
     assert row["low"] < row["change"] < row["high"]  # with two seeds t is 12.7: nothing is shown
     assert rows["without_ce"]["low"] < 0 < rows["without_ce"]["high"]  # the same skill
+    assert comparisons.counterpart(recipe, "undistilled") is None
+    assert comparisons.counterpart(recipe, "alone") is None
     budgets = {row["model"]: row["tokens"] for row in distillation.budget_rows(recipe)}
     assert budgets == {"undistilled": 0, "distilled": 4500, "distilled_short": 2250, "alone": 18000}
     claim_ce = next(c for c in load_ledger().claims if c.id == "loss_ce")
@@ -138,6 +140,20 @@ def test_one_seed_is_not_tested(tiny):
     assert all(row["effect"] == "untested" for row in comparisons.ablation_rows(tiny))
 
 
+def test_an_effect_is_what_is_left_after_holm():
+    """Over the three that are tested: 0.01 x 3, 0.025 x 2 (no longer below 0.05), 0.5 x 1."""
+    gaps = [
+        {"p": p, "estimate": estimate}
+        for p, estimate in ((0.01, -0.2), (None, 0.9), (0.5, 0.1), (0.025, 0.3))
+    ]
+    rows = [{} for _ in gaps]
+    comparisons._add_effects(rows, gaps)
+    assert [row["p_holm"] for row in rows] == [pytest.approx(0.03), None, 0.5, 0.05]
+    assert [row["effect"] for row in rows] == ["fall", "untested", "none", "none"]
+    comparisons._add_effects(rows[3:], gaps[3:])  # alone it is one
+    assert rows[3]["effect"] == "rise"
+
+
 def test_errors_by_phenomenon_add_up(tiny):
     rows = [row for row in lost.error_rows(tiny) if row["model"] == "teacher"]
     assert sum(row["examples"] for row in rows) == 120
@@ -217,4 +233,5 @@ def test_what_is_lost_of_answers_and_scores(results, tmp_path):
         {"both": 0.4, "only_teacher": 0.2, "only_student": 0.2, "neither": 0.2}
     )
     assert row["calibration"] is None and row["teacher_agreement"] is None
+    assert comparisons.guessing_scores(recipe) == {"squad": 0, "stsb": 0}
     assert {found["task"] for found in lost.error_rows(recipe, "tokens")} == {"squad"}

@@ -190,6 +190,15 @@ def test_bf16_autocast_is_near_fp32_and_keeps_dtypes():
     assert_equal_losses(ours, plain(*case), student, 2e-2)
 
 
+@pytest.mark.parametrize("scales", [(1e-7, 0.0), (0.0, 1e-7), (1e-7, 1e-7)])
+def test_gradients_of_small_scales_do_not_underflow_in_fp16(scales):
+    """Its smallest number is 6e-8: a term of many tokens has a scale near that."""
+    case = (*heads(24), *scales)
+    with torch.autocast("cpu", torch.float16):
+        ours = fused(*case)
+    assert_equal_losses(ours, plain(*case), case[0], 1e-2)
+
+
 def test_partial_gradients_and_inference():
     student, teacher, labels = heads()
     expected = gradients(plain(student, teacher, labels, 0.4, 0.3)[0], student)

@@ -110,6 +110,7 @@ def test_constant_predictions_are_a_number(name):
     references = [1, 0, 1, 1]
     found = compute_metrics([name], [0, 0, 0, 0], references, 2)[name]
     assert found == (0.25 if name == "accuracy" else 0.0)
+    assert compute_metrics([name], [0], [1], 2)[name] == 0.0
     assert not math.isnan(compute_metrics([name], [1], [1], 2)[name])
 
 
@@ -188,6 +189,7 @@ def test_calibration_by_hand():
     lower, upper = found["bins"]
     assert lower == {"lower": 0, "upper": 0.5, "count": 1, "confidence": 0.5, "accuracy": 1}
     assert (upper["count"], upper["accuracy"]) == (3, pytest.approx(2 / 3))
+    assert upper["confidence"] == pytest.approx((0.9 + 0.8 + 0.7) / 3)
 
 
 @given(st.integers(1, 20), st.integers(2, 4), st.integers(1, 60), st.integers(0, 999))

@@ -423,3 +423,14 @@ def test_records_in_the_repository_are_valid():
         if path.parent.name not in ("tables", "models") and not made_beside:
             read.add(read_record(path).recipe)
     assert "study" in read
+
+
+@pytest.mark.parametrize("name", ["study", "base"])
+def test_records_in_the_repository_are_current(name):
+    """A key that moves without need, by a word of code, throws weeks of computing away."""
+    cells = experiment.evidence_cells(load_recipe(name))
+    recorded = [cell for cell in cells if cell.record.exists()]
+    if not recorded:
+        pytest.skip(f"the records of {name} were removed")
+    assert [cell.record for cell in recorded if cell.read_record().key != cell.key] == []
+    assert all(cell.is_recorded() for cell in recorded)

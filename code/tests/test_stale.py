@@ -210,7 +210,8 @@ def test_changed_text_makes_corpus_and_what_descends_from_it_stale(write, monkey
     second = load_recipe(recipe)
     assert not corpus_cell(second).is_recorded() and not corpus_cell(second).has_folder()
     assert model_cell(second, "distilled").key != before
-    own = tmp_path / "results" / "tiny" / "corpus" / "notes.txt"
+    assert corpus_cell(second).folder == tmp_path / "results" / "tiny" / "corpus"  # not in git
+    own = corpus_cell(second).folder / "notes.txt"
     own.write_text("mine")
     run(monkeypatch, prepare_corpus, recipe)  # starts anew, and leaves what is not its own
     assert corpus_cell(second).has_folder() and own.exists()
@@ -330,6 +331,14 @@ def test_teachers_of_one_name_do_not_replace_each_other(write, monkeypatch, tmp_
     names = sorted(p.stem for p in (tmp_path / "results" / "tiny" / "distill").glob("*.json"))
     assert len(names) == 2 and names[0] == "distilled-from-bert"
     assert names[1].startswith("distilled-from-bert-")
+
+
+def test_a_record_in_the_place_of_another_is_refused(tiny):
+    first, second = (finetune_cell(tiny, "teacher", "sentiment", seed) for seed in (0, 1))
+    shutil.copy(second.record, first.record)
+    with pytest.raises(UserError, match=r"the record of another cell, finetune .*'seed': 1"):
+        first.read_record()
+    assert second.is_recorded() and not first.is_recorded()
 
 
 def test_a_copied_recipe_needs_a_name_of_its_own(tmp_path, monkeypatch):

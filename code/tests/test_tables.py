@@ -114,6 +114,15 @@ def test_distillation_is_told_without_wnli_too(results, tmp_path):
     ratio = found["mean_over_control"]["without_wnli"]
     assert found["mean_over_control"]["retention"]["estimate"] < 1
     assert ratio["estimate"] == pytest.approx(0.7 / 0.5) and ratio["low"] < 1.4 < ratio["high"]
+    compared = comparisons.crossed_scores(recipe, ("undistilled", "distilled"), both)
+    for alone in both:  # nothing is left without it, or nothing is left out
+        assert set(comparisons._mean_ratios({alone: compared[alone]})) == {"retention"}
+    others = dict.fromkeys(("sst2", "rte"), compared["sentiment"])
+    assert set(comparisons._mean_ratios(others)) == {"retention"}
+    gap = comparisons.mean_gap(recipe, "distilled", "undistilled", ["sentiment"])
+    assert (gap["tasks"], gap["gap"]["estimate"]) == (["sentiment"], pytest.approx(0.2))
+    cells.finetune_cell(recipe, "undistilled", "wnli", 0).record.unlink()
+    assert comparisons.mean_over_control(recipe) is None  # a mean over fewer is another number
 
 
 def test_scores_are_answered_in_a_sentence(one_seed):
