@@ -14,26 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # the label of a position that is no target
-
-
 PADDING_LOGIT = -1e30  # no probability, and finite: 0 x -inf would be NaN in the KL
-
 
 # Tokens per matrix product of the fused loss, see `fused_triple_loss`; a GPU likes few and large.
 CHUNK_SIZE = {"cpu": 512, "cuda": 4096}
 
-
 # A GPU multiplies rows that are no whole number of 16 bytes several times slower.
 COLUMN_MULTIPLE = {"cuda": 8}
-
-
 ROWS_PER_BLOCK = 1024  # rows of a weight gradient that are added at a time
-
 
 # Of fp32 work: 4 buffers x 16 x 30,522 x 4 B = 8 MB, within a core's share of L3.
 ROWS_PER_THREAD = 16
-
-
 CeRows = Literal["all", "masked"]
 
 

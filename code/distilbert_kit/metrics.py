@@ -19,8 +19,6 @@ from numpy.typing import ArrayLike
 from .errors import UserError
 
 METRICS = ("accuracy", "f1", "precision", "recall", "matthews", "pearson", "spearman")
-
-
 _CORRELATIONS = ("pearson", "spearman")
 
 

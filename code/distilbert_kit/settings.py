@@ -26,8 +26,6 @@ def _check_file_name(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(_check_file_name)]  # no path, and the same on any system
-
-
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 
 

@@ -14,15 +14,9 @@ from distilbert_kit.files import with_sha256
 from distilbert_kit.models.checkpoints import get_tokenizer
 
 SCRIPT = Path(__file__).parents[1] / "prepare_corpus.py"
-
-
 WORDS = ["the", "history", "of", "language", "began", "when", "rivers", "met", "mountains", "and"]
-
-
 TOKENIZER = get_tokenizer("bert-base-uncased")
 TOKENIZER.name_or_path = "bert-base-uncased"
-
-
 ENCODER = corpus.WordEncoder(TOKENIZER)
 
 

@@ -21,7 +21,6 @@ QUESTION = {
     "context": "Bob & Ann 😀 say <b>it</b> is in Paris, or in Rome.",
 }
 
-
 TEXT = {"text": "a fine film"}
 
 

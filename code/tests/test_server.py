@@ -99,11 +99,7 @@ def test_a_name_with_two_addresses_is_served_at_the_first(original, tmp_path, mo
 
 # The full count is 500 and 1000 (HOSTILE=500 REQUESTS=1000 pytest -s); here every second counts.
 HOSTILE = int(os.environ.get("HOSTILE", 60))
-
-
 REQUESTS = int(os.environ.get("REQUESTS", 100))
-
-
 IN_FLIGHT = 16
 
 

@@ -44,31 +44,16 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 
 MAX_VOCABULARY = 65_535  # what 16 bits number, less one
-
-
 MIN_TOKENS = 11  # a sequence this short is dropped, CLS and SEP counted (original binarised data)
-
-
 MAX_UNKNOWN = 0.5  # as is one with this share of unknown tokens
-
-
 PIECE_CHARACTERS = 1 << 16  # longest text given to the tokenizer at once
-
-
 BATCH_CHARACTERS = 1 << 19  # text tokenized at once
-
-
 CACHE_CHARACTERS = 1 << 22  # about 100,000 words, 25 MB; a full cache is emptied
-
 
 # BERT's pre-tokenizer always starts a new word here, so a cut changes no token. Other white space
 # and control characters are left to the tokenizer, which deletes some of them.
 _PUNCTUATION = r"!-/:-@\[-`{-~"
-
-
 _WORD_START = re.compile(rf"[ \t\r\n{_PUNCTUATION}\u4e00-\u9fff]")
-
-
 _WORD = re.compile(rf"[{_PUNCTUATION}]|[^ \t\r\n{_PUNCTUATION}]+")
 
 

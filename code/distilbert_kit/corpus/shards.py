@@ -31,11 +31,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
-
-
 SPLITS = ("train", "validation")
-
-
 _NAMES = re.compile(rf"counts\.json|({'|'.join(SPLITS)})-\d{{5}}\.(bin|idx|bin\.tmp)")
 
 

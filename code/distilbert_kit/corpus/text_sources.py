@@ -20,11 +20,7 @@ from ..foreign import open_binary
 
 # The embedded corpus: documentation of libraries that the requirements pin.
 LIBRARIES = ("matplotlib", "numpy", "pandas", "scikit-learn", "scipy", "torch", "transformers")
-
-
 LONGEST_LINE = 1 << 26  # bytes: some ten Bibles
-
-
 _MARKUP = re.compile(r":[\w:]+:`~?([^`<]+?)(?: ?<[^`]*>)?`|``?([^`]+)``?|\*\*?([^*\s][^*]*)\*\*?")
 
 

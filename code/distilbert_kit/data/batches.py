@@ -18,17 +18,9 @@ from ..models.vocabulary import vocabulary_size
 from .masking import mask_tokens, masking_probabilities
 
 Batch = dict[str, Tensor]
-
-
 TokenIds = Sequence[int] | np.ndarray
-
-
 MAX_LENGTH = 512
-
-
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
 HEAD_PIECES = 128  # what "head_tail" keeps from the beginning, arXiv 1905.05583, section 5.3.1
 
 

@@ -56,14 +56,8 @@ def is_embedded(dataset: str) -> bool:
 
 
 _PAIR = ("sentence1", "sentence2")
-
-
 _ENTAILMENT = ("entailment", "not_entailment")
-
-
 _SENTIMENT = ("negative", "positive")
-
-
 _CLASSES = ("accuracy", "precision", "recall", "f1")
 
 
@@ -116,7 +110,6 @@ TASKS = _tasks(
     ),
 )
 
-
 # Where it is not the name in capitals.
 _TITLES = {
     "cola": "CoLA",
@@ -126,7 +119,6 @@ _TITLES = {
     "squad": "SQuAD",
     "sentiment": "sentiment",
 }
-
 
 GLUE = tuple(name for name, task in TASKS.items() if task.dataset.startswith("glue/"))
 

@@ -43,10 +43,7 @@ from .vocabulary import vocabulary_size
 
 # Names that share MPNet's vocabulary, which is that of bert-base-uncased and five tokens more.
 _MPNET_VOCABULARY = {"mpnet-base", "microsoft/mpnet-base", *ORIGINS}
-
-
 _RARE = "\u2182"  # a numeral that no vocabulary has: asks for the token of unknown words
-
 
 # Names that share the vocabulary of bert-base-uncased, which the MiniLM package carries.
 _SAME_VOCABULARY = {

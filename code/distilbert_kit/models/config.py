@@ -9,7 +9,6 @@ from ..errors import UserError
 # Which models may be teacher and student of each other: those of one family.
 FAMILIES = {"bert": "Bert", "distilbert": "Bert", "mpnet": "MPNet"}
 
-
 # transformers' names, and torch's module and options for each.
 ACTIVATIONS = {
     "gelu": ("GELU", {}),
@@ -19,7 +18,6 @@ ACTIVATIONS = {
     "silu": ("SiLU", {}),
     "swish": ("SiLU", {}),
 }
-
 
 # The least and the most of each size: far beyond any model of these families.
 _SIZES = {
@@ -31,7 +29,6 @@ _SIZES = {
     "intermediate_size": (1, 1 << 18),
     "type_vocab_size": (0, 1 << 10),
 }
-
 
 _PROBABILITIES = ("dropout", "attention_dropout", "classifier_dropout", "qa_dropout")
 
@@ -113,9 +110,7 @@ _BERT = ModelConfig(
     model_type="bert", num_layers=12, classifier_dropout=0.1, qa_dropout=0.0, type_vocab_size=2
 )
 
-
 _MINILM = replace(_BERT, hidden_size=384, intermediate_size=1536, num_layers=6)
-
 
 PRESETS = {
     "distilbert-base-uncased (66M)": ModelConfig(),

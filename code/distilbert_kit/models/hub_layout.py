@@ -45,13 +45,11 @@ _ENCODER = {
     },
 }
 
-
 _QKV = {
     "distilbert": [f"transformer.layer.{{}}.attention.{x}_lin" for x in "qkv"],
     "bert": [f"encoder.layer.{{}}.attention.self.{x}" for x in ("query", "key", "value")],
     "mpnet": [f"encoder.layer.{{}}.attention.attn.{x}" for x in "qkv"],
 }
-
 
 _HEADS = {
     "distilbert": {
@@ -72,7 +70,6 @@ _HEADS = {
         "classifier": "classifier.out_proj",
     },
 }
-
 
 # The configurations of transformers, and our names -> theirs in them.
 _SAME_NAMES = {
@@ -110,14 +107,12 @@ _CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, str]]] = {
     "mpnet": (MPNetConfig, _MPNET_NAMES),
 }
 
-
 # The decoder's weight, where a checkpoint has one apart from the word embeddings.
 _DECODERS = {
     "distilbert": "vocab_projector.weight",
     "bert": "cls.predictions.decoder.weight",
     "mpnet": "lm_head.decoder.weight",
 }
-
 
 # Keys of a `config.json` that ask for what these encoders do not do, and what they may say.
 _REFUSED = {
@@ -131,9 +126,7 @@ _REFUSED = {
     "relative_attention_num_buckets": (None, 32),
 }
 
-
 MOST_LABELS = 100_000
-
 
 # What a head is for, in the hub's words, by the ending of the architecture's name.
 _HEAD_TASKS = {

@@ -17,7 +17,6 @@ _DISTILBERT = {
     "qa_dropout": ModelConfig.qa_dropout,
 }
 
-
 LAYER_STRATEGIES = ("released", "even", "first", "last", "random")
 
 

@@ -10,10 +10,7 @@ from pathlib import Path
 from ..paths import DATA, ROOT
 
 MINILM, MINILM_HUB = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
-
-
 MPNET = "all-mpnet-base-v2"
-
 
 # SHA-256 of `model.safetensors`, refused at any other: the name alone tells the content.
 PACKAGED_SHA256 = {

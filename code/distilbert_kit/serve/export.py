@@ -28,11 +28,7 @@ from ..models.checkpoints import Pretrained, disk_errors, has_weights, read_weig
 from ..models.hub_layout import HubModel, hub_config, read_config
 
 FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}  # the names that Optimum reads
-
-
 OPSET = 20  # the first with GELU as one node; 23's Attention node refuses a mask of keys only
-
-
 LINEAR = ("MatMul", "Gemm")
 QUANTISED = (*LINEAR, "Gather")  # linear layers and embeddings
 
@@ -40,7 +36,6 @@ QUANTISED = (*LINEAR, "Gather")  # linear layers and embeddings
 # below 0.18 or above 0.26. One dev score had been seen before, that of a student on SST-2.
 TOO_COARSE = 0.2
 CALIBRATION_ROWS = 100
-
 
 # The outputs of a graph, by `hub_class`: logits [B, C], or of start and end of the answer [B, L].
 OUTPUTS = {

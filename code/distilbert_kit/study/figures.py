@@ -22,16 +22,10 @@ from .recipes import Recipe
 # differ for colour-blind readers (blue and orange) and in greyscale (lightness 29, 61 and 45).
 TEACHER, STUDENT, PAPER = "#14457F", "#DD7A00", "#6B6B6B"
 
-
 # What belongs to neither: parts of a whole, from dark to light.
 SHADES = ["#3D3D3D", "#5E5E5E", "#808080", "#A3A3A3", "#C4C4C4", "#E0E0E0", "#FFFFFF"]
-
-
 MARKS = "^vDpX*<>Ph"  # of models that are neither the teacher nor the student
-
-
 FULL = 6.7  # inches: text width of the report
-
 
 STYLE: dict[RcKeyType, Any] = {
     "font.family": "STIXGeneral",
@@ -57,7 +51,6 @@ STYLE: dict[RcKeyType, Any] = {
     "svg.hashsalt": "distilbert",
     "svg.fonttype": "none",  # text stays text, set in FACE
 }
-
 
 # The report's face. Typst has it, matplotlib does not and measures with one of nearly its widths.
 FACE = "Libertinus Serif"

@@ -17,8 +17,6 @@ from .recipes import Recipe
 from .records import read_record
 
 Verdict = Literal["supported", "undecided", "not supported", "not tested"]
-
-
 Column = Literal["reproduction", "replication", "reduced"]
 
 

@@ -18,10 +18,7 @@ from ..machine import peak_memory_bytes
 from ..models.config import ModelConfig
 
 Item = TypeVar("Item")
-
-
 SLOWEST_PRODUCT = 2.0  # seconds
-
 
 # Words in parameter names, ours and transformers', that tell the part of the model.
 _PARTS = {"embeddings": {"embeddings"}, "blocks": {"blocks", "layer"}, "pooler": {"pooler"}}

@@ -14,17 +14,13 @@ from .records import Record
 
 # The hub's names of weights that come in packages.
 _HUB_NAMES = {MINILM: MINILM_HUB} | {name: origin.hub for name, origin in ORIGINS.items()}
-
-
 _SCORES = {*METRICS, "exact_match"}
-
 
 SCALES = {
     "paper": "paper scale: models as large as the paper's; the record tells how much they read",
     "reduced": "reduced scale: smaller models or less data than the paper's; not its results",
     "embedded": "embedded scale: small models, generated sentences; a demonstration",
 }
-
 
 _MADE = {
     "extract": "cut from a teacher's layers, not trained",
@@ -35,16 +31,13 @@ _MADE = {
     "csv": "fine-tuned, distilled or quantised on the rows of a CSV",
 }
 
-
 _USE = {
     "text-classification": "Classifies English texts like those of the data below, cut to the "
     "length in its settings.",
     "question-answering": "Finds the answer to an English question in a text that holds it.",
 }
 
-
 _START = "A starting point for fine-tuning on English texts. It answers nothing by itself."
-
 
 # How the files are used elsewhere, run from their folder. transformers 5 has no pipeline for
 # question answering.
@@ -52,7 +45,6 @@ _PIPELINE_CODE = """from transformers import pipeline
 
 print(pipeline("%s", model=".")(%s))
 """
-
 
 _QUESTION_CODE = """import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
@@ -64,7 +56,6 @@ with torch.inference_mode():
 first, last = output.start_logits.argmax(), output.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))
 """
-
 
 _ONNX_CODE = """import os
 
@@ -81,7 +72,6 @@ session = onnxruntime.InferenceSession("model_quantized.onnx")  # int8
 names = [wanted.name for wanted in session.get_inputs()]
 print(session.run(None, {name: np.array([given[name]]) for name in names}))  # logits
 """
-
 
 _TEMPLATE = """---
 {{ card_data }}

@@ -33,11 +33,7 @@ from ..machine import machine, peak_memory_bytes
 from ..paths import ROOT
 
 SCHEMA_VERSION = 2
-
-
 Scale = Literal["paper", "reduced", "embedded"]
-
-
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 

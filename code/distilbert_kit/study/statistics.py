@@ -47,11 +47,7 @@ class AtChanceError(UserError):
 
 
 ScoreFunction = Callable[..., np.ndarray | float]
-
-
 LEVEL = 0.95
-
-
 _BATCH_ELEMENTS = 4_000_000  # 32 MB of indices at a time
 
 

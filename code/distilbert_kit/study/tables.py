@@ -353,7 +353,7 @@ def latency(recipe: Recipe) -> dict:
 
     `pareto` has the scores of another recipe at paper size where there is one: `pareto_recipe`.
     """
-    record = benchmark_record(recipe, "latency") if recipe.latency else None
+    record = benchmark_record(recipe, "latency")
     told = summary_at_paper_size(recipe, load_ledger()) or summary(recipe)
     table: dict = {
         "records": ["benchmark/latency"] if record else [],

@@ -31,8 +31,6 @@ from .objectives import Objective, Sums
 from .precision import usable_precision
 
 Item = TypeVar("Item")
-
-
 LOG_EVERY = 10  # updates between two points of the history
 CHECKPOINT_SECONDS = 600.0  # between two states where no number of updates is asked for
 

@@ -18,8 +18,6 @@ from ..models.model import DistilBERTForMaskedLM
 from ..settings import LossWeights, SoftTargets
 
 Sums = dict[str, Tensor]
-
-
 TaskLoss = Callable[..., Tensor]
 
 

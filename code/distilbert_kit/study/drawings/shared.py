@@ -16,10 +16,10 @@ from ...data.tasks import get_task
 from ..figures import FULL
 
 
-def task_label(task: str, split: str = "") -> str:
+def task_label(task: str, split: str) -> str:
     """A task's title, with its split where it has several."""
     found = get_task(task)
-    several = len(found.eval_splits) > 1 and split
+    several = len(found.eval_splits) > 1
     return f"{found.title}, {split.removeprefix('validation_')}" if several else found.title
 
 
@@ -53,11 +53,11 @@ def grid(count: int, height: float, columns: int = 3, **options) -> tuple[Figure
     return figure, list(panels.flat[:count])
 
 
-def interval(axes: Axes, found: dict, place: float, look: dict, **options) -> None:
+def interval(axes: Axes, found: dict, place: float, look: dict) -> None:
     """A point and its interval in percent, from {"estimate", "low", "high"}, lying at `place`."""
     low, high = 100 * found["low"], 100 * found["high"]
     axes.plot([low, high], [place, place], color=look["color"], lw=1.4)
-    axes.plot(100 * found["estimate"], place, ls="", **look, **options)
+    axes.plot(100 * found["estimate"], place, ls="", **look)
 
 
 def name_rows(axes: Axes, names: Sequence[str], bands: bool = False) -> None:
