@@ -7,7 +7,7 @@ the inputs, softmax, logarithms and sums are in fp32 (fp64 for fp64 inputs).
 """
 
 import math
-from typing import Literal, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,18 @@ ROWS_PER_BLOCK = 1024  # rows of a weight gradient that are added at a time
 
 # Of fp32 work: 4 buffers x 16 x 30,522 x 4 B = 8 MB, within a core's share of L3.
 ROWS_PER_THREAD = 16
-CeRows = Literal["all", "masked"]
 
 
-def _exact(x: Tensor) -> Tensor:
+class Projection(NamedTuple):
+    """What makes logits [N, V]: the decoder's inputs [N, H], its weight [V, H] and bias [V]."""
+
+    inputs: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def _upcast(x: Tensor) -> Tensor:
+    """To fp32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -61,8 +69,8 @@ def distillation_cross_entropy(
     [B, L, V]. Other shapes than [N, V] therefore raise ValueError.
     """
     _check_rows("distillation_cross_entropy", student_logits, teacher_logits)
-    student = F.log_softmax(_exact(student_logits) / temperature, dim=-1)
-    teacher = F.log_softmax(_exact(teacher_logits) / temperature, dim=-1)
+    student = F.log_softmax(_upcast(student_logits) / temperature, dim=-1)
+    teacher = F.log_softmax(_upcast(teacher_logits) / temperature, dim=-1)
     return F.kl_div(student, teacher, log_target=True, reduction="sum") * temperature**2
 
 
@@ -72,7 +80,7 @@ def masked_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     No such row: 0, with zero gradients.
     """
     target = labels != IGNORE
-    return F.cross_entropy(_exact(logits[target]), labels[target], reduction="sum")
+    return F.cross_entropy(_upcast(logits[target]), labels[target], reduction="sum")
 
 
 def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
@@ -85,7 +93,7 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
     _check_rows("cosine_loss", student_hidden, teacher_hidden)
     same = torch.ones(len(student_hidden), device=student_hidden.device)
     return F.cosine_embedding_loss(
-        _exact(student_hidden), _exact(teacher_hidden), same, reduction="sum"
+        _upcast(student_hidden), _upcast(teacher_hidden), same, reduction="sum"
     )
 
 
@@ -122,35 +130,37 @@ def _soften(
 
 
 def _terms_and_gradient(
-    student: Tensor,
-    teacher: Tensor | None,
-    biases: tuple[Tensor, Tensor],
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor] | None,
     targets: Tensor,
     temperature: float,
     mlm_ratio: float,
-    work: list[Tensor],
+    buffers: list[Tensor],
 ) -> tuple[Tensor | float, Tensor | float, Tensor]:
     """The sums ce and mlm of a group of rows, and their gradient with respect to the logits.
 
-    Logits [R, V] come without bias; `targets` [M] are the labels of the first M rows. The gradient
-    [R, V] is (q - p) + mlm_ratio (softmax - one-hot), in one of the four `work` buffers [R, V].
+    `student` and `teacher` are (logits without bias [R, V], bias [V]); `targets` [M] are the labels
+    of the first M rows. The gradient [R, V] is (q - p) + mlm_ratio (softmax - one-hot), in one of
+    the four `buffers` [R, V].
     """
-    a, b, c, d = work
+    scaled, q, teacher_scaled, p = buffers
     ce, mlm = 0.0, 0.0
     if teacher is None:
-        gradient = b.zero_()
+        gradient = q.zero_()
     else:
-        student_lse = _soften(student, biases[0], temperature, a, b)
-        teacher_lse = _soften(teacher, biases[1], temperature, c, d)
-        # sum of p (log p - log q), with log p - log q = c - a - (teacher_lse - student_lse)
-        difference = torch.dot(d.view(-1), c.sub_(a).view(-1))
-        ce = temperature**2 * (difference - (teacher_lse - student_lse).sum())
-        gradient = b.sub_(d)
+        lse = _soften(*student, temperature, scaled, q)
+        teacher_lse = _soften(*teacher, temperature, teacher_scaled, p)
+        # ce: sum of p (log p - log q); log p = teacher_scaled - teacher_lse, log q = scaled - lse
+        difference = torch.dot(p.view(-1), teacher_scaled.sub_(scaled).view(-1))
+        ce = temperature**2 * (difference - (teacher_lse - lse).sum())
+        gradient = q.sub_(p)
     if count := len(targets):
-        a, c, each = a[:count], c[:count], torch.arange(count, device=targets.device)
-        lse = _soften(student[:count], biases[0], 1.0, a, c)
-        mlm = (lse - a[each, targets]).sum()
-        gradient[:count].add_(c, alpha=mlm_ratio)
+        logits, bias = student
+        scaled, softmax = scaled[:count], teacher_scaled[:count]
+        each = torch.arange(count, device=targets.device)
+        lse = _soften(logits[:count], bias, 1.0, scaled, softmax)
+        mlm = (lse - scaled[each, targets]).sum()
+        gradient[:count].add_(softmax, alpha=mlm_ratio)
         gradient[each, targets] -= mlm_ratio
     return ce, mlm, gradient
 
@@ -167,57 +177,55 @@ def _add_product(total: Tensor, x: Tensor, y: Tensor, scale: float, product: Ten
         into.add_(part, alpha=scale)
 
 
-def _walk(
-    student: tuple[Tensor, Tensor],
-    teacher: tuple[Tensor, Tensor] | None,
-    biases: tuple[Tensor, Tensor],
+def _sums_and_gradients(
+    student: Projection,
+    teacher: Projection | None,
     targets: Tensor,
     temperature: float,
     scales: tuple[float, float],
     chunk_size: int,
-    wanted: list[bool],
+    needs_grad: list[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Sums [ce, mlm] and gradients wrt rows, weight and bias, chunk by chunk of rows.
+    """Sums [ce, mlm] and gradients wrt inputs, weight and bias, chunk by chunk of rows.
 
-    `student` and `teacher` are (rows [N, H], weight [V, H]); the first len(targets) rows are the
-    masked ones.
+    The first len(targets) rows are the masked ones; `needs_grad` says which gradients are formed.
     """
-    x, weight = student
+    x, weight, bias = student
     vocabulary = len(weight)
     chunks = max(1, math.ceil(len(x) / chunk_size))
     size = max(1, math.ceil(len(x) / chunks))  # of equal size: a short last chunk is slow
     on_cpu = x.device.type == "cpu"
     group = min(size, ROWS_PER_THREAD * torch.get_num_threads()) if on_cpu else size
-    exact = _exact(x[:0])
+    upcast = _upcast(x[:0])
     logits = [x.new_empty(size, vocabulary) for _ in range(1 if teacher is None else 2)]
-    work = [exact.new_empty(group, vocabulary) for _ in range(4)]
+    buffers = [upcast.new_empty(group, vocabulary) for _ in range(4)]
     # Gradients are formed in units of the scale of ce, so that fp16 neither under- nor overflows.
     unit = (scales[0] * temperature if teacher else scales[1]) or 1.0
-    sums = exact.new_zeros(2)
-    dx = torch.empty_like(x) if wanted[0] else None
-    dweight = exact.new_zeros(weight.shape) if wanted[1] else None
-    dbias = exact.new_zeros(vocabulary) if wanted[2] else None
-    product = torch.empty_like(weight) if wanted[1] and weight.dtype != exact.dtype else None
+    sums = upcast.new_zeros(2)
+    dx = torch.empty_like(x) if needs_grad[0] else None
+    dweight = upcast.new_zeros(weight.shape) if needs_grad[1] else None
+    dbias = upcast.new_zeros(vocabulary) if needs_grad[2] else None
+    in_parts = needs_grad[1] and weight.dtype != upcast.dtype
+    product = torch.empty_like(weight) if in_parts else None
     for start in range(0, len(x), size):
         rows = x[start : start + size]
         out = torch.mm(rows, weight.t(), out=logits[0][: len(rows)])
         if teacher:
-            taught = teacher[0][start : start + size]
-            softened = torch.mm(taught, teacher[1].t(), out=logits[1][: len(rows)])
+            taught = teacher.inputs[start : start + size]
+            softened = torch.mm(taught, teacher.weight.t(), out=logits[1][: len(rows)])
         for first in range(0, len(rows), group):
             last = min(first + group, len(rows))
             ce, mlm, gradient = _terms_and_gradient(
-                out[first:last],
-                softened[first:last] if teacher else None,
-                biases,
+                (out[first:last], bias),
+                (softened[first:last], teacher.bias) if teacher else None,
                 targets[start + first : start + last],
                 temperature,
                 scales[1] / unit,
-                [buffer[: last - first] for buffer in work],
+                [buffer[: last - first] for buffer in buffers],
             )
             sums[0] += ce
             sums[1] += mlm
-            if any(wanted):
+            if any(needs_grad):
                 out[first:last] = gradient
             if dbias is not None:
                 dbias.add_(gradient.sum(0), alpha=unit)
@@ -225,31 +233,26 @@ def _walk(
             torch.mm(out, weight, out=dx[start : start + size])
         if dweight is not None:
             _add_product(dweight, out, rows, unit, product)
-    return sums, [None if dx is None else _exact(dx) * unit, dweight, dbias]
+    return sums, [None if dx is None else _upcast(dx) * unit, dweight, dbias]
 
 
 def fused_triple_loss(
-    student_transformed: Tensor,
-    student_decoder_weight: Tensor,
-    student_decoder_bias: Tensor,
-    teacher_transformed: Tensor | None,
-    teacher_decoder_weight: Tensor,
-    teacher_decoder_bias: Tensor,
+    student: Projection,
+    teacher: Projection | None,
     labels: Tensor,
     temperature: float,
     ce_scale: float,
     mlm_scale: float,
     chunk_size: int | None = None,
-    ce_rows: CeRows = "all",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """ce_scale x ce + mlm_scale x mlm from what the decoders read, never holding [N, V] logits.
 
-    Shapes: student_transformed [N, H_s], student weight [V, H_s] and bias [V]; teacher the same
-    with its own width H_t; labels [N], -100 where not masked; N counts non-padding tokens. Returns
-    the loss, differentiable in the three student tensors, and the plain sums {"ce", "mlm"},
-    detached. Scales are the weight of a term over its denominator. A term of scale 0 is neither
-    computed nor returned; without ce the teacher is not projected, and without ce on all rows only
-    masked tokens are projected.
+    The N rows are tokens without padding, the same of student and teacher, which may differ in
+    width; labels [N] are -100 where not masked. ce runs over all rows, mlm over the masked ones.
+    Returns the loss, differentiable in the student's three tensors, and the plain sums {"ce",
+    "mlm"}, detached. Scales are the weight of a term over its denominator. A term of scale 0 is
+    neither computed nor returned; without ce no teacher is needed, and masked rows alone are
+    projected.
 
     The gradient with respect to the logits is T (q - p) and softmax - one-hot, known as soon as the
     logits are. So each chunk of `chunk_size` tokens (by default what suits the device) is
@@ -260,51 +263,50 @@ def fused_triple_loss(
 
     Memory: two [chunk_size, V] buffers of the product dtype; the fp32 work runs in groups of rows
     small enough for the cache of a CPU. Products are in the autocast dtype or else that of
-    `student_transformed`; all between, and the sum of weight gradients over chunks, is in fp32. A
+    the student's inputs; all between, and the sum of weight gradients over chunks, is in fp32. A
     teacher weight kept in the product dtype saves its conversion at every call.
 
-    Raises ValueError for a temperature, chunk size or `ce_rows` out of range.
+    Raises ValueError for a temperature or chunk size out of range, and for ce without a teacher.
     """
     device = labels.device.type
     if chunk_size is None:
         chunk_size = CHUNK_SIZE.get(device, CHUNK_SIZE["cpu"])
-    if not (temperature > 0 and chunk_size > 0 and ce_rows in ("all", "masked")):
-        raise ValueError("temperature and chunk_size must be positive, ce_rows 'all' or 'masked'")
-    student = (student_transformed, student_decoder_weight, student_decoder_bias)
-    wanted = [torch.is_grad_enabled() and x.requires_grad for x in student]
+    if not (temperature > 0 and chunk_size > 0):
+        raise ValueError("temperature and chunk_size must be positive")
+    if ce_scale and teacher is None:
+        raise ValueError("ce needs a teacher")
+    needs_grad = [torch.is_grad_enabled() and x.requires_grad for x in student]
     autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else student_transformed.dtype
+    dtype = torch.get_autocast_dtype(device) if autocast else student.inputs.dtype
     with torch.no_grad(), torch.autocast(device, enabled=False):
         # Masked rows first: a term on masked rows then runs over slices, not over index lists.
         rows = (labels == IGNORE).byte().argsort(stable=True)
         masked_rows = rows[: int((labels != IGNORE).sum())]
-        if not ce_scale or ce_rows == "masked":
+        if not ce_scale:
             rows = masked_rows
 
-        vocabulary = len(student_decoder_weight)
+        vocabulary = len(student.weight)
         padding = -vocabulary % COLUMN_MULTIPLE.get(device, 1)
 
-        def projection(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-            return x[rows].to(dtype), _pad(weight.to(dtype), padding)
+        def prepared(given: Projection) -> Projection:
+            return Projection(
+                given.inputs[rows].to(dtype),
+                _pad(given.weight.to(dtype), padding),
+                _pad(_upcast(given.bias), padding, PADDING_LOGIT),
+            )
 
-        sums, gradients = _walk(
-            projection(student_transformed, student_decoder_weight),
-            projection(cast(Tensor, teacher_transformed), teacher_decoder_weight)
-            if ce_scale
-            else None,
-            (
-                _pad(_exact(student_decoder_bias), padding, PADDING_LOGIT),
-                _pad(_exact(teacher_decoder_bias), padding, PADDING_LOGIT),
-            ),
+        sums, gradients = _sums_and_gradients(
+            prepared(student),
+            prepared(teacher) if teacher and ce_scale else None,
             labels[masked_rows] if mlm_scale else labels[:0],
             temperature,
             (ce_scale, mlm_scale),
             chunk_size,
-            wanted,
+            needs_grad,
         )
         gradients[1:] = (None if g is None else g[:vocabulary] for g in gradients[1:])
         if (of_rows := gradients[0]) is not None:
-            gradients[0] = whole = of_rows.new_zeros(student_transformed.shape)
+            gradients[0] = whole = of_rows.new_zeros(student.inputs.shape)
             whole[rows] = of_rows
         loss = ce_scale * sums[0] + mlm_scale * sums[1]
         terms = {
@@ -326,7 +328,7 @@ def response_distillation(
     if student_logits.shape[-1] > 1:
         return distillation_cross_entropy(student_logits, teacher_logits, temperature)
     _check_rows("response_distillation", student_logits, teacher_logits)
-    return F.mse_loss(_exact(student_logits), _exact(teacher_logits), reduction="sum")
+    return F.mse_loss(_upcast(student_logits), _upcast(teacher_logits), reduction="sum")
 
 
 def span_loss(
@@ -357,8 +359,8 @@ def span_distillation(
     padding = attention_mask == 0
     start, end = (
         distillation_cross_entropy(
-            _exact(student).masked_fill(padding, PADDING_LOGIT),
-            _exact(teacher).masked_fill(padding, PADDING_LOGIT),
+            _upcast(student).masked_fill(padding, PADDING_LOGIT),
+            _upcast(teacher).masked_fill(padding, PADDING_LOGIT),
             temperature,
         )
         for student, teacher in zip(student_logits, teacher_logits)
@@ -369,8 +371,8 @@ def span_distillation(
 def classification_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits [B, C] and labels [B] summed over examples; C = 1: squared error."""
     if logits.shape[-1] > 1:
-        return F.cross_entropy(_exact(logits), labels, reduction="sum")
-    return F.mse_loss(_exact(logits[:, 0]), labels.to(_exact(logits).dtype), reduction="sum")
+        return F.cross_entropy(_upcast(logits), labels, reduction="sum")
+    return F.mse_loss(_upcast(logits[:, 0]), labels.to(_upcast(logits).dtype), reduction="sum")
 
 
 def compute_classification_loss(logits: Tensor, labels: Tensor) -> Tensor:

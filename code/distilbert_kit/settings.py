@@ -155,6 +155,11 @@ class LossWeights(Strict):
     temperature: float = Field(default=2.0, gt=0)
     ce_rows: Literal["all", "masked"] = "all"
 
+    @property
+    def on_all_tokens(self) -> bool:
+        """Whether the head reads all tokens, for ce; else the masked ones alone."""
+        return self.ce > 0 and self.ce_rows == "all"
+
 
 class SoftTargets(Strict):
     """Fine-tuning with a task teacher: soft_weight x soft + (1 - soft_weight) x hard loss.

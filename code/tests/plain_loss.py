@@ -2,13 +2,7 @@
 
 from torch import Tensor
 
-from distilbert_kit.losses import (
-    IGNORE,
-    CeRows,
-    cosine_loss,
-    distillation_cross_entropy,
-    masked_lm_loss,
-)
+from distilbert_kit.losses import cosine_loss, distillation_cross_entropy, masked_lm_loss
 
 
 def triple_loss_plain(
@@ -21,16 +15,13 @@ def triple_loss_plain(
     ce_scale: float,
     mlm_scale: float,
     cos_scale: float,
-    ce_rows: CeRows = "all",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The reference: ce_scale x ce + mlm_scale x mlm + cos_scale x cos, and the sums by term.
 
     Logits [N, V], hidden states [N, H] and labels [N] (-100: not masked) of the non-padding tokens.
-    A scale is the weight of a term divided by its denominator. `ce_rows="masked"` takes the KL on
-    masked tokens only, which changes the objective of the paper.
+    A scale is the weight of a term divided by its denominator.
     """
-    rows = slice(None) if ce_rows == "all" else labels != IGNORE
-    ce = distillation_cross_entropy(student_logits[rows], teacher_logits[rows], temperature)
+    ce = distillation_cross_entropy(student_logits, teacher_logits, temperature)
     mlm = masked_lm_loss(student_logits, labels)
     cos = cosine_loss(student_hidden, teacher_hidden)
     loss = ce_scale * ce + mlm_scale * mlm + cos_scale * cos

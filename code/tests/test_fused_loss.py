@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distilbert_kit.losses import (
     COLUMN_MULTIPLE,
     ROWS_PER_THREAD,
+    Projection,
     fused_triple_loss,
 )
 from distilbert_kit.models.config import create_model_config
@@ -32,24 +33,23 @@ def heads(tokens=24, student_width=8, teacher_width=8, dtype=torch.float32, mask
     return student, head(teacher_width), labels
 
 
-def plain(student, teacher, labels, ce_scale, mlm_scale, ce_rows="all", temperature=TEMPERATURE):
+def plain(student, teacher, labels, ce_scale, mlm_scale, temperature=TEMPERATURE):
     """The plain loss on full logits; its cosine term is switched off."""
     logits, taught = (F.linear(x, weight, bias) for x, weight, bias in (student, teacher))
     same = torch.ones(1, 2)
     scales = (ce_scale, mlm_scale, 0.0)
-    return triple_loss_plain(logits, taught, same, same, labels, temperature, *scales, ce_rows)
+    return triple_loss_plain(logits, taught, same, same, labels, temperature, *scales)
 
 
-def fused(student, teacher, labels, ce_scale, mlm_scale, ce_rows="all", chunk_size=5, **options):
+def fused(student, teacher, labels, ce_scale, mlm_scale, chunk_size=5, **options):
     options = {"temperature": TEMPERATURE} | options
     return fused_triple_loss(
-        *student,
-        *teacher,
+        Projection(*student),
+        Projection(*teacher),
         labels,
         ce_scale=ce_scale,
         mlm_scale=mlm_scale,
         chunk_size=chunk_size,
-        ce_rows=ce_rows,
         **options,
     )
 
@@ -70,20 +70,20 @@ def assert_equal_losses(ours, reference, student, tolerance):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 24, 1000])
-@pytest.mark.parametrize("ce_rows", ["all", "masked"])
+@pytest.mark.parametrize("masked", [0.3, 1.0])
 @pytest.mark.parametrize("widths", [(8, 8), (6, 11)])
-def test_fused_equals_plain(chunk_size, ce_rows, widths):
-    student, teacher, labels = heads(24, *widths)
-    case = (student, teacher, labels, 0.4, 0.3, ce_rows)
+def test_fused_equals_plain(chunk_size, masked, widths):
+    student, teacher, labels = heads(24, *widths, masked=masked)
+    case = (student, teacher, labels, 0.4, 0.3)
     assert_equal_losses(fused(*case, chunk_size=chunk_size), plain(*case), student, 1e-5)
 
 
-@pytest.mark.parametrize("ce_rows", ["all", "masked"])
-def test_padded_vocabulary_as_on_a_gpu(ce_rows, monkeypatch):
-    student, teacher, labels = heads(24)
+@pytest.mark.parametrize("masked", [0.3, 1.0])
+def test_padded_vocabulary_as_on_a_gpu(masked, monkeypatch):
+    student, teacher, labels = heads(24, masked=masked)
     assert len(student[1]) % 16
     monkeypatch.setitem(COLUMN_MULTIPLE, "cpu", 16)
-    case = (student, teacher, labels, 0.4, 0.3, ce_rows)
+    case = (student, teacher, labels, 0.4, 0.3)
     assert_equal_losses(fused(*case), plain(*case), student, 1e-5)
 
 
@@ -134,15 +134,14 @@ def test_micro_batches_with_global_denominators_add_up_to_the_whole(loss):
 
 
 @pytest.mark.parametrize("tokens", [0, 6])
-@pytest.mark.parametrize("ce_rows", ["all", "masked"])
-def test_no_masked_token_and_no_token_at_all(tokens, ce_rows):
+def test_no_masked_token_and_no_token_at_all(tokens):
     student, teacher, labels = heads(tokens, masked=0.0)
     for loss in (plain, fused):
-        total, terms = loss(student, teacher, labels, 0.4, 0.3, ce_rows)
+        total, terms = loss(student, teacher, labels, 0.4, 0.3)
         assert terms["mlm"] == 0
         assert all(torch.isfinite(g).all() for g in gradients(total, student))
-        if tokens == 0 or ce_rows == "masked":
-            total, terms = loss(student, teacher, labels, 0.4, 0.3, ce_rows)
+        if tokens == 0:
+            total, terms = loss(student, teacher, labels, 0.4, 0.3)
             assert total == 0 == terms["ce"]
             assert not any(g.any() for g in gradients(total, student))
 
@@ -317,9 +316,11 @@ def plain_peak(student, teacher, labels):
 
 def test_wrong_arguments_are_refused():
     student, teacher, labels = heads()
-    for options in ({"temperature": 0.0}, {"chunk_size": 0}, {"ce_rows": "every"}):
+    for options in ({"temperature": 0.0}, {"chunk_size": 0}):
         with pytest.raises(ValueError, match="must be"):
             fused(student, teacher, labels, 0.4, 0.3, **options)
+    with pytest.raises(ValueError, match="ce needs a teacher"):
+        fused_triple_loss(Projection(*student), None, labels, 2.0, 0.4, 0.3)
 
 
 @pytest.mark.parametrize("loss", [plain, fused])

@@ -44,7 +44,7 @@ def flops_per_token(
     lengths = dataset.lengths.astype(int)
     tokens = int(lengths.sum())
     masked = math.ceil(dataset.mask_probability * tokens)
-    rows = tokens if weights.ce and weights.ce_rows == "all" else masked
+    rows = tokens if weights.on_all_tokens else masked
     asked = weights.ce or weights.cos
     teacher_config = teacher.config if teacher is not None and asked else None
     if not any(parameter.requires_grad for parameter in model.encoder.parameters()):

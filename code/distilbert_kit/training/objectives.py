@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batch, MLMDataset, model_inputs
 from ..errors import UserError
-from ..losses import IGNORE, cosine_loss, fused_triple_loss
+from ..losses import IGNORE, Projection, cosine_loss, fused_triple_loss
 from ..models.model import DistilBERTForMaskedLM
 from ..settings import LossWeights, SoftTargets
 
@@ -94,8 +94,11 @@ def triple_objective(
     def counts(batch):
         masked = (batch["labels"] != IGNORE).sum()
         tokens = batch["attention_mask"].sum()
-        found = {"ce": tokens if weights.ce_rows == "all" else masked, "mlm": masked, "cos": tokens}
+        found = {"ce": tokens if weights.on_all_tokens else masked, "mlm": masked, "cos": tokens}
         return {name: count for name, count in found.items() if getattr(weights, name)}
+
+    def projection(model, hidden):
+        return Projection(model.head(hidden), model.decoder_weight, model.decoder_bias)
 
     def loss(model, batch, denominators):
         # Rows by index, not by a vocabulary-wide mask: padding never reaches the head.
@@ -104,27 +107,20 @@ def triple_objective(
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         hidden = model.encoder.hidden_states(**inputs).flatten(0, 1)[real]
         scales = {name: getattr(weights, name) / n for name, n in denominators.items()}
-        # Without ce only masked rows are read: the head need not see the others.
-        rows = slice(None) if "ce" in scales else (labels != IGNORE).nonzero().squeeze(1)
+        rows = slice(None) if weights.on_all_tokens else (labels != IGNORE).nonzero().squeeze(1)
         with torch.no_grad():
-            teacher_hidden = teacher_transformed = None
+            teacher_hidden = taught = None
             if teacher is not None:
                 teacher_hidden = teacher.encoder.hidden_states(**inputs).flatten(0, 1)[real]
                 if "ce" in scales:
-                    teacher_transformed = teacher.head(teacher_hidden)
-        source = model if teacher is None else teacher
+                    taught = projection(teacher, teacher_hidden[rows])
         total, sums = fused_triple_loss(
-            model.head(hidden[rows]),
-            model.decoder_weight,
-            model.decoder_bias,
-            teacher_transformed,
-            source.decoder_weight,
-            source.decoder_bias,
+            projection(model, hidden[rows]),
+            taught,
             labels[rows],
             weights.temperature,
             scales.get("ce", 0.0),
             scales.get("mlm", 0.0),
-            ce_rows=weights.ce_rows,
         )
         if teacher_hidden is not None and "cos" in scales:
             cos = cosine_loss(hidden, teacher_hidden)
