@@ -21,6 +21,7 @@ from distilbert_kit.study.statistics import (
     paired_shares,
     ratio_interval,
     score_interval,
+    seeds_for_ratio,
     summarise,
     wilson_interval,
 )
@@ -111,6 +112,19 @@ def test_ratio_without_spread_of_the_teacher_is_the_scaled_interval():
     found = ratio_interval({"x": scores_of(values)})
     for end in ("estimate", "low", "high"):
         assert found[end] == pytest.approx(student[end] / 0.5)
+
+
+def test_seeds_for_a_ratio_are_the_fewest_that_are_enough():
+    values = np.array([[0.5, 0.40], [0.5, 0.44], [0.5, 0.45]])
+    needed = seeds_for_ratio({"x": scores_of(values)}, 0.05)
+
+    def half_width(seeds):
+        return stats.t.ppf(0.975, seeds - 1) * stdev(values[:, 1]) / math.sqrt(seeds) / 0.5
+
+    assert half_width(needed) <= 0.05 < half_width(needed - 1)
+    of_examples = scores_of(values, example_variance=0.05**2)  # no seed makes that smaller
+    assert seeds_for_ratio({"x": of_examples}, 0.05) is None
+    assert seeds_for_ratio({"x": scores_of(values), "y": scores_of(values[:1])}, 0.05) is None
 
 
 def test_ratio_inverts_the_test():

@@ -33,7 +33,7 @@ plain numbers, ready for JSON.
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -195,6 +195,32 @@ def ratio_interval(
         "df": degrees,
         "seeds": {task: tasks[task].seeds for task in kept},
     }
+
+
+def seeds_for_ratio(tasks: Mapping[str, Scores], half_width: float, most: int = 1000) -> int | None:
+    """About how many seeds a task would take for a `ratio_interval` of ± `half_width`.
+
+    By the spread that is known now: the variance of a mean of S seeds goes as 1 / S, that of the
+    examples stays. None if `most` are too few, and where a task has one seed, which has no spread.
+    """
+    found = list(tasks.values())
+    if any(scores.seeds < 2 for scores in found):
+        return None
+    below, above = np.mean([scores.mean for scores in found], axis=0)
+    weights = np.tile([-above / below, 1.0], (len(found), 1)) / len(found)
+    for seeds in range(2, most + 1):
+        planned = [
+            replace(
+                scores,
+                seed_covariance=scores.seed_covariance * scores.seeds / seeds,
+                values=np.resize(scores.values, (seeds, len(scores.mean))),
+            )
+            for scores in found
+        ]
+        error, degrees = _spread(planned, weights)
+        if error / below * stats.t.ppf((1 + LEVEL) / 2, degrees) <= half_width:
+            return seeds
+    return None
 
 
 def _guessed(task: str, chance: Mapping[str, float] | None) -> float:

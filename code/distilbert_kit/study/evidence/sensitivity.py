@@ -1,10 +1,13 @@
 """How the main result changes with other tasks and seeds. No verdict rests on these rows."""
 
 from ...data.tasks import GLUE, get_task
+from .. import statistics
 from ..recipes import Recipe
 from .comparisons import LeftOut, crossed_scores, retained, shared_seeds, shared_tasks
 from .distillation import token_curve
 from .scores import recorded_seeds, seed_predictions
+
+HALF_WIDTH = 0.02  # of the share that a student keeps
 
 
 def one_answer_runs(recipe: Recipe) -> list[dict]:
@@ -35,7 +38,9 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     "first_seeds", and "without_one_answer", without the seeds of the `one_answer_runs` for all
     models; a row is {"variant", "tasks", "kept", "control_kept", "over_control"}, the last three
     None where a model lacks a task. A variant that changes nothing has no row. "curve": the
-    `token_curve` without these runs, "one_answer": the runs.
+    `token_curve` without these runs, "one_answer": the runs. "seeds": about how many a task would
+    take for an interval of ± `HALF_WIDTH` around what the student keeps, by `seeds_for_ratio`; None
+    if that is not known.
     """
     planned = recipe.macro_tasks
     failed = one_answer_runs(recipe)
@@ -69,8 +74,15 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
         rows.append(row("first_seeds", planned, later))
     if left_out:
         rows.append(row("without_one_answer", planned, left_out))
+    whole = shared_tasks(recipe, pair, planned) == planned
     return {
         "one_answer": failed,
+        "half_width": HALF_WIDTH,
+        "seeds": (
+            statistics.seeds_for_ratio(crossed_scores(recipe, pair, planned), HALF_WIDTH)
+            if whole
+            else None
+        ),
         "rows": rows,
         "curve": token_curve(recipe, left_out) if left_out else None,
     }
