@@ -138,7 +138,7 @@ class StepClock:
             result = function(*arguments, **keywords)
             ended = time.perf_counter()
             self.seconds[part] += ended - started
-            if part != "data":  # which our loop makes on another thread
+            if part == "loss":  # the other parts are inside of it, or on another thread
                 self.mark = ended
             return result
 

@@ -33,7 +33,7 @@ plain numbers, ready for JSON.
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -209,15 +209,7 @@ def seeds_for_ratio(tasks: Mapping[str, Scores], half_width: float, most: int = 
     below, above = np.mean([scores.mean for scores in found], axis=0)
     weights = np.tile([-above / below, 1.0], (len(found), 1)) / len(found)
     for seeds in range(2, most + 1):
-        planned = [
-            replace(
-                scores,
-                seed_covariance=scores.seed_covariance * scores.seeds / seeds,
-                values=np.resize(scores.values, (seeds, len(scores.mean))),
-            )
-            for scores in found
-        ]
-        error, degrees = _spread(planned, weights)
+        error, degrees = _spread(found, weights, seeds)
         if error / below * stats.t.ppf((1 + LEVEL) / 2, degrees) <= half_width:
             return seeds
     return None
@@ -231,12 +223,19 @@ def _guessed(task: str, chance: Mapping[str, float] | None) -> float:
     return chance[task]
 
 
-def _spread(tasks: Sequence[Scores], weights: np.ndarray) -> tuple[float, float]:
-    """Standard error and degrees of freedom of the sum of weights [T, M] times mean scores."""
+def _spread(
+    tasks: Sequence[Scores], weights: np.ndarray, planned: int | None = None
+) -> tuple[float, float]:
+    """Standard error and degrees of freedom of the sum of weights [T, M] times mean scores.
+
+    `planned`: as if there were so many seeds of each task.
+    """
     parts, degrees = [], []
     for w, scores in zip(weights, tasks):
-        parts += [w @ scores.seed_covariance @ w, w @ scores.example_covariance @ w]
-        degrees += [max(scores.seeds - 1, 1), scores.examples - 1]
+        seeds = planned or scores.seeds
+        of_seeds = w @ scores.seed_covariance @ w * (scores.seeds / seeds)
+        parts += [of_seeds, w @ scores.example_covariance @ w]
+        degrees += [max(seeds - 1, 1), scores.examples - 1]
     variance = float(sum(parts))
     # Rounding leaves 1e-35 where nothing varies.
     if variance <= 1e-24:

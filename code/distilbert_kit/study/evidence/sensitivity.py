@@ -1,5 +1,7 @@
 """How the main result changes with other tasks and seeds. No verdict rests on these rows."""
 
+from collections.abc import Sequence
+
 from ...data.tasks import GLUE, get_task
 from .. import statistics
 from ..recipes import Recipe
@@ -50,14 +52,16 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     later = {(task, seed) for task in planned for seed in recipe.seeds[first:]}
     every = [task for task in recipe.tasks if task in GLUE]
 
+    def compared(models: Sequence, tasks: list[str], without: LeftOut = ()) -> dict | None:
+        """Scores of two models; None where one is missing or lacks a task."""
+        if None in models or shared_tasks(recipe, models, tasks, without) != tasks:
+            return None
+        return crossed_scores(recipe, models, tasks, without=without)
+
     def row(variant: str, tasks: list[str], without: LeftOut = ()) -> dict:
-        def ratio(reference: str | None, model: str | None) -> dict | None:
-            if not reference or not model:
-                return None
-            models = (reference, model)
-            if shared_tasks(recipe, models, tasks, without) != tasks:
-                return None
-            return retained(crossed_scores(recipe, models, tasks, without=without))
+        def ratio(*models: str | None) -> dict | None:
+            found = compared(models, tasks, without)
+            return found and retained(found)
 
         return {
             "variant": variant,
@@ -74,15 +78,11 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
         rows.append(row("first_seeds", planned, later))
     if left_out:
         rows.append(row("without_one_answer", planned, left_out))
-    whole = shared_tasks(recipe, pair, planned) == planned
+    scored = compared(pair, planned)
     return {
         "one_answer": failed,
         "half_width": HALF_WIDTH,
-        "seeds": (
-            statistics.seeds_for_ratio(crossed_scores(recipe, pair, planned), HALF_WIDTH)
-            if whole
-            else None
-        ),
+        "seeds": scored and statistics.seeds_for_ratio(scored, HALF_WIDTH),
         "rows": rows,
         "curve": token_curve(recipe, left_out) if left_out else None,
     }
