@@ -22,6 +22,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resol
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.models.vocabulary import check_same_vocabulary
+from distilbert_kit.settings import read_seed
 from distilbert_kit.study.cells import checkpoint, distilled_from, model_cell
 from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.runs import train_cell
@@ -30,6 +31,9 @@ from distilbert_kit.study.runs import train_cell
 def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", required=True, help="a model of the recipe with `distill`")
+    parser.add_argument(
+        "--seed", type=read_seed, default=0, help="of a model with `seeds`: the run of this number"
+    )
     parser.add_argument("--teacher", help="folder or hub name, instead of the recipe's teacher")
     parser.add_argument("--layers", help="of --teacher: strategy or numbers (default: even)")
     arguments = parser.parse_args()
@@ -42,13 +46,18 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     recipe = open_recipe(arguments.recipe)
-    cell = model_cell(recipe, arguments.model)
+    cell = model_cell(recipe, arguments.model, arguments.seed)
     spec = recipe.models[arguments.model].distill
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to distil")
+    if arguments.seed >= spec.seeds:
+        raise UserError(
+            f"recipe {recipe.name}: {arguments.model!r} has no run {arguments.seed}: raise its "
+            f"`seeds`, now {spec.seeds}"
+        )
     read = DistilBERTForMaskedLM.from_pretrained
-    torch.manual_seed(recipe.require("corpus").seed)  # a student's head, where its start has none
-    source = arguments.teacher or checkpoint(recipe, spec.teacher)
+    torch.manual_seed(cell.settings["corpus"]["seed"])  # a student's head, where its start has none
+    source = arguments.teacher or checkpoint(recipe, spec.teacher, arguments.seed)
     # A teacher without a trained head would teach noise.
     teacher, tokenizer = read(source, require_head=True), get_tokenizer(source)
     if arguments.teacher:
@@ -57,7 +66,7 @@ def main() -> None:
         sha256 = model_sha256(resolve_checkpoint(arguments.teacher))
         cell = distilled_from(cell, arguments.teacher, sha256, layers)
     else:
-        start = checkpoint(recipe, spec.student)
+        start = checkpoint(recipe, spec.student, arguments.seed)
         check_same_vocabulary(tokenizer, get_tokenizer(start), arguments.model)
         student = read(start)
     settings = recipe.distill_for(arguments.model)

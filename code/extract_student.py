@@ -34,11 +34,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", default="even", help="with --teacher: strategy or numbers")
     parser.add_argument("--count", type=int, help="number of layers for a strategy")
     parser.add_argument("--no-vocabulary-transform", action="store_true")
-    parser.add_argument("--seed", type=read_seed, default=0, help="with --teacher")
+    parser.add_argument("--seed", type=read_seed, default=0, help="of random weights or layers")
     parser.add_argument("--out", type=Path, help="output folder with --teacher")
     arguments = parser.parse_args()
     if arguments.teacher is None:
-        own = ("layers", "count", "no_vocabulary_transform", "seed", "out")
+        own = ("layers", "count", "no_vocabulary_transform", "out")
         reason = "needs --teacher; the recipe itself defines its models"
         refuse_options(parser, arguments, own, reason)
     else:
@@ -90,14 +90,18 @@ def main() -> None:
     recipe = open_recipe(arguments.recipe)
     if arguments.model is None:
         raise UserError("give --model, a model of the recipe, or --teacher and --out")
-    cell = model_cell(recipe, arguments.model)
+    cell = model_cell(recipe, arguments.model, arguments.seed)
     spec = recipe.models[arguments.model].extract
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to extract")
+    if arguments.seed and not spec.random:
+        raise UserError(
+            f"recipe {recipe.name}: {arguments.model!r} has no --seed: nothing is drawn"
+        )
     with recording(cell.record, **cell.provenance) as draft:
         cell.check_outputs()
-        torch.manual_seed(0)
-        source = checkpoint(recipe, spec.teacher)
+        torch.manual_seed(arguments.seed)
+        source = checkpoint(recipe, spec.teacher, arguments.seed)
         teacher = DistilBERTForMaskedLM.from_pretrained(source)
         student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
         if spec.random:

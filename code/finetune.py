@@ -76,7 +76,7 @@ def main() -> None:
     cell = finetune_cell(recipe, arguments.model, task.name, arguments.seed)
     settings, kind = tuned_settings(recipe, arguments.model, task.name), KINDS[task.kind]
     cell, targets, teacher = find_teacher(recipe, cell, arguments)
-    start = checkpoint(recipe, arguments.model)
+    start = checkpoint(recipe, arguments.model, arguments.seed)
     tokenizer = get_tokenizer(start)
     with recording(cell.record, **cell.provenance) as draft:
         cell.check_outputs(arguments.save)

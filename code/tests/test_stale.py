@@ -17,7 +17,7 @@ from distilbert_kit.data import tables
 from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.data.listed import rows_sha256
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256
 from distilbert_kit.paths import CODE, RECIPES, ROOT
 from distilbert_kit.study import cell as cell_module, inputs, publication, recipes
 from distilbert_kit.study.cells import (
@@ -27,7 +27,7 @@ from distilbert_kit.study.cells import (
     finetune_cell,
     model_cell,
 )
-from distilbert_kit.study.evidence.scores import tasks_by_run
+from distilbert_kit.study.evidence import distillation
 from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import Record, read_record, recording
@@ -176,8 +176,54 @@ def test_a_record_names_the_run_of_the_weights_that_it_read(write, monkeypatch, 
         record = read_record(results / "finetune" / f"cut-sentiment-{seed}.json")
         assert record.measured.made_from == {"cut": extracted[-1]}
     assert extracted[0] != extracted[1]
-    assert tasks_by_run(load_recipe(recipe), "cut") == [["sentiment"], ["sentiment"]]
-    assert tasks_by_run(load_recipe(recipe), "teacher") == []
+
+
+def test_fine_tuning_starts_from_the_distillation_of_its_seed(write, monkeypatch, capsys, tmp_path):
+    """Seed s from run s modulo `seeds`; random weights are drawn again; old keys hold."""
+    once = load_recipe(write())
+    content = yaml.safe_load(once.file.read_text())
+    models = content["models"]
+    models["random"] = {
+        "label": "r",
+        "extract": {"teacher": "teacher", "layers": [0], "random": True},
+    }
+    for start in ("cut", "random"):
+        spec = {"teacher": "teacher", "student": start, "seeds": 2}
+        models[f"from_{start}"] = {"label": start, "distill": spec}
+    models["distilled"]["distill"]["seeds"] = 2
+    finetuning = {"sentiment": {"epochs": 0.01}}
+    path = write(models=models, seeds=[0, 1, 2], finetune_tasks=finetuning)
+    recipe = load_recipe(path)
+    assert model_cell(recipe, "distilled").key == model_cell(once, "distilled").key
+    names = [cell.name for cell in evidence_cells(recipe) if cell.stage == "distill"]
+    assert names == [
+        f"{m}{run}" for m in ("distilled", "from_cut", "from_random") for run in ("", "-1")
+    ]
+    starts = [finetune_cell(recipe, "distilled", "sentiment", s).parents[0].name for s in (0, 1, 2)]
+    assert starts == ["distilled", "distilled-1", "distilled"]
+    assert model_cell(recipe, "from_random", 1).parents[0].name == "random-1"
+
+    run(monkeypatch, prepare_corpus, path)
+    run(monkeypatch, extract_student, path, "--model", "cut")
+    weights = {}
+    for seed in ("0", "1"):
+        run(monkeypatch, extract_student, path, "--model", "random", "--seed", seed)
+        for model in ("distilled", "from_random"):
+            run(monkeypatch, distill, path, "--model", model, "--seed", seed)
+        for model in ("random", "distilled", "from_random"):
+            weights[model, seed] = model_sha256(model_cell(recipe, model, int(seed)).made)
+    assert len(set(weights.values())) == len(weights)
+    run(monkeypatch, finetune, path, "--model", "distilled", "--task", "sentiment", "--seed", "1")
+    record = finetune_cell(recipe, "distilled", "sentiment", 1).read_record()
+    assert list(record.measured.made_from) == ["distilled-1"]
+    rows = {row["model"]: row["label"] for row in distillation.validation_rows(recipe)}
+    assert (rows["distilled"], rows["distilled-1"]) == ("d", "d, seed 1")
+    assert [row["model"] for row in distillation.budget_rows(recipe)] == ["cut", "distilled"]
+
+    told = refused(monkeypatch, capsys, distill, path, "--model", "distilled", "--seed", "2")
+    assert "'distilled' has no run 2: raise its `seeds`, now 2" in told
+    told = refused(monkeypatch, capsys, extract_student, path, "--model", "cut", "--seed", "1")
+    assert "'cut' has no --seed: nothing is drawn" in told
 
 
 def test_what_is_in_the_way_is_told_before_the_work(write, monkeypatch, capsys, tmp_path):
@@ -360,7 +406,7 @@ def test_a_copied_recipe_needs_a_name_of_its_own(tmp_path, monkeypatch):
     ("script", "arguments", "message"),
     [
         (prepare_corpus, ("--max-length", "64"), "--max-length: the recipe decides"),
-        (extract_student, ("--model", "cut", "--seed", "3"), "--seed: needs --teacher"),
+        (extract_student, ("--model", "cut", "--count", "3"), "--count: needs --teacher"),
     ],
 )
 def test_options_that_the_key_does_not_know_are_refused(

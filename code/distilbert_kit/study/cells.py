@@ -71,9 +71,10 @@ _MODEL_SCRIPTS = {
 }
 
 
-def model_cell(recipe: Recipe, model: str) -> Cell | None:
+def model_cell(recipe: Recipe, model: str, seed: int = 0) -> Cell | None:
     """The cell that makes a model of the recipe; None when its weights are given.
 
+    Of a model that is made several times, it is the run that fine-tuning with `seed` starts from.
     Of a `task_distill` model it is that of its student: the teaching is a part of fine-tuning.
     """
     if model not in recipe.models:
@@ -84,37 +85,47 @@ def model_cell(recipe: Recipe, model: str) -> Cell | None:
     if spec.weights is not None:
         return None
     if spec.task_distill:
-        return model_cell(recipe, spec.task_distill.student)
+        return model_cell(recipe, spec.task_distill.student, seed)
+    run = spec.run_of(seed)
     stage = next(stage for stage in _MODEL_SCRIPTS if getattr(spec, stage))
     settings = getattr(spec, stage).model_dump(mode="json")
-    parents = [cell for parent in spec.parents if (cell := model_cell(recipe, parent))]
+    parents = [cell for parent in spec.parents if (cell := model_cell(recipe, parent, run))]
     weights = {name: given for name in spec.parents if (given := recipe.models[name].weights)}
     settings |= {"weights": {name: public_name(given) for name, given in weights.items()}}
     if stage != "extract":
         parents.append(corpus_cell(recipe))
         training = recipe.require(stage) if stage == "pretrain" else recipe.distill_for(model)
+        corpus = _corpus_settings(recipe)
         settings |= {
-            "corpus": _corpus_settings(recipe),
+            "corpus": corpus | {"seed": corpus["seed"] + run},
             "training": training.model_dump(mode="json"),
         }
+    arguments = ["--model", model, *(["--seed", str(run)] if run else [])]
     return Cell(
         recipe=recipe,
         stage=stage,
-        name=model,
-        identity={"model": model},
+        name=f"{model}-{run}" if run else model,
+        identity={"model": model} | ({"seed": run} if run else {}),
         settings=settings,
-        command=script_command(_MODEL_SCRIPTS[stage], recipe, "--model", model),
+        command=script_command(_MODEL_SCRIPTS[stage], recipe, *arguments),
         parents=tuple(parents),
         inputs=tuple(weights_input(recipe, given) for given in weights.values()),
     )
 
 
-def checkpoint(recipe: Recipe, model: str) -> str | Path:
-    """What `from_pretrained` reads for a model of the recipe.
+def model_cells(recipe: Recipe, model: str) -> list[Cell]:
+    """The cells that make a model of the recipe: one for each of its distillations."""
+    spec = recipe.models[model].distill
+    cells = (model_cell(recipe, model, seed) for seed in range(spec.seeds if spec else 1))
+    return [cell for cell in cells if cell]
+
+
+def checkpoint(recipe: Recipe, model: str, seed: int = 0) -> str | Path:
+    """What `from_pretrained` reads for a model of the recipe; `seed` is that of `model_cell`.
 
     UserError unless it was made, with the present settings, parents and data.
     """
-    if cell := model_cell(recipe, model):
+    if cell := model_cell(recipe, model, seed):
         return cell.made
     return pinned_weights(recipe, cast(str, recipe.models[recipe.body(model)].weights))
 
@@ -184,7 +195,7 @@ def tuning_cells(recipe: Recipe, model: str) -> list[Cell]:
 
 def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell:
     """Fine-tuning of a model on a task with a seed, and its evaluation."""
-    task, parent = get_task(task_name), model_cell(recipe, model)
+    task, parent = get_task(task_name), model_cell(recipe, model, seed)
     spec, taught_by = recipe.models[model], teacher_cell(recipe, model, task_name)
     name = finetune_name(model, task_name, seed)
     arguments = ["--model", model, "--task", task_name, "--seed", str(seed)]
@@ -306,7 +317,8 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
         *(
             cell
             for model, spec in recipe.models.items()
-            if not spec.task_distill and (cell := model_cell(recipe, model))
+            if not spec.task_distill
+            for cell in model_cells(recipe, model)
         ),
         *(
             cell

@@ -69,13 +69,23 @@ class Pretrain(Strict):
 class Distill(Strict):
     """Distillation of a student, itself a model of the recipe, from a teacher.
 
-    `training` overrides keys of the recipe's `distill` for this model alone.
+    `training` overrides keys of the recipe's `distill` for this model alone. With `seeds`, the
+    model is distilled so many times, and fine-tuning with seed s starts from run s modulo `seeds`.
     """
 
     teacher: str
     student: str
     loss: LossWeights = LossWeights()
     training: dict[str, Any] = Field(default_factory=dict)
+    # How often it is done says nothing of what is done: no dump has it, so no key.
+    seeds: int = Field(default=1, ge=1, exclude=True)
+
+    def same(self, other: "Distill | None", *apart_from: str) -> bool:
+        """Whether another model is distilled alike, however often, apart from some fields."""
+        apart = set(apart_from)
+        return other is not None and self.model_dump(exclude=apart) == other.model_dump(
+            exclude=apart
+        )
 
 
 class TaskDistill(SoftTargets):
@@ -112,6 +122,15 @@ class ModelSpec(Strict):
         spec = self.extract or self.pretrain or self.distill or self.task_distill
         fields = ("teacher", "student", "start")
         return [name for field in fields if (name := getattr(spec, field, None))]
+
+    def run_of(self, seed: int) -> int:
+        """The run that makes the weights from which fine-tuning with a seed starts.
+
+        Random weights are drawn anew for every seed.
+        """
+        if self.distill:
+            return seed % self.distill.seeds
+        return seed if self.extract and self.extract.random else 0
 
 
 class Tuning(Strict):

@@ -80,7 +80,7 @@ def train_cell(
             masking,
             settings,
             weights,
-            seed=masking.seed,
+            seed=cell.settings["corpus"]["seed"],
             teacher=teacher,
             **cell.resumable,
         )

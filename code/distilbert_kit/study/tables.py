@@ -34,7 +34,6 @@ from .evidence.scores import (
     provenance,
     recorded_main_models,
     score_rows,
-    tasks_by_run,
 )
 from .evidence.sensitivity import one_answer_runs, sensitivity
 from .ledger import (
@@ -228,9 +227,9 @@ def summary(recipe: Recipe) -> dict:
     """What the report on another recipe shows of this one: `study`, and parts of other tables.
 
     Of `scores` the main models' rows on first splits; "gaps": `compare` of student and teacher;
-    "student_runs": `tasks_by_run`; "settings" and "tuning" of fine-tuning; "corpus":
-    `validation_rows`; "curve": `token_curve`; "ablation": `ablation_rows`; "sensitivity" as there;
-    "int8": `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
+    "settings" and "tuning" of fine-tuning; "corpus": `validation_rows`; "curve": `token_curve`;
+    "ablation": `ablation_rows`; "sensitivity" as there; "int8": `quantized_rows`; "first_runs": of
+    `data/earlier_runs.yaml`.
     """
     keys = ("model", "label", "task", "metric", "primary", "examples", "interval")
     over_seeds = ("seeds", "values", "over_seeds")
@@ -243,7 +242,6 @@ def summary(recipe: Recipe) -> dict:
         "gaps": compare(recipe, recipe.student, recipe.teacher),
         "over_control": over_control(recipe),
         "mean_over_control": mean_over_control(recipe),
-        "student_runs": tasks_by_run(recipe, recipe.student),
         "settings": {task: recipe.shown_settings(task) for task in recipe.tasks},
         "tuning": tuning_rows(recipe),
         "corpus": validation_rows(recipe),

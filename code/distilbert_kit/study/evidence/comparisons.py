@@ -208,7 +208,7 @@ def counterpart(recipe: Recipe, model: str) -> str | None:
     if own is None or other is None:
         return None
     wanted = other.model_copy(update={"loss": own.loss, "student": own.student})
-    equals = (name for name, spec in recipe.models.items() if spec.distill == wanted)
+    equals = (name for name, spec in recipe.models.items() if wanted.same(spec.distill))
     return next((name for name in equals if name != model), None)
 
 
@@ -234,6 +234,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 "reference": reference,
                 "loss": spec.distill.loss.model_dump(),
                 "start": spec.distill.student,
+                "distillations": spec.distill.seeds,
                 "tasks": shared["tasks"],
                 "seeds": found["seeds"],
                 "change": found["estimate"],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ...data.tasks import get_task
 from ...errors import UserError
 from .. import statistics
-from ..cells import model_cell
+from ..cells import model_cells
 from ..ledger import load_ledger, paper
 from ..recipes import Recipe
 from ..records import Record
@@ -14,8 +14,12 @@ from .scores import recorded_seeds, seed_scores
 
 
 def corpus_runs(recipe: Recipe) -> dict[str, Record]:
-    """Records of masked-LM training and distillation that are there, by model."""
-    cells = [cell for model in recipe.models if (cell := model_cell(recipe, model))]
+    """Records of masked-LM training and distillation that are there, by model.
+
+    The first run of a model that was distilled several times has the model's name, the next ones
+    the names of their cells.
+    """
+    cells = [cell for model in recipe.models for cell in model_cells(recipe, model)]
     return {
         cell.name: cell.read_record()
         for cell in cells
@@ -27,8 +31,9 @@ def validation_rows(recipe: Recipe) -> list[dict]:
     """What each training on the corpus gained on held-out text (means of each term), and cost."""
     return [
         {
-            "model": model,
-            "label": recipe.models[model].label,
+            "model": name,
+            "label": recipe.models[record.cell["model"]].label
+            + (f", seed {record.cell['seed']}" if "seed" in record.cell else ""),
             "stage": record.stage,
             "parameters": record.metrics.get("parameters"),
             "tokens": record.metrics["train_tokens"],
@@ -41,7 +46,7 @@ def validation_rows(recipe: Recipe) -> list[dict]:
             "seconds": record.measured.extra["train_seconds"],
             "gpu": record.measured.machine.get("gpu"),
         }
-        for model, record in corpus_runs(recipe).items()
+        for name, record in corpus_runs(recipe).items()
     ]
 
 
@@ -66,8 +71,7 @@ def budget_rows(recipe: Recipe) -> list[dict]:
         return []
     rows = [{"model": spec.student, "tokens": 0, "learning_rate": None}]
     for model, record in corpus_runs(recipe).items():
-        other = recipe.models[model].distill
-        if other is not None and other.model_copy(update={"training": spec.training}) == spec:
+        if model in recipe.models and spec.same(recipe.models[model].distill, "training"):
             rate = recipe.distill_for(model).learning_rate
             tokens = record.metrics["train_tokens"]
             rows.append({"model": model, "tokens": tokens, "learning_rate": rate})

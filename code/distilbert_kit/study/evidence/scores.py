@@ -52,19 +52,6 @@ def finetune_records(recipe: Recipe) -> dict[str, Record]:
     return {name: record for name, record in found.items() if record.stage == "finetune"}
 
 
-def tasks_by_run(recipe: Recipe, model: str) -> list[list[str]]:
-    """The tasks of a model by the run of its weights that was fine-tuned: [[task, …], …].
-
-    Weights that were lost are made again by a second run. Records that name no run are of one.
-    """
-    found: dict[str | None, set[str]] = {}
-    for record in finetune_records(recipe).values():
-        if record.cell["model"] == model:
-            run = record.measured.made_from.get(recipe.body(model))
-            found.setdefault(run, set()).add(record.cell["task"])
-    return [[task for task in recipe.tasks if task in tasks] for tasks in found.values()]
-
-
 def recorded_main_models(recipe: Recipe) -> list[str]:
     """The recipe's main models of which a fine-tuning is recorded."""
     recorded = {record.cell["model"] for record in finetune_records(recipe).values()}
