@@ -50,6 +50,22 @@ def test_ablation_compares_with_what_was_distilled_alike(results, tmp_path):
     assert [row["p_holm"] for row in rows.values()] == adjusted
 
 
+def test_tasks_share_the_seeds_of_a_model_that_is_distilled_for_each(results, tmp_path):
+    spec = RECIPE["models"]["distilled"]["distill"]
+    models = RECIPE["models"] | {"often": {"label": "often", "distill": spec | {"seeds": 2}}}
+    recipe = make_recipe(tmp_path, models=models)
+    write_evidence(recipe)
+    tasks = recipe.macro_tasks
+    for names, shared in ((("teacher", "distilled"), False), (("distilled", "often"), True)):
+        found = comparisons.crossed_scores(recipe, names, tasks)
+        assert [scores.shared_seeds for scores in found.values()] == [shared] * len(tasks)
+    seeds = recipe.seeds_of(tasks[0])
+    finetune = experiment.finetune_cell(recipe, "often", tasks[0], seeds[-1])
+    finetune.record.unlink()
+    found = comparisons.crossed_scores(recipe, ("distilled", "often"), tasks)
+    assert {scores.seeds for scores in found.values()} == {len(seeds) - 1}
+
+
 def test_the_curve_is_the_line_through_the_budgets_of_the_students_rate(results, tmp_path):
     """Another learning rate is another curve; what was never distilled has no budget."""
     spec = RECIPE["models"]["distilled"]["distill"]

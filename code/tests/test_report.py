@@ -329,6 +329,16 @@ def test_first_settings_and_runs_are_those_of_their_commit():
     assert claims.first_settings(load_recipe("quick"), ledger) is None
 
 
+def test_the_first_ablation_is_that_of_its_commit():
+    first = yaml.safe_load(EARLIER.read_text())["study"]["first_ablation"]
+    table = at_commit(first["commit"], "study/tables/ablation.json")
+    rows = {row["model"]: row for row in table["rows"]}
+    assert first["rows"].keys() == rows.keys()
+    for model, row in first["rows"].items():
+        for name, value in row.items():
+            assert value == pytest.approx(rows[model][name], abs=1e-4)
+
+
 def test_the_first_latency_is_that_of_its_commit():
     first = yaml.safe_load(EARLIER.read_text())["study"]["first_latency"]
     table = at_commit(first["commit"], "study/tables/latency.json")

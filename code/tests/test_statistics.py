@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -157,6 +158,26 @@ def test_gap_over_tasks_is_the_mean_of_theirs():
     singles = [gap_interval({"x": scores_of(v)})["standard_error"] for v in values]
     assert found["standard_error"] == pytest.approx(math.hypot(*singles) / 2)
     assert found["seeds"] == {"x": 4, "y": 4}
+
+
+def test_seeds_that_tasks_share_vary_as_their_mean():
+    """A distillation that is good for one task is good for the other: two tasks tell no more."""
+    rng = np.random.default_rng(4)
+    values = rng.normal((0.8, 0.7), 0.03, (2, 5, 2))
+    tasks = {
+        name: replace(scores_of(v, example_variance=1e-5, examples=100), shared_seeds=True)
+        for name, v in zip("xy", values)
+    }
+    mean = scores_of(values.mean(axis=0), example_variance=1e-5 / 2, examples=100)
+    for interval in (gap_interval, ratio_interval):
+        shared, alone = interval(tasks), interval({"mean": mean})
+        for name in ("estimate", "low", "high"):
+            assert shared[name] == pytest.approx(alone[name], rel=1e-3)
+    together = np.repeat(values[:1], 2, axis=0)  # what one task shows, twice
+    for shared, error in ((True, 1), (False, math.sqrt(0.5))):
+        tasks = {n: replace(scores_of(v), shared_seeds=shared) for n, v in zip("xy", together)}
+        one = gap_interval({"x": scores_of(values[0])})["standard_error"]
+        assert gap_interval(tasks)["standard_error"] == pytest.approx(error * one)
 
 
 def test_what_never_varies_is_sure():

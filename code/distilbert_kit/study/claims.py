@@ -18,7 +18,7 @@ and speed are measured at paper size in every recipe, so these claims are always
 
 Speed: the wider of the range over passes and a bootstrap over pairs, and the least favourable of
 all settings decides. Intervals of scores follow the one rule of `study/statistics.py`. They cover
-fine-tuning seeds and examples; a student was distilled once, and what another distillation would
+fine-tuning seeds and examples; what another distillation of a student that was distilled once would
 give is not in them.
 """
 

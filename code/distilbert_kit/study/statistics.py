@@ -12,6 +12,9 @@ tasks): its variance is the sum of two parts for each task,
               covariance, over bootstrap resamples shared by all runs, of runs of different seeds.
               That of a seed with itself is left out, as the spread between seeds holds it already.
 
+Seeds of different tasks are independent, but where seed s of every task starts from distillation s:
+then it is the mean over the tasks whose spread over the seeds counts.
+
 The interval is Student's t with the degrees of freedom of Satterthwaite (1946,
 doi:10.2307/3002019) for such a sum. Ratios of means are Fieller's (1954). So few seeds cost what
 they must: three have t = 4.30 and not 1.96. A percentile bootstrap that draws three seeds from
@@ -23,8 +26,9 @@ doi:10.18653/v1/P18-1128), Bouthillier et al. (2021, arXiv 2103.03098).
 Shares of single answers, of one model or of two forms of it, have intervals of their own
 (`wilson_interval`, `paired_shares`), which hold where few answers are wrong or none differs.
 
-What the intervals cover is fine-tuning seeds and examples. A student that was distilled once is
-one draw of distillation: how much another would differ is not in them.
+What the intervals cover is fine-tuning seeds and examples. Of a student that is distilled for every
+seed anew (`seeds` of its recipe), they cover distillation too; of one that was distilled once, how
+much another distillation would differ is not in them.
 
 Every random draw comes from a numpy Generator made of the given seed, and every result is made of
 plain numbers, ready for JSON.
@@ -56,7 +60,8 @@ class Scores:
     """Mean scores of M models on a task, and how uncertain they are, as this module's head says.
 
     `mean` [M]; `seed_covariance` [M, M] of the means, zero with one seed; `example_covariance`
-    [M, M]; `values` [S, M], the scores of each seed.
+    [M, M]; `values` [S, M], the scores of each seed. `shared_seeds`: whether seed s of this task
+    has something in common with seed s of the others, as when both start from one distillation.
     """
 
     mean: np.ndarray
@@ -64,6 +69,7 @@ class Scores:
     example_covariance: np.ndarray
     values: np.ndarray
     examples: int
+    shared_seeds: bool = False
 
     @property
     def seeds(self) -> int:
@@ -99,10 +105,17 @@ def crossed_scores(
     values = statistic(np.arange(len(references)))
     draws = _resample(statistic, len(references), resamples, np.random.default_rng(seed))
     examples = _between_seeds(np.cov(draws.reshape(-1, resamples)), len(runs), models)
-    seeds = np.zeros((models, models))
-    if len(runs) > 1:
-        seeds = np.cov(values, rowvar=False).reshape(models, models) / len(runs)
-    return Scores(values.mean(axis=0), seeds, examples, values, len(references))
+    return Scores(
+        values.mean(axis=0), _covariance_of_mean(values), examples, values, len(references)
+    )
+
+
+def _covariance_of_mean(values: np.ndarray) -> np.ndarray:
+    """Covariance [M, M] of the mean of S independent rows [S, M]; zero for one."""
+    seeds, models = values.shape
+    if seeds == 1:
+        return np.zeros((models, models))
+    return np.cov(values, rowvar=False).reshape(models, models) / seeds
 
 
 def _between_seeds(covariance: ArrayLike, seeds: int, models: int) -> np.ndarray:
@@ -127,7 +140,7 @@ def score_interval(tasks: Mapping[str, Scores]) -> dict:
     """
     found = list(tasks.values())
     mean = float(np.mean([scores.mean[0] for scores in found]))
-    return _student(mean, *_spread(found, np.ones((len(found), 1)) / len(found)))
+    return _student(mean, *_spread(found, np.ones(1) / len(found)))
 
 
 def gap_interval(tasks: Mapping[str, Scores]) -> dict:
@@ -138,8 +151,8 @@ def gap_interval(tasks: Mapping[str, Scores]) -> dict:
     and the gap may be that seed's luck; seeds are {task: how many}.
     """
     found = list(tasks.values())
-    weights = np.tile([-1.0, 1.0], (len(found), 1)) / len(found)
-    estimate = sum(w @ scores.mean for w, scores in zip(weights, found))
+    weights = np.array([-1.0, 1.0]) / len(found)
+    estimate = sum(weights @ scores.mean for scores in found)
     error, degrees = _spread(found, weights)
     p = 1.0 if estimate == 0 else 0.0
     if any(scores.seeds < 2 for scores in found):
@@ -180,9 +193,9 @@ def ratio_interval(
             " did not learn"
         )
     ratio = above / below
-    error, degrees = _spread(found, np.tile([-ratio, 1.0], (len(found), 1)) / len(found))
+    error, degrees = _spread(found, np.array([-ratio, 1.0]) / len(found))
     t = stats.t.ppf((1 + LEVEL) / 2, degrees)
-    covariance = sum(s.seed_covariance + s.example_covariance for s in found) / len(found) ** 2
+    covariance = _covariance_of_sum(found) / len(found) ** 2
     (a, b), (_, c) = np.array([[below**2, below * above], [0, above**2]]) - t**2 * covariance
     if a <= 0:
         raise AtChanceError("retention: the teacher's mean score is not told apart from chance")
@@ -207,7 +220,7 @@ def seeds_for_ratio(tasks: Mapping[str, Scores], half_width: float, most: int = 
     if any(scores.seeds < 2 for scores in found):
         return None
     below, above = np.mean([scores.mean for scores in found], axis=0)
-    weights = np.tile([-above / below, 1.0], (len(found), 1)) / len(found)
+    weights = np.array([-above / below, 1.0]) / len(found)
     for seeds in range(2, most + 1):
         error, degrees = _spread(found, weights, seeds)
         if error / below * stats.t.ppf((1 + LEVEL) / 2, degrees) <= half_width:
@@ -223,19 +236,38 @@ def _guessed(task: str, chance: Mapping[str, float] | None) -> float:
     return chance[task]
 
 
+def _seed_parts(tasks: Sequence[Scores]) -> list[tuple[np.ndarray, int]]:
+    """What seeds add to the covariance of the sum of the tasks' scores: independent parts [M, M].
+
+    Each with its number of seeds. Shared seeds move all tasks together, so they are one part.
+    """
+    if all(scores.shared_seeds for scores in tasks):
+        total = np.sum([scores.values for scores in tasks], axis=0)
+        return [(_covariance_of_mean(total), len(total))]
+    return [(scores.seed_covariance, scores.seeds) for scores in tasks]
+
+
+def _covariance_of_sum(tasks: Sequence[Scores]) -> np.ndarray:
+    """Covariance [M, M] of the sum of the tasks' mean scores."""
+    of_seeds = sum(covariance for covariance, _ in _seed_parts(tasks))
+    return of_seeds + sum(scores.example_covariance for scores in tasks)
+
+
 def _spread(
     tasks: Sequence[Scores], weights: np.ndarray, planned: int | None = None
 ) -> tuple[float, float]:
-    """Standard error and degrees of freedom of the sum of weights [T, M] times mean scores.
+    """Standard error and degrees of freedom of weights [M] times the sum of the mean scores.
 
     `planned`: as if there were so many seeds of each task.
     """
     parts, degrees = [], []
-    for w, scores in zip(weights, tasks):
-        seeds = planned or scores.seeds
-        of_seeds = w @ scores.seed_covariance @ w * (scores.seeds / seeds)
-        parts += [of_seeds, w @ scores.example_covariance @ w]
-        degrees += [max(seeds - 1, 1), scores.examples - 1]
+    for covariance, seeds in _seed_parts(tasks):
+        then = planned or seeds
+        parts.append(weights @ covariance @ weights * (seeds / then))
+        degrees.append(max(then - 1, 1))
+    for scores in tasks:
+        parts.append(weights @ scores.example_covariance @ weights)
+        degrees.append(scores.examples - 1)
     variance = float(sum(parts))
     # Rounding leaves 1e-35 where nothing varies.
     if variance <= 1e-24:
@@ -290,12 +322,9 @@ def curve_over_tokens(
     per_run = np.concatenate([-(fit @ points)[:, None], fit], axis=1) / (teacher * len(found))
 
     def along(at: Sequence[float]) -> dict:
-        weights = np.tile(np.asarray(at) @ per_run, (len(found), 1))
-        return _student(np.asarray(at) @ line, *_spread(found, weights))
+        return _student(np.asarray(at) @ line, *_spread(found, np.asarray(at) @ per_run))
 
-    covariance = sum(
-        per_run @ (s.seed_covariance + s.example_covariance) @ per_run.T for s in found
-    )
+    covariance = per_run @ _covariance_of_sum(found) @ per_run.T
     reached = (target - line[0]) / line[1] if line[1] > 0 else None
     low = high = None
     if reached is not None:

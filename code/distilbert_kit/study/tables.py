@@ -292,7 +292,8 @@ ABLATION = {
 def ablation(recipe: Recipe) -> dict:
     """The paper's Table 4, with what it printed (points, None where it has no such row).
 
-    `order`: neighbours in the paper's order, from what costs most to what costs least.
+    `order`: neighbours in the paper's order, from what costs most to what costs least. `first_run`:
+    the changes with one distillation a row, where there are several now (`data/earlier_runs.yaml`).
     """
     printed = paper()["table4_ablation"]
     rows = [
@@ -311,6 +312,7 @@ def ablation(recipe: Recipe) -> dict:
         ),
         "scale": scale_of(recipe),
         "rows": rows,
+        "first_run": earlier_runs(recipe).get("first_ablation"),
         "order": [
             row | {"labels": [recipe.models[row[end]].label for end in ("lower", "upper")]}
             for row in order_rows(recipe, in_order)

@@ -4,6 +4,7 @@ All intervals follow the one rule of `study/statistics.py`, over fine-tuning see
 gap is model minus reference: below zero the model is behind. Scores are fractions (0.91).
 """
 
+import dataclasses
 import itertools
 from collections.abc import Container, Sequence
 
@@ -47,15 +48,24 @@ def crossed_scores(
     split: str | None = None,
     without: LeftOut = (),
 ) -> dict[str, statistics.Scores]:
-    """Scores of the models, in this order, by task; on the first split by default."""
+    """Scores of the models, in this order, by task; on the first split by default.
+
+    Where a model is distilled for every seed anew, the tasks share their seeds: the same for all.
+    """
     found = {}
+    by_task = {task: shared_seeds(recipe, models, task, without) for task in tasks}
+    specs = (recipe.models[name].distill for name in models)
+    common = sorted(set.intersection(*map(set, by_task.values())))
+    anew = any(spec and spec.seeds > 1 for spec in specs) and len(common) > 0
+    if anew:
+        by_task = dict.fromkeys(by_task, common)
     for task in map(get_task, tasks):
-        where = split or task.eval_splits[0]
-        seeds = shared_seeds(recipe, models, task.name, without)
+        where, seeds = split or task.eval_splits[0], by_task[task.name]
         frames = [seed_predictions(recipe, name, task.name, where, seeds) for name in models]
         check_same_rows(frames, f"{', '.join(models)} on {task.name}, {where}")
         runs = [(*(frame[seed] for frame in frames), frames[0]["reference"]) for seed in seeds]
-        found[task.name] = statistics.crossed_scores(runs, task_score_function(task.primary, task))
+        scores = statistics.crossed_scores(runs, task_score_function(task.primary, task))
+        found[task.name] = dataclasses.replace(scores, shared_seeds=anew)
     return found
 
 
