@@ -15,7 +15,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key
 from distilbert_kit.study.cells import plan_key
 from distilbert_kit.study.claims import first_settings, judge_all
-from distilbert_kit.study.evidence.scores import finetune_records, present_records
+from distilbert_kit.study.evidence.history import finetune_records, present_records
 from distilbert_kit.study.figures import save_table
 from distilbert_kit.study.ledger import (
     decided,

@@ -11,7 +11,7 @@ from benchmarks import shared
 from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CLAIMS, ROOT
 from distilbert_kit.study import claims, tables
-from distilbert_kit.study.evidence import scores
+from distilbert_kit.study.evidence import history, scores
 from distilbert_kit.study.ledger import (
     Claim,
     decided,
@@ -123,7 +123,7 @@ def test_size_and_speed_claims(tiny):
     assert found["parameters_distilbert"]["value"] == pytest.approx(66.362880)
     assert found["parameters_bert"]["value"] == pytest.approx(109.482240)
     assert found["smaller"]["verdict"] == "supported"
-    record = scores.benchmark_record(tiny, "size_speed")
+    record = history.benchmark_record(tiny, "size_speed")
     # The ratio of two totals inside the wider of both bounds; the setting is named.
     passes = {
         name: {maker: np.array(each) for maker, each in measured["pass_seconds"].items()}

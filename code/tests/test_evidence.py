@@ -7,7 +7,7 @@ from invented import RECIPE, make_recipe, write_evidence
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.study import cells as experiment, claims, statistics
-from distilbert_kit.study.evidence import comparisons, distillation, lost, scores
+from distilbert_kit.study.evidence import comparisons, distillation, history, lost, scores
 from distilbert_kit.study.ledger import load_ledger
 from distilbert_kit.study.records import read_record, recording, write_record
 
@@ -102,7 +102,7 @@ def test_missing_records_are_no_evidence(results, tmp_path):
     recipe = make_recipe(tmp_path)
     found = claims.judge_all(recipe, load_ledger())
     assert {row["verdict"] for row in found} == {"not tested"}
-    assert scores.provenance(recipe)["missing"]
+    assert history.provenance(recipe)["missing"]
     assert scores.score_rows(recipe) == []
 
 
@@ -111,7 +111,7 @@ def test_a_record_without_git_says_that_changes_are_unknown(tiny):
         record = read_record(path)
         measured = record.measured.model_copy(update={"git_commit": None, "git_dirty": None})
         write_record(path, record.model_copy(update={"measured": measured}))
-    rows = {row["name"]: row for row in scores.provenance(tiny)["records"]}
+    rows = {row["name"]: row for row in history.provenance(tiny)["records"]}
     changed = [row for name, row in rows.items() if name.startswith("finetune/")]
     assert changed and {(row["commit"], row["dirty"]) for row in changed} == {("unknown", None)}
 

@@ -29,8 +29,7 @@ from ..settings import Strict
 from . import statistics
 from .evidence.comparisons import counterpart, crossed_scores, order_rows, shared_seeds
 from .evidence.distillation import corpus_runs
-from .evidence.history import earlier_runs
-from .evidence.scores import benchmark_record
+from .evidence.history import benchmark_record, earlier_runs
 from .evidence.speed import least_favourable, speed_rows
 from .ledger import Claim, Column, Ledger, Verdict, paper
 from .recipes import Recipe, finetune_name

@@ -249,8 +249,8 @@ def _seed_parts(tasks: Sequence[Scores]) -> list[tuple[np.ndarray, int]]:
 
 def _covariance_of_sum(tasks: Sequence[Scores]) -> np.ndarray:
     """Covariance [M, M] of the sum of the tasks' mean scores."""
-    of_seeds = sum(covariance for covariance, _ in _seed_parts(tasks))
-    return of_seeds + sum(scores.example_covariance for scores in tasks)
+    of_seeds = [covariance for covariance, _ in _seed_parts(tasks)]
+    return np.sum([*of_seeds, *(scores.example_covariance for scores in tasks)], axis=0)
 
 
 def _spread(

@@ -22,16 +22,18 @@ from .evidence.comparisons import (
     shared_seeds,
 )
 from .evidence.distillation import budget_rows, corpus_runs, token_curve, validation_rows
-from .evidence.history import earlier_runs
-from .evidence.lost import cross_rows, error_rows, lost_rows, students
-from .evidence.scores import (
+from .evidence.history import (
     benchmark_record,
-    confusion_rows,
     csv_records,
+    earlier_runs,
     finetune_records,
-    main_scores,
     present_records,
     provenance,
+)
+from .evidence.lost import cross_rows, error_rows, lost_rows, students
+from .evidence.scores import (
+    confusion_rows,
+    main_scores,
     recorded_main_models,
     score_rows,
 )

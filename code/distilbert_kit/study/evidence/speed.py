@@ -9,7 +9,7 @@ from ...data.tasks import get_task
 from ..cells import benchmark_cell
 from ..recipes import Recipe
 from ..records import Record
-from .scores import present_records
+from .history import present_records
 
 PAIRS = {"STS-B dev": "STS-B dev pairs", "length profile": "pairs with STS-B's lengths"}
 TRAINERS = {
