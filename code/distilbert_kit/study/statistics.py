@@ -152,7 +152,7 @@ def gap_interval(tasks: Mapping[str, Scores]) -> dict:
     """
     found = list(tasks.values())
     weights = np.array([-1.0, 1.0]) / len(found)
-    estimate = sum(weights @ scores.mean for scores in found)
+    estimate = float(weights @ np.sum([scores.mean for scores in found], axis=0))
     error, degrees = _spread(found, weights)
     p = 1.0 if estimate == 0 else 0.0
     if any(scores.seeds < 2 for scores in found):
