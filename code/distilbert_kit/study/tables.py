@@ -104,13 +104,13 @@ def deployment(recipe: Recipe) -> dict:
     `int8`: `quantized_rows` of the recipe `int8_recipe`: another one at paper size that has any,
     else this one.
     """
-    csv, told = made_of_csv(recipe), summary_at_paper_size(recipe, load_ledger())
-    own, other = speed.quantized_rows(recipe), told["int8"] if told else []
+    csv, at_paper_size = made_of_csv(recipe), summary_at_paper_size(recipe, load_ledger())
+    own, other = speed.quantized_rows(recipe), at_paper_size["int8"] if at_paper_size else []
     return {
         "records": sorted({row["record"] for row in (*own, *csv)}),
         "scale": scale_of(recipe),
         "int8": other or own,
-        "int8_recipe": told["name"] if told and other else recipe.name,
+        "int8_recipe": at_paper_size["name"] if at_paper_size and other else recipe.name,
         "int8_scale": "paper size" if other else scale_of(recipe),
         "csv": csv,
         "answering": speed.answering(benchmark_record(recipe, "question_answering_speed")),
@@ -356,13 +356,13 @@ def latency(recipe: Recipe) -> dict:
     `pareto` has the scores of another recipe at paper size where there is one: `pareto_recipe`.
     """
     record = benchmark_record(recipe, "latency")
-    told = summary_at_paper_size(recipe, load_ledger()) or summary(recipe)
+    scored = summary_at_paper_size(recipe, load_ledger()) or summary(recipe)
     table: dict = {
         "records": ["benchmark/latency"] if record else [],
         "scale": "paper size and study size",
         "note": None if record else latency_evidence.NO_RECORD,
-        "pareto": latency_evidence.pareto_rows(told, record),
-        "pareto_recipe": told["name"],
+        "pareto": latency_evidence.pareto_rows(scored, record),
+        "pareto_recipe": scored["name"],
     }
     if record is None:
         return table
