@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", required=True, help="a model of the recipe with `distill`")
     parser.add_argument(
-        "--seed", type=read_seed, default=0, help="of a model with `seeds`: the run of this number"
+        "--seed", type=read_seed, default=0, help="of a model with `each_seed`: the one to make"
     )
     parser.add_argument("--teacher", help="folder or hub name, instead of the recipe's teacher")
     parser.add_argument("--layers", help="of --teacher: strategy or numbers (default: even)")
@@ -50,11 +50,8 @@ def main() -> None:
     spec = recipe.models[arguments.model].distill
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to distil")
-    if arguments.seed >= spec.seeds:
-        raise UserError(
-            f"recipe {recipe.name}: {arguments.model!r} has no run {arguments.seed}: raise its "
-            f"`seeds`, now {spec.seeds}"
-        )
+    if arguments.seed and not spec.each_seed:
+        raise UserError(f"recipe {recipe.name}: {arguments.model!r} is made once: leave out --seed")
     read = DistilBERTForMaskedLM.from_pretrained
     torch.manual_seed(cell.settings["corpus"]["seed"])  # a student's head, where its start has none
     source = arguments.teacher or checkpoint(recipe, spec.teacher, arguments.seed)

@@ -105,8 +105,7 @@ def shrink(content: dict, folder: Path) -> dict:
         if "shape" in spec.get("pretrain", {}):
             small["models"][name] = spec | {"pretrain": {"shape": "bert-tiny"}}
         if "distill" in spec:
-            for own in ("training", "seeds"):
-                spec["distill"].pop(own, None)
+            spec["distill"].pop("training", None)
         if name not in (content["teacher"], content["student"]):
             small["models"][name]["tasks"] = few_tasks(content, name)
     if "quantize" in content:

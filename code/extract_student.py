@@ -94,10 +94,8 @@ def main() -> None:
     spec = recipe.models[arguments.model].extract
     if spec is None:
         raise UserError(f"recipe {recipe.name}: {arguments.model!r} is no model to extract")
-    if arguments.seed and not spec.random:
-        raise UserError(
-            f"recipe {recipe.name}: {arguments.model!r} has no --seed: nothing is drawn"
-        )
+    if arguments.seed and not spec.each_seed:
+        raise UserError(f"recipe {recipe.name}: {arguments.model!r} is made once: leave out --seed")
     with recording(cell.record, **cell.provenance) as draft:
         cell.check_outputs()
         torch.manual_seed(arguments.seed)

@@ -51,19 +51,30 @@ def test_ablation_compares_with_what_was_distilled_alike(results, tmp_path):
 
 
 def test_tasks_share_the_seeds_of_a_model_that_is_distilled_for_each(results, tmp_path):
-    spec = RECIPE["models"]["distilled"]["distill"]
-    models = RECIPE["models"] | {"often": {"label": "often", "distill": spec | {"seeds": 2}}}
-    recipe = make_recipe(tmp_path, models=models)
+    spec = RECIPE["models"]["distilled"]["distill"] | {"loss": {"ce": 0}}
+    models = RECIPE["models"] | {
+        "often": {"label": "often", "distill": spec | {"each_seed": True}},
+        "taught": {"label": "taught", "task_distill": {"student": "often", "teacher": "teacher"}},
+        "twin": {"label": "twin", "distill": RECIPE["models"]["distilled"]["distill"]},
+    }
+    recipe = make_recipe(tmp_path, models=models, tasks=["sentiment", "cola"])
     write_evidence(recipe)
-    tasks = recipe.macro_tasks
-    for names, shared in ((("teacher", "distilled"), False), (("distilled", "often"), True)):
+    tasks = ["sentiment", "cola"]
+    for names, shared in (
+        (("teacher", "distilled"), False),
+        (("distilled", "often"), True),
+        (("taught", "distilled"), True),
+    ):
         found = comparisons.crossed_scores(recipe, names, tasks)
-        assert [scores.shared_seeds for scores in found.values()] == [shared] * len(tasks)
-    seeds = recipe.seeds_of(tasks[0])
-    finetune = experiment.finetune_cell(recipe, "often", tasks[0], seeds[-1])
-    finetune.record.unlink()
-    found = comparisons.crossed_scores(recipe, ("distilled", "often"), tasks)
-    assert {scores.seeds for scores in found.values()} == {len(seeds) - 1}
+        assert [scores.shared_seeds for scores in found.values()] == [shared, shared]
+    rows = {row["model"]: row["distillations"] for row in comparisons.ablation_rows(recipe)}
+    assert rows == {"often": 1, "random_initialisation": 1}  # a twin leaves nothing out
+    experiment.finetune_cell(recipe, "often", "cola", 1).record.unlink()
+    names = ("distilled", "often")
+    assert comparisons.seeds_by_task(recipe, names, tasks) == {"sentiment": [0], "cola": [0]}
+    assert comparisons.seeds_by_task(recipe, ("distilled",), tasks)["cola"] == [0, 1]
+    experiment.finetune_cell(recipe, "often", "sentiment", 0).record.unlink()
+    assert comparisons.shared_tasks(recipe, names, tasks) == []  # no seed that both tasks have
 
 
 def test_the_curve_is_the_line_through_the_budgets_of_the_students_rate(results, tmp_path):

@@ -179,39 +179,40 @@ def test_a_record_names_the_run_of_the_weights_that_it_read(write, monkeypatch, 
 
 
 def test_fine_tuning_starts_from_the_distillation_of_its_seed(write, monkeypatch, capsys, tmp_path):
-    """Seed s from run s modulo `seeds`; random weights are drawn again; old keys hold."""
+    """Random weights of `each_seed` are drawn anew too; what is made for seed 0 keeps its key."""
     once = load_recipe(write())
-    content = yaml.safe_load(once.file.read_text())
-    models = content["models"]
-    models["random"] = {
-        "label": "r",
-        "extract": {"teacher": "teacher", "layers": [0], "random": True},
-    }
-    for start in ("cut", "random"):
-        spec = {"teacher": "teacher", "student": start, "seeds": 2}
-        models[f"from_{start}"] = {"label": start, "distill": spec}
-    models["distilled"]["distill"]["seeds"] = 2
-    finetuning = {"sentiment": {"epochs": 0.01}}
-    path = write(models=models, seeds=[0, 1, 2], finetune_tasks=finetuning)
+    models = yaml.safe_load(once.file.read_text())["models"]
+    drawn = {"teacher": "teacher", "layers": [0], "random": True, "each_seed": True}
+    spec = {"teacher": "teacher", "student": "random", "each_seed": True}
+    models["random"] = {"label": "r", "extract": drawn, "tasks": []}
+    models["from_random"] = {"label": "f", "distill": spec}
+    models["distilled"]["distill"]["each_seed"] = True
+    path = write(models=models, seeds=[0, 1, 2], finetune_tasks={"sentiment": {"epochs": 0.01}})
     recipe = load_recipe(path)
     assert model_cell(recipe, "distilled").key == model_cell(once, "distilled").key
-    names = [cell.name for cell in evidence_cells(recipe) if cell.stage == "distill"]
-    assert names == [
-        f"{m}{run}" for m in ("distilled", "from_cut", "from_random") for run in ("", "-1")
-    ]
-    starts = [finetune_cell(recipe, "distilled", "sentiment", s).parents[0].name for s in (0, 1, 2)]
-    assert starts == ["distilled", "distilled-1", "distilled"]
-    assert model_cell(recipe, "from_random", 1).parents[0].name == "random-1"
+    for stage, model in (("extract", "random"), ("distill", "distilled")):
+        names = [cell.name for cell in evidence_cells(recipe) if cell.stage == stage]
+        assert [name for name in names if name.startswith(model)] == [
+            model,
+            f"{model}-1",
+            f"{model}-2",
+        ]
+    for seed, made in enumerate(("", "-1", "-2")):
+        start = finetune_cell(recipe, "distilled", "sentiment", seed).parents[0]
+        assert start.name == f"distilled{made}"
+        assert model_cell(recipe, "from_random", seed).parents[0].name == f"random{made}"
+        assert model_cell(recipe, "cut", seed).name == "cut"
 
     run(monkeypatch, prepare_corpus, path)
     run(monkeypatch, extract_student, path, "--model", "cut")
     weights = {}
-    for seed in ("0", "1"):
-        run(monkeypatch, extract_student, path, "--model", "random", "--seed", seed)
+    for seed in (0, 1):
+        asked = ("--seed", str(seed))
+        run(monkeypatch, extract_student, path, "--model", "random", *asked)
         for model in ("distilled", "from_random"):
-            run(monkeypatch, distill, path, "--model", model, "--seed", seed)
+            run(monkeypatch, distill, path, "--model", model, *asked)
         for model in ("random", "distilled", "from_random"):
-            weights[model, seed] = model_sha256(model_cell(recipe, model, int(seed)).made)
+            weights[model, seed] = model_sha256(model_cell(recipe, model, seed).made)
     assert len(set(weights.values())) == len(weights)
     run(monkeypatch, finetune, path, "--model", "distilled", "--task", "sentiment", "--seed", "1")
     record = finetune_cell(recipe, "distilled", "sentiment", 1).read_record()
@@ -220,10 +221,15 @@ def test_fine_tuning_starts_from_the_distillation_of_its_seed(write, monkeypatch
     assert (rows["distilled"], rows["distilled-1"]) == ("d", "d, seed 1")
     assert [row["model"] for row in distillation.budget_rows(recipe)] == ["cut", "distilled"]
 
-    told = refused(monkeypatch, capsys, distill, path, "--model", "distilled", "--seed", "2")
-    assert "'distilled' has no run 2: raise its `seeds`, now 2" in told
-    told = refused(monkeypatch, capsys, extract_student, path, "--model", "cut", "--seed", "1")
-    assert "'cut' has no --seed: nothing is drawn" in told
+    for script, model in ((extract_student, "cut"), (distill, "distilled")):
+        told = refused(monkeypatch, capsys, script, write(), "--model", model, "--seed", "1")
+        assert f"{model!r} is made once: leave out --seed" in told
+    models["distilled-1"] = models["cut"]
+    with pytest.raises(UserError, match=r"models.distilled-1: the name of a run of 'distilled'"):
+        load_recipe(write(models=models))
+    models["cut"]["extract"] |= {"each_seed": True}
+    with pytest.raises(UserError, match="each_seed needs random: true"):
+        load_recipe(write(models=models))
 
 
 def test_what_is_in_the_way_is_told_before_the_work(write, monkeypatch, capsys, tmp_path):

@@ -74,7 +74,7 @@ _MODEL_SCRIPTS = {
 def model_cell(recipe: Recipe, model: str, seed: int = 0) -> Cell | None:
     """The cell that makes a model of the recipe; None when its weights are given.
 
-    Of a model that is made several times, it is the run that fine-tuning with `seed` starts from.
+    Of a model that is made for each seed, it is the one from which fine-tuning with `seed` starts.
     Of a `task_distill` model it is that of its student: the teaching is a part of fine-tuning.
     """
     if model not in recipe.models:
@@ -86,7 +86,7 @@ def model_cell(recipe: Recipe, model: str, seed: int = 0) -> Cell | None:
         return None
     if spec.task_distill:
         return model_cell(recipe, spec.task_distill.student, seed)
-    run = spec.run_of(seed)
+    run = seed if spec.each_seed else 0
     stage = next(stage for stage in _MODEL_SCRIPTS if getattr(spec, stage))
     settings = getattr(spec, stage).model_dump(mode="json")
     parents = [cell for parent in spec.parents if (cell := model_cell(recipe, parent, run))]
@@ -114,10 +114,9 @@ def model_cell(recipe: Recipe, model: str, seed: int = 0) -> Cell | None:
 
 
 def model_cells(recipe: Recipe, model: str) -> list[Cell]:
-    """The cells that make a model of the recipe: one for each of its distillations."""
-    spec = recipe.models[model].distill
-    cells = (model_cell(recipe, model, seed) for seed in range(spec.seeds if spec else 1))
-    return [cell for cell in cells if cell]
+    """The cells that make a model of the recipe: one, or one for each seed."""
+    seeds = recipe.seeds_of_model(model) if recipe.models[model].each_seed else [0]
+    return [cell for seed in seeds if (cell := model_cell(recipe, model, seed))]
 
 
 def checkpoint(recipe: Recipe, model: str, seed: int = 0) -> str | Path:

@@ -27,7 +27,7 @@ import math
 from ..data.tasks import GLUE, get_task
 from ..settings import Strict
 from . import statistics
-from .evidence.comparisons import counterpart, crossed_scores, order_rows, shared_seeds
+from .evidence.comparisons import counterpart, crossed_scores, order_rows, seeds_by_task
 from .evidence.distillation import corpus_runs
 from .evidence.history import benchmark_record, earlier_runs
 from .evidence.speed import least_favourable, speed_rows
@@ -198,7 +198,8 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
     apart = set(GLUE) & set(recipe.tasks) - set(recipe.macro_tasks) if len(claim.tasks) > 1 else ()
     claimed = [task for task in (*claim.tasks, *claim.stand_in) if task not in apart]
     wanted = [task for task in claimed if task in recipe.tasks]
-    tasks = [task for task in wanted if shared_seeds(recipe, models, task)]
+    seeds = seeds_by_task(recipe, models, wanted)
+    tasks = list(seeds)
     if not tasks:
         missing = "its records are missing" if wanted else "this recipe runs none of its tasks"
         return Finding(untested=missing)
@@ -235,7 +236,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
             f"finetune/{finetune_name(name, task, seed)}"
             for task in tasks
             for name in models
-            for seed in shared_seeds(recipe, models, task)
+            for seed in seeds[task]
         ),
     )
 

@@ -2,6 +2,7 @@
 
 import difflib
 import graphlib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,15 +36,27 @@ from .settings import (
 )
 
 MOST_GENERATIONS = 8  # of models made from models
+# How often a model is made says nothing of how: no dump has it, so no key.
+OFTEN = Field(default=False, exclude=True)
 
 
 class Extract(Strict):
-    """A student cut from the layers of a teacher, not trained; or of that shape, drawn anew."""
+    """A student cut from the layers of a teacher, not trained; or of that shape, drawn anew.
+
+    With `each_seed`, the weights are drawn for every seed of fine-tuning.
+    """
 
     teacher: str
     layers: list[int] = Field(min_length=1)
     vocabulary_transform: bool = True
     random: bool = False
+    each_seed: bool = OFTEN
+
+    @model_validator(mode="after")
+    def _drawn(self) -> "Extract":
+        if self.each_seed and not self.random:
+            raise ValueError("each_seed needs random: true, as nothing else is drawn")
+        return self
 
 
 class Pretrain(Strict):
@@ -69,19 +82,18 @@ class Pretrain(Strict):
 class Distill(Strict):
     """Distillation of a student, itself a model of the recipe, from a teacher.
 
-    `training` overrides keys of the recipe's `distill` for this model alone. With `seeds`, the
-    model is distilled so many times, and fine-tuning with seed s starts from run s modulo `seeds`.
+    `training` overrides keys of the recipe's `distill` for this model alone. With `each_seed`, it
+    is distilled anew for every seed of fine-tuning, with a seed of its own.
     """
 
     teacher: str
     student: str
     loss: LossWeights = LossWeights()
     training: dict[str, Any] = Field(default_factory=dict)
-    # How often it is done says nothing of what is done: no dump has it, so no key.
-    seeds: int = Field(default=1, ge=1, exclude=True)
+    each_seed: bool = OFTEN
 
     def same(self, other: "Distill | None", *apart_from: str) -> bool:
-        """Whether another model is distilled alike, however often, apart from some fields."""
+        """Whether another model is distilled alike, once or often, apart from some fields."""
         apart = set(apart_from)
         return other is not None and self.model_dump(exclude=apart) == other.model_dump(
             exclude=apart
@@ -123,14 +135,10 @@ class ModelSpec(Strict):
         fields = ("teacher", "student", "start")
         return [name for field in fields if (name := getattr(spec, field, None))]
 
-    def run_of(self, seed: int) -> int:
-        """The run that makes the weights from which fine-tuning with a seed starts.
-
-        Random weights are drawn anew for every seed.
-        """
-        if self.distill:
-            return seed % self.distill.seeds
-        return seed if self.extract and self.extract.random else 0
+    @property
+    def each_seed(self) -> bool:
+        """Whether every seed of fine-tuning starts from weights of its own."""
+        return any(made and made.each_seed for made in (self.extract, self.distill))
 
 
 class Tuning(Strict):
@@ -242,6 +250,9 @@ class Recipe(Strict):
                     raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
             if spec.distill:
                 self.distill_for(name)
+            runs = re.compile(rf"{re.escape(name)}-\d+")
+            if spec.each_seed and (other := next(filter(runs.fullmatch, self.models), None)):
+                raise ValueError(f"models.{other}: the name of a run of {name!r}; choose another")
             if unknown := set(spec.tasks or ()) - set(self.tasks):
                 raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
         if self.distillation_speed and not self.corpus:
@@ -310,6 +321,11 @@ class Recipe(Strict):
     def seeds_of(self, task: str) -> list[int]:
         """The seeds with which models are fine-tuned on a task."""
         return self.task_seeds.get(task, self.seeds)
+
+    def seeds_of_model(self, model: str) -> list[int]:
+        """The seeds for which a model is made: those of its tasks, or all where it has none."""
+        tasks = [task for task in self.tasks if model in self.models_of(task)]
+        return sorted({seed for task in tasks or self.tasks for seed in self.seeds_of(task)})
 
     def train_split(self, task: str) -> str:
         """The split to train on: the recipe's choice, or the task's official one."""

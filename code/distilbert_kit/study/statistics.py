@@ -12,8 +12,8 @@ tasks): its variance is the sum of two parts for each task,
               covariance, over bootstrap resamples shared by all runs, of runs of different seeds.
               That of a seed with itself is left out, as the spread between seeds holds it already.
 
-Seeds of different tasks are independent, but where seed s of every task starts from distillation s:
-then it is the mean over the tasks whose spread over the seeds counts.
+Seeds of different tasks are independent. But where seed s of every task starts from distillation
+s, it is the mean over the tasks whose spread over the seeds counts.
 
 The interval is Student's t with the degrees of freedom of Satterthwaite (1946,
 doi:10.2307/3002019) for such a sum. Ratios of means are Fieller's (1954). So few seeds cost what
@@ -27,7 +27,7 @@ Shares of single answers, of one model or of two forms of it, have intervals of 
 (`wilson_interval`, `paired_shares`), which hold where few answers are wrong or none differs.
 
 What the intervals cover is fine-tuning seeds and examples. Of a student that is distilled for every
-seed anew (`seeds` of its recipe), they cover distillation too; of one that was distilled once, how
+seed (`each_seed` of its recipe), they cover distillation too; of one that was distilled once, how
 much another distillation would differ is not in them.
 
 Every random draw comes from a numpy Generator made of the given seed, and every result is made of
@@ -298,7 +298,7 @@ def curve_over_tokens(
     teacher first, then the students in the order of `tokens`. The line is the least-squares fit of
     retained = intercept + slope * log10(tokens). All students answer the same examples and share
     their teacher, so the line's uncertainty follows from their joint covariance and this module's
-    rule; one more distillation of the same length is not in it.
+    rule; of students that were distilled once, one more distillation is not in it.
 
     Returns "points", "intercept", "slope" and "at_budget" (what the line says at `budget` tokens),
     both {"estimate", "low", "high", …}; "log10_tokens" {"estimate", "low", "high"}, where the line

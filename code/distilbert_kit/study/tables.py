@@ -19,7 +19,7 @@ from .evidence.comparisons import (
     mean_over_control,
     order_rows,
     over_control,
-    shared_seeds,
+    seeds_by_task,
 )
 from .evidence.distillation import budget_rows, corpus_runs, token_curve, validation_rows
 from .evidence.history import (
@@ -302,13 +302,14 @@ def ablation(recipe: Recipe) -> dict:
         row | {"paper": printed.get(ABLATION.get(row["model"]))} for row in ablation_rows(recipe)
     ]
     in_order = sorted(ABLATION, key=lambda name: printed[ABLATION[name]])
-    pairs = [((row["reference"], row["model"]), task) for row in rows for task in row["tasks"]]
+    pairs = [((row["reference"], row["model"]), row["tasks"]) for row in rows]
     return {
         "records": sorted(
             {
                 f"finetune/{finetune_name(name, task, seed)}"
-                for models, task in pairs
-                for seed in shared_seeds(recipe, models, task)
+                for models, tasks in pairs
+                for task, seeds in seeds_by_task(recipe, models, tasks).items()
+                for seed in seeds
                 for name in models
             }
         ),

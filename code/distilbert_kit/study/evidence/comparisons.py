@@ -12,6 +12,7 @@ import numpy as np
 
 from ...data.tasks import get_task
 from .. import statistics
+from ..cells import model_cells
 from ..recipes import Recipe
 from .scores import (
     check_same_rows,
@@ -34,11 +35,31 @@ def shared_seeds(
     return [seed for seed in sorted(set.intersection(*every)) if (task, seed) not in without]
 
 
+def seeds_by_task(
+    recipe: Recipe, models: Sequence[str], tasks: Sequence[str], without: LeftOut = ()
+) -> dict[str, list[int]]:
+    """`shared_seeds` of the tasks that have any.
+
+    Where a model is made for each seed, its tasks share their seeds: those that all of them have.
+    """
+    found = {task: shared_seeds(recipe, models, task, without) for task in tasks}
+    found = {task: seeds for task, seeds in found.items() if seeds}
+    if found and made_for_each_seed(recipe, models):
+        common = set.intersection(*map(set, found.values()))
+        found = {task: sorted(common) for task in found if common}
+    return found
+
+
+def made_for_each_seed(recipe: Recipe, models: Sequence[str]) -> bool:
+    """Whether seed s of every task starts from the same weights, made for this seed, of a model."""
+    return any(recipe.models[recipe.body(name)].each_seed for name in models)
+
+
 def shared_tasks(
     recipe: Recipe, models: Sequence[str], tasks: Sequence[str], without: LeftOut = ()
 ) -> list[str]:
     """Those of the tasks on which all of the models are recorded with a seed in common."""
-    return [task for task in tasks if shared_seeds(recipe, models, task, without)]
+    return list(seeds_by_task(recipe, models, tasks, without))
 
 
 def crossed_scores(
@@ -48,24 +69,16 @@ def crossed_scores(
     split: str | None = None,
     without: LeftOut = (),
 ) -> dict[str, statistics.Scores]:
-    """Scores of the models, in this order, by task; on the first split by default.
-
-    Where a model is distilled for every seed anew, the tasks share their seeds: the same for all.
-    """
-    found = {}
-    by_task = {task: shared_seeds(recipe, models, task, without) for task in tasks}
-    specs = (recipe.models[name].distill for name in models)
-    common = sorted(set.intersection(*map(set, by_task.values())))
-    anew = any(spec and spec.seeds > 1 for spec in specs) and len(common) > 0
-    if anew:
-        by_task = dict.fromkeys(by_task, common)
-    for task in map(get_task, tasks):
-        where, seeds = split or task.eval_splits[0], by_task[task.name]
+    """Scores of the models, in this order, by task; on the first split by default."""
+    found, anew = {}, made_for_each_seed(recipe, models)
+    for name, seeds in seeds_by_task(recipe, models, tasks, without).items():
+        task = get_task(name)
+        where = split or task.eval_splits[0]
         frames = [seed_predictions(recipe, name, task.name, where, seeds) for name in models]
         check_same_rows(frames, f"{', '.join(models)} on {task.name}, {where}")
         runs = [(*(frame[seed] for frame in frames), frames[0]["reference"]) for seed in seeds]
         scores = statistics.crossed_scores(runs, task_score_function(task.primary, task))
-        found[task.name] = dataclasses.replace(scores, shared_seeds=anew)
+        found[name] = dataclasses.replace(scores, shared_seeds=anew)
     return found
 
 
@@ -225,13 +238,16 @@ def counterpart(recipe: Recipe, model: str) -> str | None:
 def ablation_rows(recipe: Recipe) -> list[dict]:
     """Table 4: what each change of the student's distillation does to the mean score.
 
-    A row is a model distilled with other loss weights or from another start than its counterpart.
+    A row is a model distilled with other loss weights or from another start than its counterpart;
+    `distillations`: how often, of the one of both that was distilled less often.
     `change` is its mean score minus the counterpart's, as in `mean_gap`; `p_holm` and `effect` as
     in `_add_effects`.
     """
     rows, gaps = [], []
     for model, spec in recipe.models.items():
         if spec.distill is None or (reference := counterpart(recipe, model)) is None:
+            continue
+        if spec.distill.same(recipe.models[reference].distill):
             continue
         if (shared := mean_gap(recipe, model, reference)) is None:
             continue
@@ -244,7 +260,10 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 "reference": reference,
                 "loss": spec.distill.loss.model_dump(),
                 "start": spec.distill.student,
-                "distillations": spec.distill.seeds,
+                "distillations": min(
+                    sum(cell.record.exists() for cell in model_cells(recipe, name))
+                    for name in (model, reference)
+                ),
                 "tasks": shared["tasks"],
                 "seeds": found["seeds"],
                 "change": found["estimate"],
