@@ -37,7 +37,7 @@ from .settings import (
 
 MOST_GENERATIONS = 8  # of models made from models
 # How often a model is made says nothing of how: no dump has it, so no key.
-OFTEN = Field(default=False, exclude=True)
+EACH_SEED = Field(default=False, exclude=True)
 
 
 class Extract(Strict):
@@ -50,7 +50,7 @@ class Extract(Strict):
     layers: list[int] = Field(min_length=1)
     vocabulary_transform: bool = True
     random: bool = False
-    each_seed: bool = OFTEN
+    each_seed: bool = EACH_SEED
 
     @model_validator(mode="after")
     def _drawn(self) -> "Extract":
@@ -90,7 +90,7 @@ class Distill(Strict):
     student: str
     loss: LossWeights = LossWeights()
     training: dict[str, Any] = Field(default_factory=dict)
-    each_seed: bool = OFTEN
+    each_seed: bool = EACH_SEED
 
     def same(self, other: "Distill | None", *apart_from: str) -> bool:
         """Whether another model is distilled alike, once or often, apart from some fields."""
