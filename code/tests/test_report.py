@@ -336,7 +336,7 @@ def test_the_first_ablation_is_that_of_its_commit():
     assert first["rows"].keys() == rows.keys()
     for model, row in first["rows"].items():
         for name, value in row.items():
-            assert value == pytest.approx(rows[model][name], abs=1e-4)
+            assert value == pytest.approx(rows[model][name], abs=1e-5)
 
 
 def test_the_first_latency_is_that_of_its_commit():
