@@ -74,7 +74,7 @@ def test_tasks_share_the_seeds_of_a_model_that_is_distilled_for_each(results, tm
     assert comparisons.seeds_by_task(recipe, names, tasks) == {"sentiment": [0], "cola": [0]}
     assert comparisons.seeds_by_task(recipe, ("distilled",), tasks)["cola"] == [0, 1]
     experiment.finetune_cell(recipe, "often", "sentiment", 0).record.unlink()
-    assert comparisons.shared_tasks(recipe, names, tasks) == []  # no seed that both tasks have
+    assert comparisons.seeds_by_task(recipe, names, tasks) == {}  # no seed that both tasks have
 
 
 def test_the_curve_is_the_line_through_the_budgets_of_the_students_rate(results, tmp_path):

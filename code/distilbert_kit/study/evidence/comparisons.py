@@ -38,7 +38,7 @@ def shared_seeds(
 def seeds_by_task(
     recipe: Recipe, models: Sequence[str], tasks: Sequence[str], without: LeftOut = ()
 ) -> dict[str, list[int]]:
-    """`shared_seeds` of the tasks that have any.
+    """`shared_seeds` of those of the tasks that have any.
 
     Where a model is made for each seed, its tasks share their seeds: those that all of them have.
     """
@@ -53,13 +53,6 @@ def seeds_by_task(
 def made_for_each_seed(recipe: Recipe, models: Sequence[str]) -> bool:
     """Whether seed s of every task starts from the same weights, made for this seed, of a model."""
     return any(recipe.models[recipe.body(name)].each_seed for name in models)
-
-
-def shared_tasks(
-    recipe: Recipe, models: Sequence[str], tasks: Sequence[str], without: LeftOut = ()
-) -> list[str]:
-    """Those of the tasks on which all of the models are recorded with a seed in common."""
-    return list(seeds_by_task(recipe, models, tasks, without))
 
 
 def crossed_scores(
@@ -90,7 +83,7 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
     tasks; None for other splits.
     """
     rows = []
-    for name in shared_tasks(recipe, (reference, model), recipe.tasks):
+    for name in seeds_by_task(recipe, (reference, model), recipe.tasks):
         task = get_task(name)
         for split in task.eval_splits:
             scores = crossed_scores(recipe, (reference, model), [name], split)
@@ -144,7 +137,7 @@ def mean_gap(
     By default they are the recipe's `macro_tasks`. {"tasks", "gap"}; None without such a task.
     """
     asked = recipe.macro_tasks if tasks is None else tasks
-    if not (tasks := shared_tasks(recipe, (reference, model), asked)):
+    if not (tasks := list(seeds_by_task(recipe, (reference, model), asked))):
         return None
     gap = statistics.gap_interval(crossed_scores(recipe, (reference, model), tasks))
     return {"tasks": tasks, "gap": gap}
@@ -183,7 +176,7 @@ def mean_over_control(recipe: Recipe) -> dict | None:
     """
     tasks = recipe.macro_tasks
     names = (recipe.control, recipe.student) if recipe.control else ()
-    if not names or shared_tasks(recipe, names, tasks) != tasks:
+    if not names or list(seeds_by_task(recipe, names, tasks)) != tasks:
         return None
     return _mean_ratios(crossed_scores(recipe, names, tasks))
 
@@ -194,7 +187,7 @@ def guessing_scores(recipe: Recipe) -> dict[str, float]:
     0 where the answers are no classes.
     """
     found = {}
-    for task in map(get_task, shared_tasks(recipe, [recipe.teacher], recipe.tasks)):
+    for task in map(get_task, seeds_by_task(recipe, [recipe.teacher], recipe.tasks)):
         seeds = recorded_seeds(recipe, recipe.teacher, task.name)[:1]
         frame = seed_predictions(recipe, recipe.teacher, task.name, task.eval_splits[0], seeds)
         found[task.name] = guessing(frame["reference"].to_numpy(), task) if task.labels else 0.0
@@ -211,7 +204,7 @@ def macro_rows(recipe: Recipe) -> list[dict]:
     tasks, chance, rows = recipe.macro_tasks, guessing_scores(recipe), []
     for model in recipe.models:
         names = (recipe.teacher, model)
-        if shared_tasks(recipe, names, tasks) != tasks:
+        if list(seeds_by_task(recipe, names, tasks)) != tasks:
             continue
         means = {task: seed_scores(recipe, model, get_task(task)) for task in tasks}
         row = {"model": model, "label": recipe.models[model].label, "tasks": tasks}

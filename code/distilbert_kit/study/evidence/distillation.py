@@ -9,7 +9,7 @@ from ..cells import model_cells
 from ..ledger import load_ledger, paper
 from ..recipes import Recipe
 from ..records import Record
-from .comparisons import LeftOut, crossed_scores, shared_tasks
+from .comparisons import LeftOut, crossed_scores, seeds_by_task
 from .scores import recorded_seeds, seed_scores
 
 
@@ -96,7 +96,7 @@ def token_curve(recipe: Recipe, without: LeftOut = ()) -> dict | None:
     rows = [row for row in budget_rows(recipe) if row["learning_rate"] == rate]
     rows = sorted((row for row in rows if row["scores"]), key=lambda row: row["tokens"])
     models = [recipe.teacher, *(row["model"] for row in rows)]
-    tasks = shared_tasks(recipe, models, recipe.macro_tasks, without)
+    tasks = list(seeds_by_task(recipe, models, recipe.macro_tasks, without))
     tokens = [row["tokens"] for row in rows]
     if not tasks:
         return None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ...data.tasks import GLUE, get_task
 from .. import statistics
 from ..recipes import Recipe
-from .comparisons import LeftOut, crossed_scores, retained, shared_seeds, shared_tasks
+from .comparisons import LeftOut, crossed_scores, retained, seeds_by_task, shared_seeds
 from .distillation import token_curve
 from .scores import recorded_seeds, seed_predictions
 
@@ -54,7 +54,7 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
 
     def compared(models: Sequence, tasks: list[str], without: LeftOut = ()) -> dict | None:
         """Scores of two models; None where one is missing or lacks a task."""
-        if None in models or shared_tasks(recipe, models, tasks, without) != tasks:
+        if None in models or list(seeds_by_task(recipe, models, tasks, without)) != tasks:
             return None
         return crossed_scores(recipe, models, tasks, without=without)
 
