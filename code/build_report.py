@@ -48,7 +48,9 @@ def typeset(document: str, recipe: Recipe) -> bytes:
             ignore_system_fonts=True,  # the bundled fonts: the same pages everywhere
         )
     except typst.TypstError as error:
-        if re.search("not found|failed to (parse|load|decode)|UTF-8", str(error)):
+        if re.search(
+            "not found|does not contain key|failed to (parse|load|decode)|UTF-8", str(error)
+        ):
             raise UserError(
                 f"{document}: {error}; run `make notebooks RECIPE={recipe.name}`"
             ) from None

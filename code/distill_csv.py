@@ -26,6 +26,7 @@ from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
+from distilbert_kit.errors import one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.serve.export import OnnxModel, size_on_disk
@@ -87,10 +88,11 @@ def describe(splits: dict[str, pd.DataFrame], table: pd.DataFrame, task: Task) -
     clash = (table.groupby("text")["label"].nunique() > 1).sum()
     print(f"{len(table):,} rows, {repeated:,} repeat an earlier text and stay on its side", end="")
     print(f"; {clash:,} texts have several labels, mend them" if clash else "")
-    width = max(map(len, task.labels))
-    for label in task.labels[:20]:
+    names = {label: one_line(label) for label in task.labels[:20]}
+    width = max(map(len, names.values()))
+    for label, shown in names.items():
         counts = (f"{(part['label'] == label).sum():6,} {name}" for name, part in splits.items())
-        print(f"  {label:{width}} {' '.join(counts)}")
+        print(f"  {shown:{width}} {' '.join(counts)}")
 
 
 @entry_point

@@ -60,7 +60,7 @@ def stand_in(weights: str, target: Path) -> str:
     from distilbert_kit.models.config import PRESETS, create_model_config
     from distilbert_kit.models.hub_layout import read_config
     from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTModel
-    from distilbert_kit.models.packaged import PACKAGED_SHA256, is_hub_name
+    from distilbert_kit.models.packaged import KNOWN_SHA256, is_hub_name
 
     named = {"minilm": "MiniLM-L6", "all-mpnet-base-v2": "mpnet-base"}
     if weights in named or is_hub_name(weights):
@@ -71,7 +71,7 @@ def stand_in(weights: str, target: Path) -> str:
     else:
         config = replace(read_config(resolve_checkpoint(weights)).shape, **NARROW)
     # The known weights are sentence encoders, published without a masked-LM head.
-    kind = DistilBERTModel if weights in PACKAGED_SHA256 else DistilBERTForMaskedLM
+    kind = DistilBERTModel if weights in KNOWN_SHA256 else DistilBERTForMaskedLM
     kind(config).save_pretrained(target, get_tokenizer(weights))
     return str(target)
 
@@ -214,10 +214,14 @@ def publish(path: Path) -> None:
 
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", CODE / "Snakefile"]
     snakemake += ["--config", f"recipe={path}", "--cores", "all", "--nolock", "--quiet", "rules"]
-    if subprocess.run(snakemake, cwd=ROOT).returncode:
-        raise UserError(f"recipe {path.stem}: notebooks or report fail; mend what is said above")
-    for document in DOCUMENTS:
-        pdf_path(document, path.stem).unlink()
+    try:
+        if subprocess.run(snakemake, cwd=ROOT).returncode:
+            raise UserError(
+                f"recipe {path.stem}: notebooks or report fail; mend what is said above"
+            )
+    finally:
+        for document in DOCUMENTS:
+            pdf_path(document, path.stem).unlink(missing_ok=True)
 
 
 @entry_point

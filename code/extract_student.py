@@ -42,7 +42,12 @@ def parse_arguments() -> argparse.Namespace:
         reason = "needs --teacher; the recipe itself defines its models"
         refuse_options(parser, arguments, own, reason)
     else:
-        refuse_options(parser, arguments, ("model",), "is a recipe's; --teacher makes another")
+        refuse_options(
+            parser,
+            arguments,
+            ("model", "recipe"),
+            "is of a recipe's model; --teacher makes another",
+        )
     return arguments
 
 

@@ -42,6 +42,7 @@ def main() -> None:
         parser.add_argument(f"--{split}", type=Path, help=".json of SQuAD's, .csv or .tsv")
     parser.add_argument("--output", type=Path, required=True, help="folder, then used as DATA_DIR")
     parser.add_argument("--columns", nargs=3, metavar=tuple(map(str.upper, COLUMNS)))
+    parser.add_argument("--encoding", default="utf-8-sig", help="of CSVs (default: UTF-8)")
     parser.add_argument(
         "--drop-unanswerable", action="store_true", help="leave out questions without an answer"
     )
@@ -50,7 +51,9 @@ def main() -> None:
     if not given:
         raise UserError("nothing to read: give --train, --validation or both")
     tables = {
-        split: read_questions(path, arguments.columns, arguments.drop_unanswerable)
+        split: read_questions(
+            path, arguments.columns, arguments.drop_unanswerable, arguments.encoding
+        )
         for split, path in given.items()
     }
     found = {
@@ -72,12 +75,12 @@ def main() -> None:
         check_output_file(path)
         if path.exists() and split not in source["splits"]:
             raise UserError(f"{path}: is there, not listed in {list_path}; name a new folder")
+    if not fixed:  # listed first: after a kill the same command goes on
+        source["splits"] |= found
+        write_atomically(list_path, yaml.safe_dump(listed, sort_keys=False, allow_unicode=True))
     for split, rows in tables.items():
         with replacing_file(output / DATASET / f"{split}.parquet") as temporary:
             datasets.Dataset.from_list(rows).to_parquet(temporary)
-    if not fixed:
-        source["splits"] |= found
-        write_atomically(list_path, yaml.safe_dump(listed, sort_keys=False, allow_unicode=True))
     for split, rows in tables.items():
         kind = "as in the official split"
         if not is_listed(found[split], official, split):

@@ -20,7 +20,7 @@ import numpy as np
 from distilbert_kit.data.tasks import Task, get_task, is_embedded
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder, check_output_record
-from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import get_tokenizer, read_config, resolve_checkpoint
 from distilbert_kit.serve.export import calibration_rows, save_onnx
 from distilbert_kit.settings import TextSettings, read_seed
 from distilbert_kit.study.cells import quantize_cell
@@ -98,18 +98,21 @@ def summary(metrics: dict, extra: dict, task: Task) -> str:
 def main() -> None:
     arguments = parse_arguments()
     recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
+    if task.kind != "classification":
+        raise UserError(f"--task {task.name}: no classification or regression; give one that is")
     if arguments.checkpoint:
         checkpoint, folder = resolve_checkpoint(arguments.checkpoint), arguments.output
         check_output_folder(folder, checkpoint)
         record = folder.with_name(f"{folder.name}.json")
         check_output_record(record)
+        max_length = min(512, read_config(checkpoint).shape.max_length)
         provenance = {
             "stage": "quantize",
             "cell": {"checkpoint": public_name(arguments.checkpoint), "task": task.name},
             "scale": "embedded" if is_embedded(task.dataset) else "reduced",
             "recipe": "none",
             "inputs": [checkpoint_input(arguments.checkpoint, checkpoint)],
-            "settings": {"max_length": 512, "train_split": task.train_split}
+            "settings": {"max_length": max_length, "train_split": task.train_split}
             | recipe.require("speed").model_dump(
                 mode="json", include={"lengths", "length_repeats"}
             ),

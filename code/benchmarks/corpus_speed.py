@@ -18,6 +18,7 @@ from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.evidence.speed import ratio_of_totals
+from distilbert_kit.study.inputs import pinned_source
 from distilbert_kit.study.measure import peak_memory, rotated, seconds
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
@@ -72,7 +73,7 @@ def encode_slowly(tokenizer: BertTokenizerLegacy, text: Path) -> int:
 def measure(recipe: Recipe, draft: Draft) -> str:
     """Tokens a second of both on the same text; peak memory of ours by the size of the text."""
     settings = recipe.corpus_speed
-    source = open_source(settings.source)
+    source = open_source(pinned_source(recipe, settings.source))
     documents = [line for text in source.read() if (line := " ".join(text.split()))]
     draft.metrics = {"source": source.identity, "documents": len(documents)}
     with tempfile.TemporaryDirectory() as name:

@@ -25,8 +25,10 @@ LENGTHS = ROOT / "data" / "stsb_lengths.yaml"
 NO_BF16 = "not measured: no bf16 instructions"
 
 
-def stsb_pairs(count: int) -> tuple[ClassificationDataset, list[DataUsed], list[str] | None]:
-    """The first `count` STS-B dev pairs in file order, what was read, and their texts.
+def stsb_pairs(
+    count: int,
+) -> tuple[ClassificationDataset, list[DataUsed], list[tuple[str, str]] | None]:
+    """The first `count` STS-B dev pairs in file order, what was read, and the pairs as text.
 
     Without the data: random tokens of the lengths that those pairs have.
     """

@@ -11,6 +11,7 @@ from benchmarks import shared
 from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CLAIMS, ROOT
 from distilbert_kit.study import claims, tables
+from distilbert_kit.study.cells import model_cell
 from distilbert_kit.study.evidence import history, scores
 from distilbert_kit.study.ledger import (
     Claim,
@@ -20,7 +21,7 @@ from distilbert_kit.study.ledger import (
     summary_at_paper_size,
 )
 from distilbert_kit.study.recipes import load_recipe
-from distilbert_kit.study.records import recording
+from distilbert_kit.study.records import read_record, recording
 
 LEDGER = load_ledger()
 
@@ -63,7 +64,7 @@ def test_too_few_seeds_and_untested():
     assert claims.judge(claim(), claims.Finding(**outside, seeds=3), LEDGER)[0] == "not supported"
     few = claims.judge(claim(), claims.Finding(**outside, seeds=1, incomplete="2 tasks"), LEDGER)
     why = "too little was run to decide: 1 seed instead of 3, 2 tasks"
-    assert few == ("undecided", f"the whole interval is outside the supporting range, but {why}")
+    assert few == ("undecided", f"the whole interval is outside what the claim allows, but {why}")
     # A value that is only an indication never decides.
     untested = claims.Finding(**inside, seeds=3, untested="reduced scale")
     assert claims.judge(claim(), untested, LEDGER) == ("not tested", "reduced scale")
@@ -212,7 +213,7 @@ def test_a_difference_that_is_not_shown_is_said_to_be_none():
     inside = claims.Finding(value=-2.0, low=-3.0, high=-1.0, seeds=3, incomplete="2 of 9 tasks")
     assert claims.judge(helps, inside, LEDGER) == (
         "undecided",
-        "the whole interval is inside the supporting range, but too little was run to decide: "
+        "the whole interval is inside what the claim allows, but too little was run to decide: "
         "2 of 9 tasks",
     )
 
@@ -264,6 +265,61 @@ def test_other_recipes_speak_beside_ones_own(results, tmp_path):
 )
 def test_only_the_authors_weights_are_a_reproduction(name, column):
     assert claims.column_of(load_recipe(name)) == column
+
+
+def test_weights_of_a_like_name_are_not_the_authors(tmp_path):
+    content = yaml.safe_load((ROOT / "code/recipes/released.yaml").read_text()) | {"name": "own"}
+    for weights, column in (
+        ("distilbert/distilbert-base-uncased@main", "reproduction"),
+        ("someone/distilbert-base-uncased", "replication"),
+        ("./my-distilbert-ablation", "replication"),
+    ):
+        content["models"][content["student"]]["weights"] = weights
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+        assert claims.column_of(load_recipe(tmp_path / "own.yaml")) == column
+
+
+def test_verdicts_by_other_limits_are_not_shown(results, tmp_path):
+    study = make_recipe(tmp_path, name="other", scale="reduced", tasks=["sst2"])
+    write_evidence(study)
+    path = study.folder.parent / "study" / "claims" / "verdicts.json"
+    with recording(
+        path, stage="claims", cell={}, scale="reduced", recipe="study", settings={}
+    ) as draft:
+        draft.metrics = {"claims": claims.judge_all(study, LEDGER)}
+    own = make_recipe(tmp_path)
+
+    def shown(ledger):
+        rows = evidence_by_column(own, ledger, claims.judge_all(own, ledger))
+        return next(row["reduced"] for row in rows if row["id"] == "sst2")
+
+    assert shown(LEDGER)["recipe"] == "study"
+    limits = [c.model_copy(update={"tolerance": 9.0}) for c in LEDGER.claims]
+    told = shown(LEDGER.model_copy(update={"claims": limits}))
+    assert told["verdict"] == "not tested"
+    assert "study: judged by other limits; run claims.py --recipe study" in told["reason"]
+
+
+def test_a_student_whose_distillation_has_no_record_refutes_nothing(results, tmp_path):
+    recipe = make_recipe(tmp_path, tasks=["sst2"], seeds=[0, 1, 2])
+    write_evidence(recipe)
+    sst2 = next(c for c in LEDGER.claims if c.id == "sst2")
+    assert claims.find(sst2, recipe).tokens > 0
+    model_cell(recipe, recipe.student).record.unlink()
+    found = claims.find(sst2, recipe)
+    assert found.tokens == 0
+    low = found.model_copy(update={"value": -50.0, "low": -51.0, "high": -49.0, "untested": ""})
+    assert claims.judge(sst2, low, LEDGER)[0] == "undecided"
+
+
+def test_the_summary_that_was_recorded_is_of_todays_form(results, tmp_path):
+    """The report reads that of recipe `base` from its verdicts: run claims.py --recipe base."""
+    path = ROOT / "results" / "base" / "claims" / "verdicts.json"
+    if not path.is_file():
+        pytest.skip("the records of base were removed")
+    recipe = make_recipe(tmp_path)
+    write_evidence(recipe)
+    assert read_record(path).metrics["summary"].keys() == tables.summary(recipe).keys()
 
 
 def test_the_authors_weights_decide_before_ours():

@@ -18,7 +18,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
-from distilbert_kit.study.csv_pipeline import MODELS
+from distilbert_kit.study.csv_pipeline import MODELS, accuracies
 from distilbert_kit.study.records import read_record
 
 
@@ -216,6 +216,14 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
         if name != "student":
             gap = right.mean() - np.mean(accuracy["student"]["seeds"])
             assert found["over_student"]["estimate"] == pytest.approx(gap)
+
+
+def test_equal_answers_of_one_seed_still_leave_room():
+    answers = pd.DataFrame({"label": ["a", "b"] * 50, "seed": 0})
+    for name in ("student", "student-int8"):
+        answers[name] = answers["label"]
+    gap = accuracies(answers)["student-int8"]["over_student"]
+    assert gap["low"] < gap["estimate"] == 0 < gap["high"]
 
 
 def split_again(folder):

@@ -288,7 +288,8 @@ def test_a_loader_masks_the_share_that_was_asked_for(probability):
     loader = create_mlm_dataloader([words], get_tokenizer(), mask_probability=probability)
     assert int((next(iter(loader))["labels"] != -100).sum()) == min(10, 12 * probability)
     ids = get_tokenizer()(words)["input_ids"]
-    usual = MLMDataset([ids], [len(ids)], get_tokenizer()).masked_collate([ids])
+    dataset = MLMDataset([ids], [len(ids)], get_tokenizer())
+    usual = dataset.mask(dataset.collate([ids]))
     assert int((usual["labels"] != -100).sum()) == 2  # 15 % of 12, rounded up
 
 

@@ -254,7 +254,7 @@ def test_two_processes_killed_and_resumed_equal_one(tmp_path, corpus):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launch += ["--local-addr", "localhost"]  # the machine's own name may have no address
     launch += ["--nproc-per-node", "2", two]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = psutil.Popen(launch, stderr=subprocess.DEVNULL, env=environment)
     while not (tmp_path / "two-checkpoint" / CHECKPOINT).exists():
         assert running.poll() is None

@@ -73,7 +73,10 @@ def test_tasks_share_the_seeds_of_a_model_that_is_distilled_for_each(results, tm
     names = ("distilled", "often")
     assert comparisons.seeds_by_task(recipe, names, tasks) == {"sentiment": [0], "cola": [0]}
     assert comparisons.seeds_by_task(recipe, ("distilled",), tasks)["cola"] == [0, 1]
+    assert comparisons.ablation_rows(recipe)[0]["distillations"] == 1
     experiment.finetune_cell(recipe, "often", "sentiment", 0).record.unlink()
+    rows = comparisons.compare(recipe, "often", "distilled")
+    assert [(row["task"], row["seeds"]) for row in rows] == [("sentiment", 1), ("cola", 1)]
     assert comparisons.seeds_by_task(recipe, names, tasks) == {}  # no seed that both tasks have
 
 

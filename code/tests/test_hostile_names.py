@@ -18,7 +18,7 @@ from distilbert_kit.data.wikipedia import build_articles
 from distilbert_kit.errors import UserError
 from distilbert_kit.foreign import read_json
 from distilbert_kit.models.checkpoints import get_tokenizer, read_weights, resolve_checkpoint
-from distilbert_kit.models.packaged import MINILM, PACKAGED_SHA256, Origin
+from distilbert_kit.models.packaged import KNOWN_SHA256, MINILM, Origin
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.study.cells import evidence_cells
@@ -126,7 +126,7 @@ def test_a_folder_does_not_pass_for_weights_known_by_their_hash(folder, monkeypa
     folder.rename(folder.with_name(MINILM))
     monkeypatch.chdir(folder.parent)
     found = resolve_checkpoint(MINILM)
-    assert found.is_absolute() and PACKAGED_SHA256[MINILM]
+    assert found.is_absolute() and KNOWN_SHA256[MINILM]
     assert resolve_checkpoint(f"./{MINILM}") == Path(MINILM)
 
 

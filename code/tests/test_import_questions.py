@@ -191,6 +191,37 @@ def test_a_folder_is_made_extended_and_kept_when_the_input_is_bad(tmp_path, monk
         run(monkeypatch, "--output", folder)
 
 
+def test_a_csv_is_read_in_the_encoding_that_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "own.csv"
+    path.write_bytes("question,context,answer\nWhere?,It is a café.,café\n".encode("cp1252"))
+    with pytest.raises(UserError, match="or name its --encoding, for example cp1252"):
+        run(monkeypatch, "--train", path, "--output", tmp_path / "own")
+    run(monkeypatch, "--train", path, "--output", tmp_path / "own", "--encoding", "cp1252")
+    (row,) = pd.read_parquet(tmp_path / "own" / "squad" / "train.parquet").to_dict("records")
+    assert row["context"] == "It is a café."
+
+
+def test_a_killed_import_goes_on(tmp_path, monkeypatch):
+    """Killed between its two files, it can be started again as it was."""
+    train = squad_file(tmp_path / "train.json", ("q1", "Where?", ("Paris", 16)))
+    dev = squad_file(tmp_path / "dev.json", ("q2", "Where?", ("Paris", 16)))
+    command = ("--train", train, "--validation", dev, "--output", tmp_path / "own")
+    put, places = import_questions.replacing_file, []
+
+    def killed(path):
+        places.append(path)
+        if len(places) == 2:
+            raise KeyboardInterrupt
+        return put(path)
+
+    monkeypatch.setattr(import_questions, "replacing_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, *command)
+    assert places[0].is_file() and not places[1].exists()
+    run(monkeypatch, *command)
+    assert places[0].is_file() and places[1].is_file()
+
+
 def test_what_the_list_of_the_folder_does_not_name_stays(tmp_path, monkeypatch):
     train = squad_file(tmp_path / "train.json", ("q1", "Where?", ("Paris", 16)))
     folder = tmp_path / "own"

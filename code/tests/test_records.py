@@ -85,6 +85,16 @@ def test_changed_code_makes_a_record_dirty_and_changed_results_do_not(tmp_path, 
     assert write(tmp_path / "c.json").measured.git_dirty is True
 
 
+def test_a_commit_made_during_a_run_is_not_that_of_its_code(tmp_path, project):
+    before = records.git_state()["git_commit"]
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    with recording(tmp_path / "a.json", **PROVENANCE):
+        commit = ["git", *identity, "commit", "--quiet", "--allow-empty", "--message", "new"]
+        subprocess.run(commit, cwd=project, check=True)
+    assert records.git_state()["git_commit"] != before
+    assert read_record(tmp_path / "a.json").measured.git_commit == before
+
+
 def test_what_git_is_asked_writes_nothing(project):
     """It would take the lock of the index, which stays when a run is stopped at that moment."""
     os.utime(project / "data" / "file", (1e9, 1e9))  # git would note that it is the same

@@ -224,6 +224,8 @@ def test_fine_tuning_starts_from_the_distillation_of_its_seed(write, monkeypatch
     for script, model in ((extract_student, "cut"), (distill, "distilled")):
         told = refused(monkeypatch, capsys, script, write(), "--model", model, "--seed", "1")
         assert f"{model!r} is made once: leave out --seed" in told
+    with pytest.raises(UserError, match="each_seed needs seed 0, which"):
+        load_recipe(write(models=models, seeds=[1, 2]))
     models["distilled-1"] = models["cut"]
     with pytest.raises(UserError, match=r"models.distilled-1: the name of a run of 'distilled'"):
         load_recipe(write(models=models))

@@ -14,7 +14,7 @@ from distilbert_kit.models import model as kit
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.config import ModelConfig, create_model_config
 from distilbert_kit.models.initialisation import choose_layers, extract_student
-from distilbert_kit.models.packaged import PACKAGED_SHA256
+from distilbert_kit.models.packaged import KNOWN_SHA256
 
 
 def tiny_teacher() -> kit.DistilBERTForMaskedLM:
@@ -163,6 +163,19 @@ def test_a_padding_token_beyond_the_vocabulary_is_told_its_bounds():
         ModelConfig(vocab_size=1000, pad_token_id=1000)
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ({"type_vocab_size": 2}, "type_vocab_size: distilbert has no token types"),
+        ({"model_type": "mpnet", "type_vocab_size": 2}, "type_vocab_size: mpnet has no token"),
+        ({"layer_norm_eps": 1e-5}, r"layer_norm_eps 1e-05: distilbert's is 1e-12"),
+    ],
+)
+def test_what_a_config_json_cannot_say_is_refused(lost, message):
+    with pytest.raises(UserError, match=message):
+        ModelConfig(**lost)
+
+
 def full_disk(*_, **__):
     """A library that fetches, as it ends on a full disk: a real refusal, in an error of its own."""
     try:
@@ -233,7 +246,7 @@ class TestDamage:
 
     def test_wrong_sha256(self, folder):
         with pytest.raises(UserError, match="SHA-256"):
-            check_sha256(folder / "model.safetensors", PACKAGED_SHA256["minilm"])
+            check_sha256(folder / "model.safetensors", KNOWN_SHA256["minilm"])
 
     def test_no_folder_no_network(self, folder, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -193,10 +193,6 @@ class MLMDataset(TokenDataset):
         """Padded ids and attention mask [B, L], not masked yet: the loop draws seeded masks."""
         return pad_sequences(items, self.pad_token_id)
 
-    def masked_collate(self, items: list[TokenIds]) -> Batch:
-        """As `collate`, with masks from torch's global generator."""
-        return self.mask(self.collate(items))
-
 
 def pad_sequences(sequences: Sequence[TokenIds], pad_token_id: int) -> Batch:
     """Right-pad id sequences: input_ids and attention_mask, both int64 [B, L]."""
@@ -275,13 +271,9 @@ class LengthBatchSampler:
         return sum(1 for _ in self)
 
 
-def create_dataloader(
-    dataset: TokenDataset, sampler: Iterable[list[int]], collate=None
-) -> DataLoader:
+def create_dataloader(dataset: TokenDataset, sampler: Iterable[list[int]]) -> DataLoader:
     """Loader over a data set in the sampler's batches."""
-    return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate or dataset.collate, num_workers=0
-    )
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate)
 
 
 def create_classification_dataloader(
@@ -325,4 +317,8 @@ def create_mlm_dataloader(
         sequences, list(map(len, sequences)), tokenizer, token_counts, mask_probability
     )
     sampler = LengthBatchSampler(dataset.lengths, batch_size, shuffle=shuffle, seed=seed)
-    return create_dataloader(dataset, sampler, dataset.masked_collate)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=lambda items: dataset.mask(dataset.collate(items)),
+    )

@@ -15,7 +15,7 @@ from ..foreign import MOST_BYTES, read_bytes
 
 SEPARATORS = ",;\t|"
 MOST_COLUMNS = 10_000
-MOST_LABELS = 10_000
+MOST_CLASSES = 10_000
 TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "comment", "document")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
 HELD_OUT = {"validation": 0.1, "test": 0.1}  # shares of the distinct texts of every class
@@ -161,9 +161,9 @@ def _check_labels(labels: Iterable[str], path: Path) -> None:
     """Refuse one class written in two ways, 1 and 1.0 or Spam and spam, and too many classes."""
     names: dict[str, str] = {}
     distinct = list(dict.fromkeys(labels))
-    if len(distinct) > MOST_LABELS:
+    if len(distinct) > MOST_CLASSES:
         raise UserError(
-            f"{path}: {len(distinct):,} different labels, at most {MOST_LABELS:,} are read; "
+            f"{path}: {len(distinct):,} different labels, at most {MOST_CLASSES:,} are read; "
             "name another --label-column"
         )
     for label, number in zip(distinct, _numbers(distinct).tolist(), strict=True):

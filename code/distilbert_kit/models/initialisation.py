@@ -66,9 +66,10 @@ def extract_student(
     """Cut a DistilBERT student out of a masked-LM teacher (arXiv 1910.01108, section 3).
 
     Of an MPNet teacher the student is an MPNet. Copied: word and position embeddings, MPNet's
-    relative-position bias, all LayerNorms, the chosen blocks, the decoder bias (its weight is the
-    word embeddings), and, when asked, the vocabulary transform, which the author
-    advises (transformers#1582). Not copied: token types and pooler, which the student lacks.
+    relative-position bias, the chosen blocks, all LayerNorms of the encoder, the decoder bias (its
+    weight is the word embeddings), and, when asked, the vocabulary transform with its norm, which
+    the author advises (transformers#1582). Not copied: token types and pooler, which the student
+    lacks.
     """
     deepest = teacher.config.num_layers - 1
     if wrong := [layer for layer in layers if not 0 <= layer <= deepest]:

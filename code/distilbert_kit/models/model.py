@@ -238,7 +238,8 @@ class DistilBERTModel(Pretrained):
             attention_mask = None if dense else attention_mask.bool()[:, None, None, :]
         x = self.embeddings(input_ids, token_type_ids)
         if torch.is_autocast_enabled(x.device.type):
-            # Keeps the residual stream in the low precision too: half the memory traffic.
+            # On a CPU the residual stream stays in the low precision: half the memory traffic. On a
+            # GPU autocast's LayerNorm makes it fp32 again.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if self.config.model_type == "mpnet":
             bias = self.relative_bias(x.shape[1]).to(x.dtype)

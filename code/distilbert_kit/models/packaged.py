@@ -13,7 +13,7 @@ MINILM, MINILM_HUB = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
 MPNET = "all-mpnet-base-v2"
 
 # SHA-256 of `model.safetensors`, refused at any other: the name alone tells the content.
-PACKAGED_SHA256 = {
+KNOWN_SHA256 = {
     MINILM: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     MPNET: "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
 }
@@ -52,7 +52,7 @@ def is_path(weights: str) -> bool:
 
 def is_hub_name(weights: str) -> bool:
     """Whether given weights are a name on the hub: no folder, no path to one, none known here."""
-    return not (is_path(weights) or Path(weights).is_dir() or weights in PACKAGED_SHA256)
+    return not (is_path(weights) or Path(weights).is_dir() or weights in KNOWN_SHA256)
 
 
 def fetched_folder(name: str) -> Path | None:

@@ -4,7 +4,6 @@ The schemas below check what comes in and describe the API: one place for both.
 """
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
 import flask
@@ -277,13 +276,9 @@ def _report_errors(app: flask.Flask) -> None:
             response.allow.update(error.valid_methods or ())
         return response
 
-    handlers: dict[type[Exception], Callable] = {
-        UserError: lambda error: line(str(error), 400),
-        RefusedError: lambda error: line(str(error), error.status),
-        HTTPException: http_line,
-    }
-    for kind, handler in handlers.items():
-        app.register_error_handler(kind, handler)
+    app.register_error_handler(UserError, lambda error: line(str(error), 400))
+    app.register_error_handler(RefusedError, lambda error: line(str(error), error.status))
+    app.register_error_handler(HTTPException, http_line)
 
     @app.after_request
     def protect(response):

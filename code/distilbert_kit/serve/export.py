@@ -260,7 +260,7 @@ def load_fine_tuned(kind: type[Pretrained], folder: Path) -> HubModel:
 
 def size_on_disk(place: Path) -> dict[str, int]:
     """Bytes and parameters of a checkpoint's folder or of a graph, counted in the files."""
-    if place.suffix == ".onnx":
+    if place.is_file():
         return {"bytes": place.stat().st_size} | count_onnx_parameters(place)
     return {
         "bytes": sum(path.stat().st_size for path in weight_files(place)),

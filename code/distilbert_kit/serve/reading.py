@@ -85,10 +85,9 @@ def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) 
         )
     if path and (columns or kind_of(path) in _TABLES):
         table = read_csv(path, encoding)
-        wanted = [(name, ()) for name in columns] if columns else [(None, TEXT_NAMES)]
         names = [
-            find_column(list(table.columns), name, usual, "--columns", where)
-            for name, usual in wanted
+            find_column(list(table.columns), name, TEXT_NAMES, "--columns", where)
+            for name in columns or [None]
         ]
         rows = table[names].fillna("").replace(r"\s+", " ", regex=True)  # tabs join the pairs
         return as_pairs(["\t".join(row) for row in rows.itertuples(index=False)], where)

@@ -22,6 +22,7 @@ fine-tuning seeds and examples; what another distillation of a student that was 
 give is not in them.
 """
 
+import itertools
 import math
 
 from ..data.tasks import GLUE, get_task
@@ -61,7 +62,8 @@ def column_of(recipe: Recipe) -> Column:
     """What kind of evidence the scores of a recipe are."""
     if recipe.scale != "paper":
         return "reduced"
-    theirs = "distilbert" in (recipe.models[recipe.student].weights or "")
+    weights = (recipe.models[recipe.student].weights or "").partition("@")[0]
+    theirs = weights.removeprefix("distilbert/") == "distilbert-base-uncased"
     return "reproduction" if theirs else "replication"
 
 
@@ -85,8 +87,8 @@ def judge(claim: Claim, finding: Finding, ledger: Ledger) -> tuple[Verdict, str]
         nothing = 1 if claim.kind == "retention" else 0
         if claim.direction != "about" and claim.expected == nothing and claim.tolerance == 0:
             return "undecided", "no difference is shown: the interval holds help and harm alike"
-        return "undecided", "the interval crosses the edge of the supporting range"
-    where = f"the whole interval is {'outside' if outside else 'inside'} the supporting range"
+        return "undecided", "the interval crosses the edge of what the claim allows"
+    where = f"the whole interval is {'outside' if outside else 'inside'} what the claim allows"
     few = []
     if finding.seeds is not None and finding.seeds < ledger.minimum_seeds:
         seeds = f"{finding.seeds} seed{'s' * (finding.seeds > 1)}"
@@ -198,8 +200,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
     apart = set(GLUE) & set(recipe.tasks) - set(recipe.macro_tasks) if len(claim.tasks) > 1 else ()
     claimed = [task for task in (*claim.tasks, *claim.stand_in) if task not in apart]
     wanted = [task for task in claimed if task in recipe.tasks]
-    seeds = seeds_by_task(recipe, models, wanted)
-    tasks = list(seeds)
+    tasks = list(seeds_by_task(recipe, models, wanted))
     if not tasks:
         missing = "its records are missing" if wanted else "this recipe runs none of its tasks"
         return Finding(untested=missing)
@@ -215,8 +216,11 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
     if claim.kind == "order":
         labels = " < ".join(recipe.models[name].label for name in models)
     lacking = f"{len(own)} of the claim's {len(claim.tasks)} tasks"
-    runs = [corpus_runs(recipe).get(recipe.body(name)) for name in models]
-    read = [run.metrics["train_tokens"] for run in runs if run and run.stage == "distill"]
+    bodies = {recipe.body(name) for name in models}
+    read = {name: 0 for name in bodies if recipe.models[name].distill}  # 0: not recorded
+    for run in corpus_runs(recipe).values():
+        if run.cell["model"] in read:
+            read[run.cell["model"]] = run.metrics["train_tokens"]
     # An indication takes what is there; what decides needs half of the tasks.
     few = not own or (column_of(recipe) != "reduced" and 2 * len(own) < len(claim.tasks))
     over = "over seeds and examples" if found["seeds"] > 1 else "over examples, one seed"
@@ -229,14 +233,17 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         detail=f"{labels}; {', '.join(get_task(task).title for task in tasks)}",
         seeds=found["seeds"],
         tasks=tuple(tasks),
-        tokens=min(read, default=None),
+        tokens=min(read.values(), default=None),
         incomplete=lacking if len(own) < len(claim.tasks) else "",
         untested=("only " + lacking) if few else "",
         records=tuple(
-            f"finetune/{finetune_name(name, task, seed)}"
-            for task in tasks
-            for name in models
-            for seed in seeds[task]
+            dict.fromkeys(
+                f"finetune/{finetune_name(name, task, seed)}"
+                for group in (itertools.pairwise(models) if claim.kind == "order" else [models])
+                for task, seeds in seeds_by_task(recipe, group, tasks).items()
+                for name in group
+                for seed in seeds
+            )
         ),
     )
 

@@ -28,7 +28,13 @@ from ..settings import FinetuneSettings, SoftTargets
 from ..training.classification import predict_logits, score
 from ..training.fine_tuning import fine_tune
 from .measure import alternate_over
-from .statistics import crossed_scores, gap_interval, score_interval, wilson_interval
+from .statistics import (
+    crossed_scores,
+    gap_interval,
+    paired_shares,
+    score_interval,
+    wilson_interval,
+)
 
 MODELS = {
     "teacher": "teacher",
@@ -147,28 +153,35 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
     """Test accuracy of each model over the seeds, and its gap to the distilled student.
 
     `predictions`: those of `evaluate`, with a column `seed`. The intervals of several seeds are
-    over seeds and rows, see `study/statistics.py`; that of one seed over rows, after Wilson.
+    over seeds and rows, see `study/statistics.py`; those of one seed over rows: Wilson's, and
+    `paired_shares` of the gap.
     """
     groups = [group for _, group in predictions.groupby("seed")]
+    right = {
+        name: [(group[name] == group["label"]).to_numpy() for group in groups]
+        for name in predictions.columns.intersection(list(MODELS), sort=False)
+    }
 
     def crossed(*names: str) -> dict:
         runs = [[group[name].to_numpy() for name in (*names, "label")] for group in groups]
         return {"csv": crossed_scores(runs, score_function("accuracy"))}
 
     found = {}
-    for name in predictions.columns.intersection(list(MODELS), sort=False):
-        right = [group[name] == group["label"] for group in groups]
-        alone = len(groups) == 1
-        interval = (
-            wilson_interval(sum(right[0]), len(right[0]))
-            if alone
-            else score_interval(crossed(name))
-        )
+    for name, shares in right.items():
+        gap = None
+        if len(groups) == 1:
+            interval = wilson_interval(sum(shares[0]), len(shares[0]))
+            if name != "student":
+                gap = paired_shares(*right["student"], *shares)
+        else:
+            interval = score_interval(crossed(name))
+            if name != "student":
+                gap = gap_interval(crossed("student", name))
         found[name] = {
             "label": MODELS[name],
-            "seeds": [float(np.mean(one)) for one in right],
+            "seeds": [float(np.mean(one)) for one in shares],
             **interval,
-            "over_student": gap_interval(crossed("student", name)) if name != "student" else None,
+            "over_student": gap,
         }
     return found
 

@@ -14,7 +14,7 @@ from ..corpus.text_sources import docs_versions, source_files
 from ..errors import UserError
 from ..files import content_key, known_sha256, write_json
 from ..foreign import read_json
-from ..models.packaged import PACKAGED_SHA256, is_hub_name, is_path
+from ..models.packaged import KNOWN_SHA256, is_hub_name, is_path
 from .recipes import Recipe, load_recipe
 from .records import Input
 
@@ -73,8 +73,8 @@ def weights_input(recipe: Recipe, weights: str) -> Input:
     """Given weights and their content."""
     given, _, commit = weights.partition("@")
     name = f"weights:{public_name(given)}"
-    if weights in PACKAGED_SHA256:
-        content = f"sha256:{PACKAGED_SHA256[weights]}"
+    if weights in KNOWN_SHA256:
+        content = f"sha256:{KNOWN_SHA256[weights]}"
     elif is_hub_name(weights):
         content = f"commit:{commit}" if commit else None
     else:
@@ -119,7 +119,7 @@ def open_recipe(name_or_file: str | Path) -> Recipe:
     known = _pins(recipe)
     given = {spec.weights for spec in recipe.models.values() if spec.weights}
     seen = {}
-    for weights in sorted(given - PACKAGED_SHA256.keys()):
+    for weights in sorted(given - KNOWN_SHA256.keys()):
         if Path(weights).is_dir() and not is_path(weights):
             raise UserError(
                 f"{recipe.file.name}: weights {weights!r} is a folder here, and a name on the hub "
@@ -129,7 +129,8 @@ def open_recipe(name_or_file: str | Path) -> Recipe:
         seen[found.name] = found.content
         if found.content is None and is_hub_name(weights):
             seen[found.name] = f"commit:{_newest_commit('model', weights)}"
-    for source in recipe.corpus.source if recipe.corpus else ():
+    sources = list(recipe.corpus.source) if recipe.corpus else []
+    for source in sources + ([recipe.corpus_speed.source] if recipe.corpus_speed else []):
         found = source_input(recipe, source)
         if found is None or source == "docs":
             continue

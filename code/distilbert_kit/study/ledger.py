@@ -151,6 +151,11 @@ def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) ->
         for row in every[name]:
             if (row["id"], row["column"]) != (claim.id, column):
                 continue
+            if any(
+                row[key] != getattr(claim, key) for key in ("expected", "tolerance", "direction")
+            ):
+                reasons.append(f"{name}: judged by other limits; run claims.py --recipe {name}")
+                continue
             if row["column_verdict"] != "not tested":
                 said = {"verdict": row["column_verdict"], "reason": row["column_reason"]}
                 keys = ("value", "low", "high", "detail", "seeds", "tasks", "tokens", "incomplete")

@@ -250,6 +250,10 @@ class Recipe(Strict):
                     raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
             if spec.distill:
                 self.distill_for(name)
+            if spec.each_seed and 0 not in self.seeds_of_model(name):
+                raise ValueError(
+                    f"models.{name}: each_seed needs seed 0, which has the model's name"
+                )
             runs = re.compile(rf"{re.escape(name)}-\d+")
             if spec.each_seed and (other := next(filter(runs.fullmatch, self.models), None)):
                 raise ValueError(f"models.{other}: the name of a run of {name!r}; choose another")

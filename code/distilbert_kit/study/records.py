@@ -248,6 +248,7 @@ def recording(
             "point RESULTS_DIR at a folder that can"
         ) from None
     draft, started = Draft(), time.perf_counter()
+    code = git_state()  # the code that runs: a commit may be made meanwhile
     error: BaseException | None = None
     # One writer among data-parallel processes (torchrun numbers them in RANK).
     writes = int(os.environ.get("RANK", 0)) == 0
@@ -280,7 +281,7 @@ def recording(
                     command=_command(),
                     machine=machine(),
                     versions=_versions(),
-                    **git_state(),
+                    **code,
                     made_from=made_from or {},
                     extra=draft.extra,
                 ),

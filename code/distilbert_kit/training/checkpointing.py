@@ -21,8 +21,8 @@ CHECKPOINT = "state.safetensors"  # one file: two could be of different updates
 
 @dataclass
 class TrainingResult:
-    """What a run did. `history` has a row every 10 updates: update, learning rate, mean of each
-    term since the last row; `recent` the terms of the updates since then."""
+    """What a run did. `history` has a row every 10 updates: update, learning rate of the next one,
+    mean of each term since the last row; `recent` the terms of the updates since then."""
 
     precision: str
     updates: int = 0

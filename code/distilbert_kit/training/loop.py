@@ -162,7 +162,9 @@ def create_accelerator(precision: str) -> Accelerator:
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on this machine")
     AcceleratorState._reset_state()  # one process may train at several precisions, one by one
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    # Without `cpu`, torchrun's processes would not know of each other on a machine without CUDA.
+    on_cpu = not torch.cuda.is_available()
+    return Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
 
 
 def training_device(precision: str) -> torch.device:

@@ -121,6 +121,7 @@ function start() {
     if (!written) fill(EXAMPLES[task][0]);
   }
   showTask();
+  showHistory();
 }
 
 // The first field that cannot be sent, with the reason.
@@ -267,4 +268,4 @@ form.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
 for (const choice of form.elements.task) choice.addEventListener("change", () => { showProblem(""); showTask(); });
 for (const choice of form.elements.precision) choice.addEventListener("change", () => { if (busy || !find("answers").hidden) ask(false); });
 find("forget").addEventListener("click", () => { sessionStorage.removeItem("asked"); showHistory(); find("ask").focus(); });
-follow().then(() => { if (state) showHistory(); });
+follow();

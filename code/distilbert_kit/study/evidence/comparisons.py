@@ -12,7 +12,7 @@ import numpy as np
 
 from ...data.tasks import get_task
 from .. import statistics
-from ..cells import model_cells
+from ..cells import finetune_cell
 from ..recipes import Recipe
 from .scores import (
     check_same_rows,
@@ -83,19 +83,20 @@ def compare(recipe: Recipe, model: str, reference: str) -> list[dict]:
     tasks; None for other splits.
     """
     rows = []
-    for name in seeds_by_task(recipe, (reference, model), recipe.tasks):
-        task = get_task(name)
+    for task in map(get_task, recipe.tasks):
+        if not shared_seeds(recipe, (reference, model), task.name):
+            continue
         for split in task.eval_splits:
-            scores = crossed_scores(recipe, (reference, model), [name], split)
+            scores = crossed_scores(recipe, (reference, model), [task.name], split)
             gap = statistics.gap_interval(scores)
             rows.append(
                 {
                     "model": model,
                     "reference": reference,
-                    "task": name,
+                    "task": task.name,
                     "split": split,
                     "metric": task.primary,
-                    "seeds": gap.pop("seeds")[name],
+                    "seeds": gap.pop("seeds")[task.name],
                     "gap": gap,
                     "retention": retained(scores),
                     "p_holm": None,
@@ -232,7 +233,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
     """Table 4: what each change of the student's distillation does to the mean score.
 
     A row is a model distilled with other loss weights or from another start than its counterpart;
-    `distillations`: how often, of the one of both that was distilled less often.
+    `distillations`: from how many its scores start, of the one of both that has fewer.
     `change` is its mean score minus the counterpart's, as in `mean_gap`; `p_holm` and `effect` as
     in `_add_effects`.
     """
@@ -254,8 +255,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 "loss": spec.distill.loss.model_dump(),
                 "start": spec.distill.student,
                 "distillations": min(
-                    sum(cell.record.exists() for cell in model_cells(recipe, name))
-                    for name in (model, reference)
+                    _distillations(recipe, name, shared["tasks"]) for name in (model, reference)
                 ),
                 "tasks": shared["tasks"],
                 "seeds": found["seeds"],
@@ -265,6 +265,16 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
         )
     _add_effects(rows, gaps)
     return rows
+
+
+def _distillations(recipe: Recipe, model: str, tasks: Sequence[str]) -> int:
+    """From how many distillations of a model its recorded scores on the tasks start."""
+    if not recipe.models[model].each_seed:
+        return 1
+    return sum(
+        all(finetune_cell(recipe, model, task, seed).is_recorded() for task in tasks)
+        for seed in recipe.seeds_of_model(model)
+    )
 
 
 def order_rows(

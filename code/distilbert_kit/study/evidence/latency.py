@@ -92,10 +92,10 @@ def student_faster(record: Record) -> list[dict]:
 def pareto_rows(told: dict, record: Record | None) -> list[dict]:
     """Score against milliseconds (batch 1, 128 tokens, one thread) and bytes.
 
-    `told`: `tables.summary` of the recipe whose scores these are. Its teacher, student and control,
-    by their mean over the tasks of the macro and on the first task in int8; their int8 forms on
-    the latter only. Times are those of the model of the same depth and size (paper or study) with
-    random weights; None without a record of latency.
+    `told`: `tables.summary` of the recipe whose scores these are. Its teacher and the models of
+    its student's shape, by their mean over the tasks of the macro and on the first task in int8;
+    their int8 forms on the latter only. Times are those of the model of the same depth and size
+    (paper or study) with random weights; None without a record of latency.
     """
     size = "paper" if told["scale"] == "paper" else "study"
     scores = {(row["model"], row["task"]): row["over_seeds"]["mean"] for row in told["rows"]}
@@ -103,9 +103,12 @@ def pareto_rows(told: dict, record: Record | None) -> list[dict]:
     means = {row["model"]: row["mean"] for row in told["macro"]}
     task = told["int8"][0]["task"] if told["int8"] else None
     files = {(row["model"], row["form"]): row for row in told["int8"] if row["task"] == task}
+    known = {told["teacher"], told["student"]}
+    given = {row["name"] for row in told["models"] if row["weights"]} - known
     rows = []
     for model, (form, backend) in itertools.product(
-        labels, {"torch_fp32": "torch_ours", "onnx_int8": "onnx_int8"}.items()
+        [name for name in labels if name not in given],
+        {"torch_fp32": "torch_ours", "onnx_int8": "onnx_int8"}.items(),
     ):
         fp32, shape = form == "torch_fp32", STUDENTS[size][model != told["teacher"]]
         own = files.get((model, form))

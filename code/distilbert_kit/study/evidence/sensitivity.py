@@ -35,7 +35,7 @@ def one_answer_runs(recipe: Recipe) -> list[dict]:
 def sensitivity(recipe: Recipe, first: int) -> dict:
     """What the student keeps, what its control keeps, and its score over the control's, varied.
 
-    `first`: the number of seeds, from the front of `recipe.seeds`, of the row "first_seeds".
+    `first`: the number of seeds, from the front of each task's seeds, of the row "first_seeds".
     "rows": "planned" (the `macro_tasks`, all seeds), "every_task" (all tasks of GLUE),
     "first_seeds", and "without_one_answer", without the seeds of the `one_answer_runs` for all
     models; a row is {"variant", "tasks", "kept", "control_kept", "over_control"}, the last three
@@ -49,7 +49,7 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     left_out = {(run["task"], run["seed"]) for run in failed if run["task"] in planned}
     pair = (recipe.teacher, recipe.student)
     shared = {(task, seed) for task in planned for seed in shared_seeds(recipe, pair, task)}
-    later = {(task, seed) for task in planned for seed in recipe.seeds[first:]}
+    later = {(task, seed) for task in planned for seed in recipe.seeds_of(task)[first:]}
     every = [task for task in recipe.tasks if task in GLUE]
 
     def compared(models: Sequence, tasks: list[str], without: LeftOut = ()) -> dict | None:
