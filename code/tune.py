@@ -1,9 +1,10 @@
-"""Try a learning rate for a model of a recipe on training rows that are held out.
+"""Try a model of a recipe, with a learning rate, on training rows that are held out.
 
     python code/tune.py --recipe base --model teacher --task cola --learning-rate 5e-5
 
-For recipes with the key `tuning`. The dev sets are not read: finetune.py takes for each model the
-rate with the best mean held-out score over the recipe's tuning tasks (study/tuning.py).
+For recipes with the key `tuning`, where finetune.py takes for each model the rate with the best
+mean score over the tasks (study/tuning.py), or `held_out`, which compares models at the recipe's
+rate. The dev sets are not read.
 """
 
 from distilbert_kit.script import argument_parser, entry_point
@@ -13,7 +14,7 @@ import numpy as np
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
-from distilbert_kit.study.cells import checkpoint, tuning_cells
+from distilbert_kit.study.cells import checkpoint, held_out_cells, tuning_cells
 from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.classification import load_task_split, predict_logits, score
@@ -33,20 +34,20 @@ def held_out_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, n
 def main() -> None:
     parser = argument_parser(__doc__, recipe="base")
     parser.add_argument("--model", required=True, help="a model of the recipe")
-    parser.add_argument("--task", required=True, help="one of the recipe's tuning tasks")
+    parser.add_argument("--task", required=True, help="one of the tasks of its key")
     parser.add_argument("--learning-rate", required=True, type=float, help="one of its rates")
     arguments = parser.parse_args()
     recipe, task = open_recipe(arguments.recipe), get_task(arguments.task)
-    wanted = {"task": task.name, "learning_rate": arguments.learning_rate}
-    for cell in tuning_cells(recipe, arguments.model):
+    wanted = {key: getattr(arguments, key) for key in ("model", "task", "learning_rate")}
+    for cell in (*tuning_cells(recipe, arguments.model), *held_out_cells(recipe)):
         if cell.identity.items() >= wanted.items():
             break
     else:
         raise UserError(
-            f"recipe {recipe.name} tunes no {task.name} with {arguments.learning_rate:g}: see its "
-            "key tuning"
+            f"recipe {recipe.name} tries no {arguments.model} on {task.name} with "
+            f"{arguments.learning_rate:g}: see its keys tuning and held_out"
         )
-    start, asked = checkpoint(recipe, arguments.model), recipe.tuning
+    start, seed = checkpoint(recipe, arguments.model), cell.identity["seed"]
     tokenizer = get_tokenizer(start)
     settings = recipe.finetune_for(task.name)
     settings = settings.model_copy(update={"learning_rate": arguments.learning_rate})
@@ -54,9 +55,9 @@ def main() -> None:
         split = recipe.train_split(task.name)
         dataset, table, used = load_task_split(task, split, tokenizer, settings)
         draft.data.append(used)
-        kept, held_out = held_out_rows(len(dataset), asked.held_out, asked.seed)
+        kept, held_out = held_out_rows(len(dataset), cell.settings["held_out"], seed)
         model, result = fine_tune(
-            start, task, dataset.select(kept), settings, asked.seed, **cell.resumable
+            start, task, dataset.select(kept), settings, seed, **cell.resumable
         )
         logits = predict_logits(model, dataset.select(held_out), precision=settings.precision)
         found = score(logits, np.asarray(table[task.label_column])[held_out], task)

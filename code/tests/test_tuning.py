@@ -12,11 +12,18 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import recipes
-from distilbert_kit.study.cells import cells_to_run, finetune_cell, model_cell, tuning_cells
+from distilbert_kit.study.cells import (
+    cells_to_run,
+    evidence_cells,
+    finetune_cell,
+    model_cell,
+    tuning_cells,
+)
 from distilbert_kit.study.recipes import load_recipe
-from distilbert_kit.study.tuning import tuned_settings, tuning_rows
+from distilbert_kit.study.tuning import held_out_scores, tuned_settings, tuning_rows
 
 RATES = [1e-5, 1e-4]
+COMPARED = {"models": ["teacher", "undistilled"], "tasks": ["sentiment"], "fraction": 0.25}
 
 
 @pytest.fixture
@@ -40,7 +47,7 @@ def put_record(cell, score):
     template = json.loads(next(RECIPES.parents[1].glob("results/study/extract/*.json")).read_text())
     cell.record.parent.mkdir(parents=True, exist_ok=True)
     changes = {"stage": "tune", "cell": cell.identity, "key": cell.key, "parents": {}}
-    changes["metrics"] = {"held_out": {"score": score}}
+    changes["metrics"] = {"held_out": {"score": score, "rows": 40}}
     cell.record.write_text(json.dumps({k: changes.get(k, v) for k, v in template.items()}))
 
 
@@ -118,11 +125,32 @@ def test_settings_are_the_same_for_all_models_and_seeds_go_by_task(write):
         ({"macro": ["rte"]}, "macro: 'rte' is not among the tasks"),
         ({"tuning": {"learning_rates": RATES, "tasks": ["squad"]}}, "'squad' is no classification"),
         ({"tuning": {"learning_rates": [1e-5], "tasks": ["sentiment"]}}, "learning_rates"),
+        ({"held_out": COMPARED}, "held_out: the trials of the key tuning are such a comparison"),
+        ({"tuning": None, "held_out": COMPARED | {"models": ["teacher", "x"]}}, "'x' is not among"),
+        ({"tuning": None, "held_out": COMPARED | {"tasks": ["squad"]}}, "'squad' is no class"),
     ],
 )
 def test_wrong_keys_are_told(write, changes, message):
     with pytest.raises(UserError, match=message):
         write(**changes)
+
+
+def test_models_are_compared_at_the_rate_of_fine_tuning_which_waits_for_none(write):
+    recipe, plain = write(tuning=None, held_out=COMPARED), write(tuning=None)
+    trials = [cell for cell in evidence_cells(recipe) if cell.stage == "tune"]
+    assert [cell.identity["model"] for cell in trials] == COMPARED["models"]
+    rate = recipe.finetune_for("sentiment").learning_rate
+    for cell in trials:
+        made = model_cell(recipe, cell.identity["model"])
+        assert cell.identity["learning_rate"] == rate and cell.settings["held_out"] == 0.25
+        assert cell.parents == ((made,) if made else ())
+    keys = [finetune_cell(r, "teacher", "sentiment", 0).key for r in (recipe, plain)]
+    assert keys[0] == keys[1]
+    assert held_out_scores(recipe) == []
+    put_record(trials[1], 0.75)
+    assert held_out_scores(recipe) == [
+        {"model": "undistilled", "task": "sentiment", "score": 0.75, "rows": 40}
+    ]
 
 
 def test_base_tunes_all_models_alike_and_keeps_wnli_apart():

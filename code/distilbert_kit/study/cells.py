@@ -168,27 +168,44 @@ def _finetune_settings(recipe: Recipe, model: str, task_name: str) -> dict:
     return recipe.shown_settings(task_name) | {"weights": weights and public_name(weights)}
 
 
+def _trial_cell(
+    recipe: Recipe, model: str, task: str, rate: float, held_out: float, seed: int
+) -> Cell:
+    parent, weights = model_cell(recipe, model), recipe.models[model].weights
+    return Cell(
+        recipe=recipe,
+        stage="tune",
+        name=f"{model}-{task}-{rate:g}",
+        identity={"model": model, "task": task, "learning_rate": rate, "seed": seed},
+        settings=_finetune_settings(recipe, model, task)
+        | {"learning_rate": rate, "held_out": held_out},
+        command=script_command(
+            "tune.py", recipe, "--model", model, "--task", task, "--learning-rate", f"{rate:g}"
+        ),
+        parents=(parent,) if parent else (),
+        data=((get_task(task).dataset, recipe.train_split(task)),),
+        inputs=(weights_input(recipe, weights),) if weights else (),
+    )
+
+
 def tuning_cells(recipe: Recipe, model: str) -> list[Cell]:
     """Trials of every learning rate on held-out training rows; none where nothing is tuned."""
-    parent, weights = model_cell(recipe, model), recipe.models[model].weights
     if (asked := recipe.tuning) is None:
         return []
     return [
-        Cell(
-            recipe=recipe,
-            stage="tune",
-            name=f"{model}-{task}-{rate:g}",
-            identity={"model": model, "task": task, "learning_rate": rate, "seed": asked.seed},
-            settings=_finetune_settings(recipe, model, task)
-            | {"learning_rate": rate, "held_out": asked.held_out},
-            command=script_command(
-                "tune.py", recipe, "--model", model, "--task", task, "--learning-rate", f"{rate:g}"
-            ),
-            parents=(parent,) if parent else (),
-            data=((get_task(task).dataset, recipe.train_split(task)),),
-            inputs=(weights_input(recipe, weights),) if weights else (),
-        )
+        _trial_cell(recipe, model, task, rate, asked.held_out, asked.seed)
         for task, rate in itertools.product(asked.tasks, asked.learning_rates)
+    ]
+
+
+def held_out_cells(recipe: Recipe) -> list[Cell]:
+    """The models of the recipe's key `held_out`, each on its tasks; none without that key."""
+    if (asked := recipe.held_out) is None:
+        return []
+    rates = {task: recipe.finetune_for(task).learning_rate for task in asked.tasks}
+    return [
+        _trial_cell(recipe, model, task, rates[task], asked.fraction, asked.seed)
+        for task, model in itertools.product(asked.tasks, asked.models)
     ]
 
 
@@ -325,6 +342,7 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
             if any(model in recipe.models_of(task) for task in recipe.tasks)
             for cell in tuning_cells(recipe, model)
         ),
+        *held_out_cells(recipe),
         *(
             finetune_cell(recipe, model, task, seed)
             for seed in sorted({seed for task in recipe.tasks for seed in recipe.seeds_of(task)})

@@ -154,6 +154,18 @@ class Tuning(Strict):
     seed: Seed = 0
 
 
+class HeldOut(Strict):
+    """Models side by side on training rows that are held out: a choice that reads no dev set.
+
+    Each is fine-tuned with the recipe's settings, without a fraction of the rows.
+    """
+
+    models: list[str] = Field(min_length=2)
+    tasks: list[str] = Field(min_length=1)
+    fraction: float = Field(default=0.5, gt=0, lt=1, description="of the training rows")
+    seed: Seed = 0
+
+
 def finetune_name(model: str, task: str, seed: int) -> str:
     """The name of a model's fine-tuning on a task with a seed, in records and folders."""
     return f"{model}-{task}-{seed}"
@@ -207,6 +219,7 @@ class Recipe(Strict):
         default_factory=list, description="tasks of the mean score (default: those of GLUE)"
     )
     tuning: Tuning | None = None
+    held_out: HeldOut | None = None
     corpus: CorpusSettings | None = None
     pretrain: MaskedLMSettings | None = None
     distill: MaskedLMSettings | None = None
@@ -231,8 +244,12 @@ class Recipe(Strict):
         for key in ("task_seeds", "macro"):
             if unknown := set(getattr(self, key)) - set(self.tasks):
                 raise ValueError(f"{key}: {unknown.pop()!r} is not among the tasks")
+        if self.tuning and self.held_out:
+            raise ValueError("held_out: the trials of the key tuning are such a comparison already")
         if self.tuning:
-            self._check_tuning(self.tuning)
+            self._check_trials("tuning", self.tuning.tasks, list(self.models))
+        if self.held_out:
+            self._check_trials("held_out", self.held_out.tasks, self.held_out.models)
         for name in (self.teacher, self.student):
             if name not in self.models:
                 raise ValueError(f"{name!r} is not among the models")
@@ -288,13 +305,15 @@ class Recipe(Strict):
         if late := next((n for n, number in generation.items() if number > MOST_GENERATIONS), None):
             raise ValueError(f"models.{late}: more than {MOST_GENERATIONS} generations of models")
 
-    def _check_tuning(self, asked: Tuning) -> None:
-        for name in asked.tasks:
+    def _check_trials(self, key: str, tasks: list[str], models: list[str]) -> None:
+        for name in tasks:
             if get_task(name).kind != "classification":
-                raise ValueError(f"tuning: {name!r} is no classification or regression")
-        for name, spec in self.models.items():
-            if spec.task_distill:
-                raise ValueError(f"models.{name}: tuning is for models without a teacher")
+                raise ValueError(f"{key}: {name!r} is no classification or regression")
+        for name in models:
+            if name not in self.models:
+                raise ValueError(f"{key}: {name!r} is not among the models")
+            if self.models[name].task_distill:
+                raise ValueError(f"models.{name}: {key} is for models without a teacher")
 
     def _check_cross_evaluation(self, asked: CrossEvaluation) -> None:
         for name in asked.models:

@@ -47,7 +47,7 @@ from .ledger import (
     verdict_rows,
 )
 from .recipes import Recipe, finetune_name
-from .tuning import tuning_rows
+from .tuning import held_out_scores, tuning_rows
 
 
 def scale_of(recipe: Recipe) -> str:
@@ -181,13 +181,14 @@ def kept(recipe: Recipe, macro: Sequence[dict]) -> dict:
 
 
 def training(recipe: Recipe) -> dict:
-    """Settings and course of every fine-tuning, and the trials of learning rates before it."""
+    """Settings and course of every fine-tuning, and the trials on held-out training rows."""
     runs = finetune_records(recipe)
     return {
         "records": list(runs),
         "scale": scale_of(recipe),
         "settings": {task: recipe.shown_settings(task) for task in recipe.tasks},
         "tuning": tuning_rows(recipe),
+        "held_out": held_out_scores(recipe),
         "runs": [
             {
                 "name": name,

@@ -1,10 +1,10 @@
-"""The learning rate of each model, chosen on training rows that were held out."""
+"""Training rows that were held out: each model's learning rate, and models side by side."""
 
 from collections.abc import Iterable
 
 from ..errors import UserError
 from ..settings import FinetuneSettings
-from .cells import tuning_cells
+from .cells import held_out_cells, tuning_cells
 from .recipes import Recipe
 
 
@@ -36,6 +36,19 @@ def tuning_rows(recipe: Recipe, models: Iterable[str] | None = None) -> list[dic
             for rate in means
         ]
     return rows
+
+
+def held_out_scores(recipe: Recipe) -> list[dict]:
+    """Score (a fraction) of each model and task of the key `held_out`, where it is recorded."""
+    return [
+        {
+            "model": cell.identity["model"],
+            "task": cell.identity["task"],
+            **{key: cell.read_record().metrics["held_out"][key] for key in ("score", "rows")},
+        }
+        for cell in held_out_cells(recipe)
+        if cell.is_recorded()
+    ]
 
 
 def tuned_settings(recipe: Recipe, model: str, task: str) -> FinetuneSettings:
