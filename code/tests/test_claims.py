@@ -300,16 +300,14 @@ def test_verdicts_by_other_limits_are_not_shown(results, tmp_path):
     assert "study: judged by other limits; run claims.py --recipe study" in told["reason"]
 
 
-def test_a_student_whose_distillation_has_no_record_refutes_nothing(results, tmp_path):
+def test_a_student_whose_distillation_has_no_record_is_not_judged(results, tmp_path):
     recipe = make_recipe(tmp_path, tasks=["sst2"], seeds=[0, 1, 2])
     write_evidence(recipe)
     sst2 = next(c for c in LEDGER.claims if c.id == "sst2")
     assert claims.find(sst2, recipe).tokens > 0
     model_cell(recipe, recipe.student).record.unlink()
-    found = claims.find(sst2, recipe)
-    assert found.tokens == 0
-    low = found.model_copy(update={"value": -50.0, "low": -51.0, "high": -49.0, "untested": ""})
-    assert claims.judge(sst2, low, LEDGER)[0] == "undecided"
+    reason = f"the record of the distillation of {recipe.student!r} is missing"
+    assert claims.judge(sst2, claims.find(sst2, recipe), LEDGER) == ("not tested", reason)
 
 
 def test_the_summary_that_was_recorded_is_of_todays_form(results, tmp_path):

@@ -250,11 +250,11 @@ def test_two_processes_killed_and_resumed_equal_one(tmp_path, corpus):
     # an odd number of micro-batches, so that the last window leaves one process without
     one = program(tmp_path, corpus, "one", accumulation=2, epochs=0.5)
     two = program(tmp_path, corpus, "two", accumulation=1, epochs=0.5)
-    subprocess.run([sys.executable, one], check=True, capture_output=True)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, one], check=True, capture_output=True, env=environment)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launch += ["--local-addr", "localhost"]  # the machine's own name may have no address
     launch += ["--nproc-per-node", "2", two]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = psutil.Popen(launch, stderr=subprocess.DEVNULL, env=environment)
     while not (tmp_path / "two-checkpoint" / CHECKPOINT).exists():
         assert running.poll() is None

@@ -217,10 +217,13 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         labels = " < ".join(recipe.models[name].label for name in models)
     lacking = f"{len(own)} of the claim's {len(claim.tasks)} tasks"
     bodies = {recipe.body(name) for name in models}
-    read = {name: 0 for name in bodies if recipe.models[name].distill}  # 0: not recorded
-    for run in corpus_runs(recipe).values():
-        if run.cell["model"] in read:
-            read[run.cell["model"]] = run.metrics["train_tokens"]
+    read = {
+        run.cell["model"]: run.metrics["train_tokens"]
+        for run in corpus_runs(recipe).values()
+        if run.stage == "distill" and run.cell["model"] in bodies
+    }
+    if lost := sorted(name for name in bodies - read.keys() if recipe.models[name].distill):
+        return Finding(untested=f"the record of the distillation of {lost[0]!r} is missing")
     # An indication takes what is there; what decides needs half of the tasks.
     few = not own or (column_of(recipe) != "reduced" and 2 * len(own) < len(claim.tasks))
     over = "over seeds and examples" if found["seeds"] > 1 else "over examples, one seed"
