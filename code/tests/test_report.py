@@ -170,7 +170,7 @@ def test_with_few_tasks_at_paper_size_the_claim_is_open(changed):
     (folder / "tables" / "claims.json").write_text(
         json.dumps(tables["claims"] | {"decided": None, "paper_size": told})
     )
-    assert "run on too few tasks" in text_of("report", "page-one", folder)
+    assert "do not decide it yet" in text_of("report", "page-one", folder)
     assert "not tested yet" in text_of("poster", "poster", folder)
 
 
