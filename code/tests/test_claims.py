@@ -32,6 +32,13 @@ def claim(**changes):
     return Claim(**fixed | {"direction": "at least"} | changes)
 
 
+def write_verdicts(beside, name, scale, metrics):
+    """The verdict record of the recipe called `name`, beside the results of another."""
+    path = beside.folder.parent / name / "claims" / "verdicts.json"
+    with recording(path, stage="claims", cell={}, scale=scale, recipe=name, settings={}) as draft:
+        draft.metrics = metrics
+
+
 @pytest.mark.parametrize(
     ("direction", "low", "high", "verdict"),
     [
@@ -231,11 +238,7 @@ def test_other_recipes_speak_beside_ones_own(results, tmp_path):
     study = make_recipe(tmp_path, name="other", scale="reduced", tasks=["sst2"])
     write_evidence(study)
     rows = claims.judge_all(study, ledger)
-    path = study.folder.parent / "study" / "claims" / "verdicts.json"
-    with recording(
-        path, stage="claims", cell={}, scale="reduced", recipe="study", settings={}
-    ) as draft:
-        draft.metrics = {"claims": rows}
+    write_verdicts(study, "study", "reduced", {"claims": rows})
     own = make_recipe(tmp_path)
     write_evidence(own)
     mine = claims.judge_all(own, ledger)
@@ -282,11 +285,7 @@ def test_weights_of_a_like_name_are_not_the_authors(tmp_path):
 def test_verdicts_by_other_limits_are_not_shown(results, tmp_path):
     study = make_recipe(tmp_path, name="other", scale="reduced", tasks=["sst2"])
     write_evidence(study)
-    path = study.folder.parent / "study" / "claims" / "verdicts.json"
-    with recording(
-        path, stage="claims", cell={}, scale="reduced", recipe="study", settings={}
-    ) as draft:
-        draft.metrics = {"claims": claims.judge_all(study, LEDGER)}
+    write_verdicts(study, "study", "reduced", {"claims": claims.judge_all(study, LEDGER)})
     own = make_recipe(tmp_path)
 
     def shown(ledger):
@@ -346,11 +345,7 @@ def test_scores_at_paper_size_are_told_beside_those_of_small_models(results, tmp
     assert summary_at_paper_size(own, ledger) is None
     big = make_recipe(tmp_path, name="other", scale="paper", tasks=["sst2"])
     write_evidence(big)
-    path = own.folder.parent / "base" / "claims" / "verdicts.json"
-    with recording(
-        path, stage="claims", cell={}, scale="paper", recipe="base", settings={}
-    ) as draft:
-        draft.metrics = {"claims": [], "summary": tables.summary(big)}
+    write_verdicts(own, "base", "paper", {"claims": [], "summary": tables.summary(big)})
     told = summary_at_paper_size(own, ledger)
     assert told == json.loads(json.dumps(tables.summary(big)))
     assert {row["model"] for row in told["rows"]} >= {big.teacher, big.student}
