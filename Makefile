@@ -33,7 +33,8 @@ endif
 
 # Made again, from nothing: a .venv whose install was cut off, and one that does not run the code of
 # this folder, since the folder was copied or moved, or its Python is gone or another by now.
-RUNS_HERE = import os, distilbert_kit as kit; print(os.path.samefile(kit.__path__[0], "code/distilbert_kit"))
+# Found, not imported: a mistake in the code is no reason to install again.
+RUNS_HERE = import os, importlib.util as i; print(os.path.samefile(*i.find_spec("distilbert_kit").submodule_search_locations, "code/distilbert_kit"))
 ifneq ($(wildcard $(VENV)/.installing),)
 SPOILT := spoilt
 else ifneq ($(wildcard $(VENV)/.installed),)
@@ -92,6 +93,6 @@ lint: setup  ## check style and formatting
 bench: setup  ## run the benchmarks of RECIPE again
 	$(BIN)/python code/benchmark.py --recipe "$$RECIPE"
 
-clean:  ## remove caches, checkpoints and fine-tuned weights; records stay
+clean:  ## remove caches, checkpoints and all trained weights, also distilled ones; records stay
 	rm -rf .snakemake "$${RESULTS_DIR:-results}"/*/{.stamps,models,checkpoints}
 	find code -name __pycache__ -type d -prune -exec rm -rf {} +

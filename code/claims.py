@@ -12,16 +12,16 @@ from distilbert_kit.script import argument_parser, entry_point
 
 from distilbert_kit.data.tasks import TASKS
 from distilbert_kit.errors import UserError
-from distilbert_kit.files import content_key
 from distilbert_kit.study.cells import plan_key
 from distilbert_kit.study.claims import first_settings, judge_all
-from distilbert_kit.study.evidence.history import finetune_records, present_records
+from distilbert_kit.study.evidence.history import finetune_records
 from distilbert_kit.study.figures import save_table
 from distilbert_kit.study.ledger import (
     decided,
     evidence_by_column,
     load_ledger,
     summary_at_paper_size,
+    verdict_key,
 )
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import recording
@@ -38,7 +38,6 @@ def main() -> None:
         raise UserError(f"recipe {recipe.name}: changed while its cells ran; run make again")
     rules = {"fixed", "minimum_seeds", "minimum_tokens", "rules_changed", "rules_changed_on"}
     settings = ledger.model_dump(mode="json", include=rules)
-    keys = {name: record.key for name, record in present_records(recipe).items()}
     with recording(
         recipe.folder / "claims" / "verdicts.json",
         stage="claims",
@@ -46,7 +45,7 @@ def main() -> None:
         scale=recipe.scale,
         recipe=recipe.name,
         settings=settings,
-        key=content_key([ledger.model_dump(mode="json"), keys]),
+        key=verdict_key(recipe, ledger),
     ) as draft:
         rows = judge_all(recipe, ledger)
         draft.metrics = {"claims": rows}

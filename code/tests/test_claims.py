@@ -19,6 +19,7 @@ from distilbert_kit.study.ledger import (
     evidence_by_column,
     load_ledger,
     summary_at_paper_size,
+    verdict_key,
 )
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record, recording
@@ -317,6 +318,16 @@ def test_the_summary_that_was_recorded_is_of_todays_form(results, tmp_path):
     recipe = make_recipe(tmp_path)
     write_evidence(recipe)
     assert read_record(path).metrics["summary"].keys() == tables.summary(recipe).keys()
+
+
+@pytest.mark.parametrize("name", ["base", "study"])
+def test_the_committed_verdicts_are_of_the_committed_records(name):
+    """Run claims.py --recipe NAME after its records or the ledger have changed."""
+    recipe = load_recipe(name)
+    path = recipe.folder / "claims" / "verdicts.json"
+    if not path.is_file():
+        pytest.skip(f"the records of {name} were removed")
+    assert read_record(path).key == verdict_key(recipe, LEDGER)
 
 
 def test_the_authors_weights_decide_before_ours():

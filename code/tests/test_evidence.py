@@ -162,6 +162,17 @@ def test_predictions_in_another_order_are_not_compared(tiny, monkeypatch, model,
         comparisons.compare(tiny, "undistilled", "teacher")
 
 
+def test_seeds_of_two_tuned_learning_rates_have_no_mean(tiny):
+    for seed, rate in ((0, 1e-5), (1, 1e-4)):
+        cell = experiment.finetune_cell(tiny, "teacher", "sentiment", seed)
+        record = cell.read_record()
+        metrics = record.metrics | {"learning_rate": rate}
+        write_record(cell.record, record.model_copy(update={"metrics": metrics}))
+        assert len(scores.seed_records(tiny, "teacher", "sentiment", [seed])) == 1
+    with pytest.raises(UserError, match=r"teacher on sentiment: .* \[1e-05, 0.0001\]"):
+        scores.seed_records(tiny, "teacher", "sentiment", [0, 1])
+
+
 def test_one_seed_is_not_tested(tiny):
     (pair,) = comparisons.compare(tiny, "undistilled", "teacher")
     assert pair["effect"] in ("rise", "fall", "none")

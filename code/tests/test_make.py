@@ -57,6 +57,22 @@ def test_clean_takes_the_folder_of_the_results(project, tmp_path):
     assert not list(tmp_path.rglob("canary"))
 
 
+def test_a_mistake_in_the_code_is_no_reason_to_install_again(project):
+    (project / "code").unlink()
+    kit = project / "code" / "distilbert_kit"
+    kit.mkdir(parents=True)
+    (kit / "__init__.py").write_text("(")
+    for name in ("constraints.txt", "pyproject.toml"):
+        (project / "code" / name).symlink_to(CODE / name)
+    (project / ".venv" / ".installed").touch()
+
+    def planned(path):
+        return make(project, "-n", "lint", PYTHONPATH=str(path)).stdout
+
+    assert "rm -rf .venv" not in planned(project / "code")
+    assert "rm -rf .venv" in planned(CODE)  # the kit of another folder
+
+
 def test_a_user_without_a_home_or_a_name_has_one_in_the_project(project, monkeypatch):
     """A number in a container, say: pip and Snakemake end with a traceback without them."""
     shown = ("--no-print-directory", "--eval", 'shown:; @echo "$$HOME, $$USER"', "shown")

@@ -144,6 +144,22 @@ def test_stopped_distillation_goes_on_under_its_own_loss(write, monkeypatch, tmp
     assert len(updates) == record.metrics["updates"] - 4
 
 
+def test_stopped_distillation_does_not_go_on_under_a_student_made_again(write, monkeypatch):
+    """Its settings, and so its key, are the same; its weights need not be."""
+    recipe = write()
+    run(monkeypatch, prepare_corpus, recipe)
+    run(monkeypatch, extract_student, recipe, "--model", "cut")
+    stop_distillation(monkeypatch, recipe, 5)
+    shutil.rmtree(model_cell(load_recipe(recipe), "cut").folder)
+    run(monkeypatch, extract_student, recipe, "--model", "cut")
+    updates = []
+    original = loop._update
+    monkeypatch.setattr(loop, "_update", lambda *a: (updates.append(1), original(*a))[1])
+    run(monkeypatch, distill, recipe, "--model", "distilled")
+    record = model_cell(load_recipe(recipe), "distilled").read_record()
+    assert len(updates) == record.metrics["updates"]  # from the first one
+
+
 def test_stale_parents_are_refused_by_every_script(write, monkeypatch, capsys, tmp_path):
     recipe = write()
     run(monkeypatch, prepare_corpus, recipe)

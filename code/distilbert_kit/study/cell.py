@@ -95,17 +95,22 @@ class Cell:
 
     @property
     def checkpoints(self) -> Path:
-        """Where an unfinished training keeps its state: that of another key is not looked at."""
-        return self.recipe.folder / "checkpoints" / self.name / self.key
+        """Where unfinished trainings of this cell keep their states."""
+        return self.recipe.folder / "checkpoints" / self.name
 
     @property
     def resumable(self) -> dict:
-        """The arguments by which a training of this cell goes on after an interruption."""
-        return {"checkpoints": self.checkpoints, "identity": self.key, "description": self.name}
+        """The arguments by which a training of this cell goes on after an interruption.
+
+        A state of other settings is not looked at, nor one of parents that were made again since:
+        half of the training would be of the first teacher, and the record would name the second.
+        """
+        run = content_key([self.key, self.made_from])
+        return {"checkpoints": self.checkpoints / run, "identity": run, "description": self.name}
 
     def drop_checkpoints(self) -> None:
-        """Remove the state of this training, finished now, and of any with other settings."""
-        shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
+        """Remove the state of this training, finished now, and of any other of this cell."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def predictions(self, split: str) -> Path:
         """Parquet file of the per-example predictions on a split."""

@@ -10,9 +10,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from ..errors import UserError, first_problem
+from ..files import content_key
 from ..foreign import read_yaml
 from ..paths import CLAIMS, PAPER
 from ..settings import Strict
+from .evidence.history import present_records
 from .recipes import Recipe
 from .records import read_record
 
@@ -85,6 +87,12 @@ def load_ledger() -> Ledger:
     except ValidationError as error:
         what = first_problem(error, "claims")
         raise UserError(f"claims.yaml: {what}; mend this key") from None
+
+
+def verdict_key(recipe: Recipe, ledger: Ledger) -> str:
+    """The key of the recipe's verdict record: the rules, and the records that they judge."""
+    judged = {name: record.sha256 for name, record in present_records(recipe).items()}
+    return content_key([ledger.model_dump(mode="json"), judged])
 
 
 def verdict_rows(recipe: Recipe, name: str) -> list[dict]:

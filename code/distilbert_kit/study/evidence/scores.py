@@ -126,8 +126,18 @@ def _score_interval(
 
 
 def seed_records(recipe: Recipe, model: str, task: str, seeds: Sequence[int]) -> list[Record]:
-    """The records of a model's fine-tunings on a task, one for each seed."""
-    return [finetune_cell(recipe, model, task, seed).read_record() for seed in seeds]
+    """The records of a model's fine-tunings on a task, one for each seed.
+
+    UserError where their tuned learning rates differ: the tuning was made again in between.
+    """
+    records = [finetune_cell(recipe, model, task, seed).read_record() for seed in seeds]
+    rates = {record.metrics.get("learning_rate") for record in records}
+    if len(rates) > 1:
+        raise UserError(
+            f"{model} on {task}: seeds fine-tuned with learning rates {sorted(rates)}, as the "
+            "tuning was made again; delete the records of those that another rate was tuned for"
+        )
+    return records
 
 
 def score_rows(recipe: Recipe) -> list[dict]:
