@@ -66,7 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--random-start", action="store_true", help="add a student distilled from random weights"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.seeds = list(dict.fromkeys(arguments.seeds))  # one that is given twice runs once
+    return arguments
 
 
 def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, SoftTargets]:
@@ -159,7 +161,7 @@ def run(
             tokenizer,
             random_start=arguments.random_start,
         )
-        first, *others = dict.fromkeys(arguments.seeds)
+        first, *others = arguments.seeds
         make(seed=first, output=output)
         models = load_models(output)
         draft.metrics, predictions = evaluate(models, datasets, splits, task)

@@ -1,7 +1,7 @@
 """The settings that training is made of: optimisation, texts, losses; all keys checked."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,17 @@ def _check_file_name(name: str) -> str:
 
 FileName = Annotated[str, AfterValidator(_check_file_name)]  # no path, and the same on any system
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Item = TypeVar("Item")
+
+
+def _check_distinct(items: list[Item]) -> list[Item]:
+    if repeated := [item for number, item in enumerate(items) if item in items[:number]]:
+        raise ValueError(f"{repeated[0]!r} stands there twice")
+    return items
+
+
+Distinct = Annotated[list[Item], AfterValidator(_check_distinct)]  # a seed twice is no second run
 
 
 def read_seed(text: str) -> int:
@@ -65,7 +76,7 @@ class TrainSettings(Strict):
     )
     warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Precision = Field(
@@ -154,6 +165,12 @@ class LossWeights(Strict):
     cos: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=2.0, gt=0)
     ce_rows: Literal["all", "masked"] = "all"
+
+    @model_validator(mode="after")
+    def _some(self) -> "LossWeights":
+        if self.ce == self.mlm == self.cos == 0:
+            raise ValueError("all weights of the loss are 0; raise one of ce, mlm, cos")
+        return self
 
     @property
     def on_all_tokens(self) -> bool:

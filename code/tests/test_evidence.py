@@ -265,10 +265,17 @@ def test_what_is_lost_of_answers_and_scores(results, tmp_path):
             cell = experiment.finetune_cell(recipe, name, task, 0)
             columns = {"exact_match": exact, "prediction": exact, "reference": exact}
             columns |= {"logit_0": exact, "tokens": range(5)}
+            columns |= {"id": list("abcde")} if task == "squad" else {}
             cell.outputs[0].parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(columns).to_parquet(cell.outputs[0])
             with recording(cell.record, **cell.provenance):
                 pass
+    cell = experiment.finetune_cell(recipe, "undistilled", "squad", 0)
+    frame = pd.read_parquet(cell.outputs[0])
+    frame.assign(id=frame["id"][::-1].to_numpy()).to_parquet(cell.outputs[0])
+    with pytest.raises(UserError, match="squad, validation: predictions of other rows"):
+        comparisons.compare(recipe, "undistilled", "teacher")
+    frame.to_parquet(cell.outputs[0])
     (row,) = lost.lost_rows(recipe, "undistilled", "teacher")
     assert (row["task"], row["agreement"], row["kl"]) == ("squad", pytest.approx(0.6), None)
     assert row["shares"] == pytest.approx(

@@ -161,6 +161,11 @@ def test_texts_are_cut_where_the_tokenizer_says(folders, run, tmp_path, monkeypa
     first, second = rows(run("--model", tmp_path / "short", "--json", long, short))
     assert first["probabilities"] == pytest.approx(second["probabilities"], abs=1e-6)
     assert (first["truncated"], second["truncated"]) == (True, False)
+    config = tmp_path / "short" / "tokenizer_config.json"
+    config.write_text(
+        config.read_text().replace('"model_max_length": 16', '"model_max_length": 16.0')
+    )
+    assert rows(run("--model", tmp_path / "short", "--json", long, short)) == [first, second]
     first, second = rows(
         run("--model", tmp_path / "short", "--json", "--max-length", 99, long, short)
     )

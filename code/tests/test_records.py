@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import errno
 import functools
-import json
 import operator
 import os
 import shutil
@@ -17,7 +16,7 @@ import yaml
 
 import extract_student
 import finetune
-from distilbert_kit.data.listed import expected_split
+from distilbert_kit.data.listed import DataUsed, expected_split
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key, write_atomically
 from distilbert_kit.paths import CODE, RECIPES
@@ -147,20 +146,6 @@ def test_a_repository_around_the_project_is_not_its_own(project, monkeypatch):
     assert records.repository_address() == ""
 
 
-def test_records_of_the_first_schema_are_read_and_never_current(tmp_path):
-    key = write(tmp_path / "a.json", accuracy=0.5).key
-    content = json.loads((tmp_path / "a.json").read_text()) | {"schema_version": 1}
-    del content["inputs"], content["stage_version"], content["outputs"], content["sha256"]
-    content["measured"] |= {"git_commit": "", "git_dirty": False}
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    old = read_record(tmp_path / "a.json")
-    assert old.metrics == {"accuracy": 0.5} and old.key == key
-    assert old.measured.git_dirty is None and old.inputs == []
-    content["measured"] |= {"git_commit": "1" * 40, "git_dirty": False}
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    assert read_record(tmp_path / "a.json").measured.git_dirty is False
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -190,6 +175,25 @@ def test_failed_run_is_counted_and_bad_input_is_not(tmp_path):
     record = read_record(failed)
     assert record.status == "failed" and record.error == "RuntimeError: it broke"
     assert not is_current(failed, record.key)
+
+
+def test_a_failed_run_names_no_folder_of_the_machine(tmp_path):
+    with pytest.raises(FileNotFoundError), recording(tmp_path / "cell.json", **PROVENANCE):
+        (tmp_path / "secret project" / "x").read_text()
+    (failed,) = (tmp_path / "failed").iterdir()
+    assert read_record(failed).error == "FileNotFoundError: No such file or directory: x"
+
+
+def test_the_key_follows_what_was_read(tmp_path):
+    keys = set()
+    for sha256 in ("1" * 64, "2" * 64):
+        with recording(tmp_path / "a.json", **PROVENANCE) as draft:
+            draft.data.append(DataUsed(name="mine.csv/train", rows=3, sha256=sha256))
+        keys.add(read_record(tmp_path / "a.json").key)
+    given = [Input(name="checkpoint:mine", content=f"sha256:{'3' * 64}")]
+    with recording(tmp_path / "a.json", **PROVENANCE, inputs=given) as draft:
+        draft.data.append(DataUsed(name="mine.csv/train", rows=3, sha256=sha256))
+    assert len(keys | {read_record(tmp_path / "a.json").key}) == 3
 
 
 @pytest.mark.parametrize(("stop", "counts"), [(KeyboardInterrupt, True), (SystemExit, False)])
@@ -282,6 +286,19 @@ LINE = {"m0": {"label": "m", "weights": "minilm"}} | {
         ({"tasks": ["sst3"]}, "no task 'sst3'"),
         ({"student": "nobody"}, "not among the models"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [0, 1, 1]}, "seeds: 1 stands there twice"),
+        ({"seeds": [0, 0]}, "0 stands there twice"),
+        ({"tasks": ["sentiment", "sentiment"]}, "'sentiment' stands there twice"),
+        ({"task_seeds": {"sentiment": []}}, "task_seeds.sentiment"),
+        ({"distill.betas": [0.9, 9.98]}, "distill.betas.1"),
+        (
+            {"models.distilled.distill.loss": {"ce": 0, "mlm": 0, "cos": 0}},
+            "all weights of the loss are 0",
+        ),
+        (
+            {"tuning": {"learning_rates": [1e-4, 1.0000001e-4], "tasks": ["sentiment"]}},
+            "two are alike in their first six digits",
+        ),
         ({"models.teacher.weights": "minilm"}, "give exactly one of weights, extract, pretrain"),
         ({"models.minilm.tasks": ["sst2"]}, "models.minilm: 'sst2' is not among the tasks"),
         ({"corpus": None}, "needs the keys corpus and distill"),

@@ -430,6 +430,8 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
             f"{folder}: its tokenizer has the model_max_length {longest!r}; give one of at least "
             "8, or none"
         )
+    if isinstance(longest, float):  # the library takes no 128.0
+        tokenizer.model_max_length = int(min(longest, 1e9))
     tokens = vocabulary_size(tokenizer)
     if embeddings is not None and tokens > embeddings:
         raise UserError(

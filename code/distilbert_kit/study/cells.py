@@ -180,7 +180,7 @@ def _trial_cell(
         settings=_finetune_settings(recipe, model, task)
         | {"learning_rate": rate, "held_out": held_out},
         command=script_command(
-            "tune.py", recipe, "--model", model, "--task", task, "--learning-rate", f"{rate:g}"
+            "tune.py", recipe, "--model", model, "--task", task, "--learning-rate", repr(rate)
         ),
         parents=(parent,) if parent else (),
         data=((get_task(task).dataset, recipe.train_split(task)),),

@@ -21,7 +21,13 @@ def _notebooks() -> list[Path]:
 
 
 def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]]]:
-    """What turns records into the report: name -> (names that come first, command)."""
+    """What turns records into the report: name -> (names that come first, command).
+
+    UserError for a recipe without speed or tasks, of which the report would have nothing to tell.
+    """
+    recipe.require("speed")
+    if not recipe.tasks:
+        raise UserError(f"recipe {recipe.name} has no tasks: name some, or set publish=False")
     commands = {"claims": ([], script_command("claims.py", recipe, "--plan", plan_key(recipe)))}
     for notebook in _notebooks():
         # Relative to the root, where the graph runs: the executed notebook keeps the path.

@@ -4,7 +4,7 @@ import difflib
 import graphlib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
@@ -15,6 +15,7 @@ from ..paths import RECIPES, RESULTS
 from ..settings import (
     FINETUNE_SETTINGS,
     CorpusSettings,
+    Distinct,
     FileName,
     FinetuneSettings,
     LossWeights,
@@ -114,7 +115,7 @@ class ModelSpec(Strict):
     """
 
     label: str
-    tasks: list[str] | None = None
+    tasks: Distinct[str] | None = None
     weights: str | None = None
     extract: Extract | None = None
     pretrain: Pretrain | None = None
@@ -148,10 +149,16 @@ class Tuning(Strict):
     rows; the rate with the highest mean score on the rows held out is the model's on all tasks.
     """
 
-    learning_rates: list[float] = Field(min_length=2)
-    tasks: list[str] = Field(min_length=1)
+    learning_rates: Distinct[float] = Field(min_length=2)
+    tasks: Distinct[str] = Field(min_length=1)
     held_out: float = Field(default=0.1, gt=0, lt=1, description="fraction of the training rows")
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Tuning":
+        if len({f"{rate:g}" for rate in self.learning_rates}) < len(self.learning_rates):
+            raise ValueError("learning_rates: two are alike in their first six digits")
+        return self
 
 
 class HeldOut(Strict):
@@ -160,8 +167,8 @@ class HeldOut(Strict):
     Each is fine-tuned with the recipe's settings, without a fraction of the rows.
     """
 
-    models: list[str] = Field(min_length=2)
-    tasks: list[str] = Field(min_length=1)
+    models: Distinct[str] = Field(min_length=2)
+    tasks: Distinct[str] = Field(min_length=1)
     fraction: float = Field(default=0.5, gt=0, lt=1, description="of the training rows")
     seed: Seed = 0
 
@@ -174,7 +181,7 @@ def finetune_name(model: str, task: str, seed: int) -> str:
 class KeptModels(Strict):
     """Models that are fine-tuned on a task and saved, because another stage reads them."""
 
-    models: list[str] = Field(min_length=1)
+    models: Distinct[str] = Field(min_length=1)
     task: str
     seed: Seed = 0
 
@@ -190,9 +197,9 @@ class CrossEvaluation(Strict):
     `tested_on` adds tasks to `tasks`, those that they were fine-tuned on.
     """
 
-    models: list[str] = Field(min_length=1)
-    tasks: list[str] = Field(min_length=1)
-    tested_on: list[str] = Field(default_factory=list)
+    models: Distinct[str] = Field(min_length=1)
+    tasks: Distinct[str] = Field(min_length=1)
+    tested_on: Distinct[str] = Field(default_factory=list)
     seed: Seed = 0
 
     @property
@@ -207,15 +214,15 @@ class Recipe(Strict):
     name: FileName
     title: str
     scale: Scale
-    seeds: list[Seed] = Field(min_length=1)
+    seeds: Distinct[Seed] = Field(min_length=1)
     models: dict[FileName, ModelSpec]
     teacher: str
     student: str
-    tasks: list[str]
-    task_seeds: dict[str, list[Seed]] = Field(
+    tasks: Distinct[str]
+    task_seeds: dict[str, Annotated[Distinct[Seed], Field(min_length=1)]] = Field(
         default_factory=dict, description="where they are not `seeds`"
     )
-    macro: list[str] = Field(
+    macro: Distinct[str] = Field(
         default_factory=list, description="tasks of the mean score (default: those of GLUE)"
     )
     tuning: Tuning | None = None

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..data.listed import DataUsed
 from ..errors import UserError, first_problem
@@ -34,7 +34,16 @@ from ..paths import ROOT
 
 SCHEMA_VERSION = 2
 Scale = Literal["paper", "reduced", "embedded"]
-_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "onnxruntime",
+    "torchao",
+)
 
 
 class Measured(BaseModel):
@@ -105,17 +114,6 @@ class Record(BaseModel):
     outputs: list[Output] = []
     measured: Measured
     sha256: str | None = Field(default=None, exclude=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_schema_1(cls, content: Any) -> Any:
-        """A record of schema 1 lacks stage version and inputs; its key is never current."""
-        if isinstance(content, dict) and content.get("schema_version") == 1:
-            measured = content.get("measured") or {}
-            if isinstance(measured, dict) and not measured.get("git_commit"):
-                measured = measured | {"git_commit": None, "git_dirty": None}
-            content = content | {"schema_version": SCHEMA_VERSION, "measured": measured}
-        return content
 
     def wrote(self, path: Path) -> bool:
         """Whether a file is there as the stage left it, as far as the record tells."""
@@ -237,8 +235,8 @@ def recording(
     """Run a stage and write its record to `path`; a failed run is recorded under `failed/`.
 
     Yields a draft whose `data`, `metrics`, `outputs` and `extra` (measured figures) the stage
-    fills in. Without `key`, the key is the hash of stage, cell and settings. UserError while
-    another process makes the same record.
+    fills in. Without `key`, the key is the hash of stage, cell, settings, inputs and data.
+    UserError while another process makes the same record.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,11 +262,16 @@ def recording(
                 stage_version=stage_version,
                 cell=cell,
                 status="ok" if error is None else "failed",
-                # The first line: further ones hold commands and paths of the machine.
-                error=error and f"{type(error).__name__}: {error}".partition("\n")[0],
+                error=error and _said(error),
                 scale=scale,
                 recipe=recipe,
-                key=key or content_key([stage, cell, settings]),
+                key=key
+                or content_key(
+                    [
+                        [stage, stage_version, cell, settings],
+                        [used.model_dump() for used in (*inputs, *draft.data)],
+                    ]
+                ),
                 settings=settings,
                 inputs=list(inputs),
                 data=draft.data,
@@ -292,6 +295,14 @@ def recording(
             elif writes and not isinstance(error, (UserError, SystemExit)):
                 with suppress(OSError):  # the first error is the one to show
                     write_record(_place_of_failure(path), record)
+
+
+def _said(error: BaseException) -> str:
+    """Its first line; further ones hold commands, and an OSError names folders of the machine."""
+    said = str(error)
+    if isinstance(error, OSError) and error.filename:
+        said = f"{error.strerror}: {Path(os.fsdecode(error.filename)).name}"
+    return f"{type(error).__name__}: {said}".partition("\n")[0]
 
 
 def _place_of_failure(path: Path) -> Path:

@@ -62,8 +62,11 @@ def read_predictions(recipe: Recipe, model: str, task: str, split: str, seed: in
 
 
 def check_same_rows(frames: Iterable[pd.DataFrame], whose: str) -> None:
-    """Raise UserError unless the predictions are of the same examples in the same order."""
-    first, *others = (frame["reference"] for frame in frames)
+    """Raise UserError unless the predictions are of the same examples in the same order.
+
+    Told by the ids of questions, else by the references.
+    """
+    first, *others = (frame["id" if "id" in frame else "reference"] for frame in frames)
     if not all(first.equals(other) for other in others):
         raise UserError(f"{whose}: predictions of other rows, or in another order; run them again")
 
@@ -76,7 +79,7 @@ def seed_predictions(
     seeds: list[int],
     metric: str | None = None,
 ) -> pd.DataFrame:
-    """Columns reference, phenomenon and tokens (where they are known), and predictions per seed.
+    """Columns id, reference, phenomenon and tokens (where known), and predictions per seed.
 
     For question answering the predictions are scores: of each question by `metric` (default: the
     primary one), and the reference is 1, that of a right answer.
@@ -86,11 +89,10 @@ def seed_predictions(
     frames = {seed: read_predictions(recipe, model, task, split, seed) for seed in seeds}
     columns = {seed: frame[column] for seed, frame in frames.items()}
     frame = frames[seeds[-1]]
+    check_same_rows(frames.values(), f"{model} on {task}, {split}")
     if by_question:
         frame["reference"] = 1.0
-    else:
-        check_same_rows(frames.values(), f"{model} on {task}, {split}")
-    tags = [name for name in ("reference", "phenomenon", "tokens") if name in frame]
+    tags = [name for name in ("id", "reference", "phenomenon", "tokens") if name in frame]
     return pd.concat([frame[tags], pd.DataFrame(columns)], axis=1)
 
 
@@ -131,10 +133,10 @@ def seed_records(recipe: Recipe, model: str, task: str, seeds: Sequence[int]) ->
     UserError where their tuned learning rates differ: the tuning was made again in between.
     """
     records = [finetune_cell(recipe, model, task, seed).read_record() for seed in seeds]
-    rates = {record.metrics.get("learning_rate") for record in records}
+    rates = list(dict.fromkeys(record.metrics.get("learning_rate") for record in records))
     if len(rates) > 1:
         raise UserError(
-            f"{model} on {task}: seeds fine-tuned with learning rates {sorted(rates)}, as the "
+            f"{model} on {task}: seeds fine-tuned with learning rates {rates}, as the "
             "tuning was made again; delete the records of those that another rate was tuned for"
         )
     return records
