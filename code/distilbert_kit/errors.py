@@ -32,14 +32,19 @@ class NonFiniteLossError(Exception):
     """The loss became NaN or infinite; the message names the step."""
 
 
-def first_problem(error: "ValidationError", whole: str, joint: str = ".") -> str:
-    """The first problem of a pydantic ValidationError: where it is, and what is wrong there.
+def problem_parts(error: "ValidationError", joint: str = ".") -> tuple[str, str]:
+    """Of the first problem of a pydantic ValidationError: the way to it, and what is wrong there.
 
-    The place is the way to it, joined by `joint`; `whole` names a problem that has no place.
+    The way is joined by `joint`, and "" for a problem that has no place.
     """
     first = error.errors()[0]
-    where = joint.join(map(str, first["loc"])) or whole
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return joint.join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+
+
+def first_problem(error: "ValidationError", whole: str, joint: str = ".") -> str:
+    """`problem_parts` as one line; `whole` names a problem that has no place."""
+    where, what = problem_parts(error, joint)
+    return f"{where or whole}: {what}"
 
 
 def raise_if_disk_full(error: BaseException) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import NonFiniteLossError, UserError, one_line
+from .errors import NonFiniteLossError, UserError, one_line, problem_parts
 
 if TYPE_CHECKING:  # pydantic takes time to import
     from pydantic import ValidationError
@@ -81,14 +81,14 @@ def _describe_settings_error(error: "ValidationError") -> str:
 
     A setting that was given on the command line is called by its option.
     """
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or error.title
+    (where, what), given = problem_parts(error), error.errors()[0]["input"]
+    name = where or error.title
     option = f"--{name.replace('_', '-')}"
     if any(word.partition("=")[0] == option for word in sys.argv):
         name = option
-    shown = repr(first["input"]) if isinstance(first["input"], str) else str(first["input"])
-    value = f" {shown}" if first["loc"] and len(shown) <= 40 else ""
-    return f"{name}{value}: {first['msg'].removeprefix('Value error, ')}"
+    shown = repr(given) if isinstance(given, str) else str(given)
+    value = f" {shown}" if where and len(shown) <= 40 else ""
+    return f"{name}{value}: {what}"
 
 
 def _stopped_by(number: int) -> str:
