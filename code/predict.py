@@ -29,7 +29,7 @@ from distilbert_kit.serve.prediction import Answerer, load_predictor
 from distilbert_kit.serve.reading import (
     as_pairs,
     check_unicode,
-    read_questions,
+    read_questions_and_contexts,
     read_source,
     read_texts,
 )
@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
 def asked_questions(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Questions and contexts of the command line, a file or standard input."""
     if arguments.question is None:
-        return read_questions(arguments.file, arguments.columns, arguments.encoding)
+        return read_questions_and_contexts(arguments.file, arguments.columns, arguments.encoding)
     context = arguments.context
     if context is None:
         context = read_source(arguments.context_file, arguments.encoding, "give a text")

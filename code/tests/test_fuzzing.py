@@ -28,7 +28,7 @@ from distilbert_kit.corpus.shards import open_shards
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.data.csv import load_labelled_texts, split_texts
 from distilbert_kit.data.listed import read_sources
-from distilbert_kit.data.questions import read_questions as read_squad
+from distilbert_kit.data.questions import read_questions
 from distilbert_kit.data.weights import unpack
 from distilbert_kit.data.wikipedia import build_articles
 from distilbert_kit.foreign import read_yaml
@@ -40,7 +40,7 @@ from distilbert_kit.paths import RECIPES, RESULTS, ROOT
 from distilbert_kit.serve.app import create_app
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.prediction import load_predictor
-from distilbert_kit.serve.reading import read_questions, read_texts
+from distilbert_kit.serve.reading import read_questions_and_contexts, read_texts
 from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import is_current, read_record
@@ -146,8 +146,8 @@ def test_csvs(folder, content, encoding):
     told(load_labelled_texts, path, encoding=encoding)
     told(read_texts, path, None, "utf-8-sig")
     told(read_texts, path, ["text", "label"], encoding)
-    told(read_squad, path, ("text", "text", "label"), True)
-    told(read_questions, path, ("text", "label"), "utf-8-sig")
+    told(read_questions, path, ("text", "text", "label"), True)
+    told(read_questions_and_contexts, path, ("text", "label"), "utf-8-sig")
 
 
 ASKED = {"id": "1", "question": "When?", "answers": [{"text": "1823", "answer_start": 3}]}
@@ -158,10 +158,10 @@ SQUAD["data"][0]["paragraphs"] = [{"context": "In 1823.", "qas": [ASKED, ASKED |
 @given(st.one_of(mutated(SQUAD).map(as_json), damaged(as_json(SQUAD))))
 def test_files_of_squad(folder, content):
     path = put(folder / "dev.json", content)
-    rows = told(read_squad, path, drop_unanswerable=True)
+    rows = told(read_questions, path, drop_unanswerable=True)
     pa.Table.from_pylist(rows or [])  # the format of the columns
     assert all(row["question"].strip() and row["answers"]["text"] for row in rows or ())
-    told(read_questions, path, None, "utf-8-sig")
+    told(read_questions_and_contexts, path, None, "utf-8-sig")
 
 
 def read_source(spec, **options):
@@ -174,7 +174,7 @@ LINES = b"".join(b'{"question": "When?", "context": "In %d."}\n' % n for n in ra
 @given(damaged(LINES))
 def test_lines(folder, content):
     path = put(folder / "lines.jsonl", content)
-    told(read_questions, path, None, "utf-8-sig")
+    told(read_questions_and_contexts, path, None, "utf-8-sig")
     told(read_texts, path, None, "utf-8-sig")
     texts = told(read_source, f"lines:{path}", encoding_errors="strict")
     replaced = told(read_source, f"lines:{path}", encoding_errors="replace")

@@ -8,7 +8,7 @@ import pytest
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.data.csv import load_labelled_texts, read_csv
 from distilbert_kit.errors import UserError
-from distilbert_kit.serve.reading import read_questions, read_source, read_texts
+from distilbert_kit.serve.reading import read_questions_and_contexts, read_source, read_texts
 
 UTF8 = "utf-8-sig"
 # What str.splitlines takes for line ends beside \n and \r\n.
@@ -25,7 +25,10 @@ def test_only_newlines_end_a_line(tmp_path, mark):
         assert list(open_source(f"lines:{path}").read()) == texts
     rows = [{"question": f"When{mark}?", "context": f"In{mark}1823."} for _ in range(2)]
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
-    assert read_questions(path, None, UTF8) == ([f"When{mark}?"] * 2, [f"In{mark}1823."] * 2)
+    assert read_questions_and_contexts(path, None, UTF8) == (
+        [f"When{mark}?"] * 2,
+        [f"In{mark}1823."] * 2,
+    )
 
 
 def test_a_table_is_never_read_as_lines(tmp_path):
@@ -59,17 +62,17 @@ def test_official_squad_files_are_read(tmp_path):
     articles = [{"title": "Mill", "paragraphs": [{"context": "In 1823.", "qas": asked}]}]
     path = tmp_path / "dev-v1.1.json"
     path.write_text(json.dumps({"version": "1.1", "data": articles}))
-    assert read_questions(path, None, UTF8) == (["When?"], ["In 1823."])
+    assert read_questions_and_contexts(path, None, UTF8) == (["When?"], ["In 1823."])
     path.write_text(json.dumps({"data": [{"paragraphs": [{"qas": asked}]}]}))
     with pytest.raises(UserError, match=r"not SQuAD's format \(KeyError: 'context'"):
-        read_questions(path, None, UTF8)
+        read_questions_and_contexts(path, None, UTF8)
 
 
 def test_half_a_character_is_named(tmp_path):
     path = tmp_path / "asked.jsonl"
     path.write_text('{"question": "When?", "context": "In \\ud800 1823."}')
     with pytest.raises(UserError, match=r"text 1 holds '\\ud800', half of a character"):
-        read_questions(path, None, UTF8)
+        read_questions_and_contexts(path, None, UTF8)
     path.write_bytes(b"a \xed\xa0\x80 film")  # the same in bytes
     with pytest.raises(UserError, match="not utf-8-sig"):
         read_source(path, UTF8, "")

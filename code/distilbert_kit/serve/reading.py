@@ -133,7 +133,7 @@ def _squad_rows(articles: list, where: str) -> list[dict[str, str]]:
         ) from None
 
 
-def read_questions(
+def read_questions_and_contexts(
     path: Path | None, columns: Sequence[str] | None, encoding: str
 ) -> tuple[list[str], list[str]]:
     """Questions and contexts of a file or of standard input: a table, JSON, JSON lines, SQuAD."""
