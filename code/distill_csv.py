@@ -26,7 +26,7 @@ from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.data.listed import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import Task
-from distilbert_kit.errors import one_line
+from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.serve.export import OnnxModel, size_on_disk
@@ -67,7 +67,8 @@ def parse_arguments() -> argparse.Namespace:
         "--random-start", action="store_true", help="add a student distilled from random weights"
     )
     arguments = parser.parse_args()
-    arguments.seeds = list(dict.fromkeys(arguments.seeds))  # one that is given twice runs once
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        raise UserError("--seeds: one of them is given twice; give each once")
     return arguments
 
 

@@ -242,6 +242,7 @@ def test_foreign_folder_and_bad_options_are_refused(made, monkeypatch, capsys):
         (["--output", "new", "--max-length", "4"], "--max-length 4"),
         (["--output", "new", "--soft-weight", "2"], "--soft-weight 2.0"),
         (["--output", "new", "--epochs", "0"], "--epochs 0.0"),
+        (["--output", "new", "--seeds", "0", "1", "0"], "--seeds: one of them is given twice"),
     ]:
         monkeypatch.setattr("sys.argv", ["distill_csv.py", "--csv", csv, *options])
         with pytest.raises(SystemExit) as stopped:
