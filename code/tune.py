@@ -45,7 +45,7 @@ def main() -> None:
     else:
         raise UserError(
             f"recipe {recipe.name} tries no {arguments.model} on {task.name} with "
-            f"{arguments.learning_rate:g}: see its keys tuning and held_out"
+            f"{arguments.learning_rate}: see its keys tuning and held_out"
         )
     start, seed = checkpoint(recipe, arguments.model), cell.identity["seed"]
     tokenizer = get_tokenizer(start)

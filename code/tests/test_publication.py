@@ -14,9 +14,11 @@ from published import check_shown, publish
 
 import build_report
 from benchmarks import shared
+from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CODE, NOTEBOOKS, ROOT
 from distilbert_kit.study import figures
 from distilbert_kit.study.cells import cells_to_run
+from distilbert_kit.study.publication import publication_commands
 from distilbert_kit.study.recipes import load_recipe
 
 
@@ -81,6 +83,12 @@ def test_a_notebook_runs_alike_in_jupyter_and_by_papermill(results):
     NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     check_executed(notebook)
     assert {path: path.read_bytes() for path in written} == written
+
+
+@pytest.mark.parametrize("missing", [{"speed": None}, {"tasks": []}])
+def test_what_no_notebook_can_tell_is_refused_before_a_cell_runs(tmp_path, missing):
+    with pytest.raises(UserError, match=f"recipe tiny has no {next(iter(missing))}"):
+        publication_commands(make_recipe(tmp_path, **missing))
 
 
 def test_report_without_tables_says_what_to_do(results, tmp_path):

@@ -85,6 +85,13 @@ def test_the_rate_with_the_best_held_out_score_is_taken(write):
     assert all(row["model"] == "teacher" for row in tuning_rows(recipe))
 
 
+def test_a_rate_of_many_digits_is_the_one_that_its_command_names(write):
+    recipe = write(tuning={"learning_rates": [1e-5, 3.3333333e-5], "tasks": ["sentiment"]})
+    _, cell = tuning_cells(recipe, "teacher")
+    assert float(cell.command[-1]) == cell.identity["learning_rate"] == 3.3333333e-5
+    assert cell.name == "teacher-sentiment-3.33333e-05"
+
+
 def test_another_grid_makes_fine_tuning_stale(write):
     first, other = write(), write(tuning={"learning_rates": [1e-5, 3e-4], "tasks": ["sentiment"]})
     keys = [finetune_cell(recipe, "teacher", "sentiment", 0).key for recipe in (first, other)]
