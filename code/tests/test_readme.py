@@ -2,26 +2,18 @@
 
 import json
 import re
-import shutil
-import subprocess
 
-import pytest
 import torch
+from committed import committed
 
 from distilbert_kit.paths import CODE, RECIPES, ROOT
 
 TEXT = (ROOT / "README.md").read_text()
 
 
-def committed(path):
-    """A file of the study as git has it, not as a later run on this machine may have left it."""
-    if shutil.which("git") is None:
-        pytest.skip("no git here")
-    command = ["git", "show", f"HEAD:results/study/{path}"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip("no git history here")
-    return json.loads(found.stdout)
+def table(name):
+    """A table of the study as it is committed."""
+    return json.loads(committed(f"results/study/tables/{name}.json"))
 
 
 def share(found):
@@ -60,7 +52,7 @@ def headline(claims, decided):
 
 
 def test_the_first_paragraph_says_what_was_found_at_paper_size():
-    found = committed("tables/claims.json")
+    found = table("claims")
     told, tasks = found["paper_size"], found["decided"]["tasks"]
     rows = {row["model"]: row for row in told["macro"]}
     kept = {name: row["retention"]["estimate"] for name, row in rows.items() if "retention" in row}
@@ -68,7 +60,7 @@ def test_the_first_paragraph_says_what_was_found_at_paper_size():
     (text_only,) = (
         r["model"] for r in told["ablation"] if r["loss"]["ce"] == r["loss"]["cos"] == 0
     )
-    printed = committed("tables/paper.json")["table1_glue_dev"]
+    printed = table("paper")["table1_glue_dev"]
     theirs, bert = (sum(printed[who][t] for t in tasks) for who in ("distilbert", "bert_base"))
     ours, teacher = (
         sum(rows[name]["scores"][task]["median"] for task in tasks)
@@ -96,10 +88,10 @@ def test_the_first_paragraph_says_what_was_found_at_paper_size():
 
 
 def test_the_answer_is_that_of_the_committed_claims():
-    found = committed("tables/claims.json")
+    found = table("claims")
     claims, decided = found["claims"], found["decided"]
-    table = TEXT.split("\n\n")[2].splitlines()[2:]
-    assert [tuple(row.strip("| ").split(" | ")) for row in table] == headline(claims, decided)
+    rows = TEXT.split("\n\n")[2].splitlines()[2:]
+    assert [tuple(row.strip("| ").split(" | ")) for row in rows] == headline(claims, decided)
     for claim in claims:  # any other figure would be another answer
         if claim["id"] in ("smaller", "faster", "glue"):
             other = [{**c, "value": 1.1 * c["value"]} if c is claim else c for c in claims]
@@ -120,4 +112,7 @@ def test_every_recipe_and_folder_is_named():
     for name in re.findall(r"`(code/[\w/.]*|data/[\w.]*)`", TEXT):
         assert (ROOT / name).exists() or (CODE / "distilbert_kit" / name).exists(), name
     for name in re.findall(r"\]\(([^)]+)\)", TEXT):
-        assert name.startswith("https://arxiv.org/") or (ROOT / name).is_file(), name
+        if name.startswith("results/"):
+            assert committed(name), name
+        else:
+            assert name.startswith("https://arxiv.org/") or (ROOT / name).is_file(), name

@@ -4,16 +4,15 @@ import copy
 import json
 
 import pytest
+from committed import committed
 
-from distilbert_kit.paths import ROOT
 from distilbert_kit.study.evidence import speed
-from distilbert_kit.study.records import Record, read_record
-
-BENCHMARKS = ROOT / "results" / "study" / "benchmark"
+from distilbert_kit.study.records import Record
 
 
-def committed(stage: str) -> Record:
-    return read_record(BENCHMARKS / f"{stage}.json")
+def benchmark(stage: str) -> Record:
+    """A record of the study as it is committed."""
+    return Record.model_validate_json(committed(f"results/study/benchmark/{stage}.json"))
 
 
 def without_bf16(record: Record) -> Record:
@@ -40,7 +39,7 @@ def test_ratio_of_totals_is_the_papers_and_lies_in_the_range_of_the_rounds():
 
 
 def test_size_and_speed_of_a_record_come_from_its_pass_totals():
-    record = committed("size_speed")
+    record = benchmark("size_speed")
     for row in speed.speed_rows(record):
         passes = record.measured.extra[f"threads_{row['threads']}"]["pass_seconds"]
         bert, distilbert = (passes[f"{m}/{row['maker']}"] for m in ("bert", "distilbert"))
@@ -53,7 +52,7 @@ def test_size_and_speed_of_a_record_come_from_its_pass_totals():
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_distillation_step_compares_within_a_precision(bf16):
-    record = committed("distillation_speed")
+    record = benchmark("distillation_speed")
     if not bf16:
         record = without_bf16(record)
     step = speed.distillation_step(record)
@@ -79,7 +78,7 @@ def test_distillation_step_compares_within_a_precision(bf16):
 
 
 def test_loss_in_bf16_counts_where_the_head_answered_in_it():
-    record = committed("distillation_speed")
+    record = benchmark("distillation_speed")
     losses = record.measured.extra["loss"] | {"ours_bf16_relative": 1e-5}
     record.measured.extra |= {"bf16_gflops": 400.0, "loss": losses}
     record.measured.extra["seconds"].setdefault("ours_bf16", [1.0])
@@ -91,7 +90,7 @@ def test_loss_in_bf16_counts_where_the_head_answered_in_it():
 
 
 def test_fine_tuning_is_first_held_against_the_trainer_at_its_best():
-    record = committed("training_speed")
+    record = benchmark("training_speed")
     rows = speed.training_rows(record)
     seconds = record.measured.extra["seconds"]
     assert rows[0]["over_ours"] is None and "at its best" in rows[1]["name"]
@@ -101,7 +100,7 @@ def test_fine_tuning_is_first_held_against_the_trainer_at_its_best():
 
 
 def test_a_machine_without_bf16_has_the_trainer_at_its_best_too():
-    record = committed("training_speed")
+    record = benchmark("training_speed")
     seconds = {"ours": [1.0], "trainer_fp32_grouped": [2.0], "trainer_fp32": [4.0]}
     record.measured.extra = {"seconds": seconds, "bf16_gflops": None}
     record.metrics["dev_accuracy"] = {name: {"mean": 0.8} for name in seconds}
@@ -114,13 +113,13 @@ def test_answering_preparing_and_padded_batches_are_ratios_of_totals():
         ("question_answering_speed", speed.answering, ("textbook", "ours")),
         ("corpus_speed", speed.preparing, ("slow", "ours")),
     ):
-        record = committed(stage)
+        record = benchmark(stage)
         theirs, ours = (record.measured.extra["seconds"][name] for name in names)
         found = function(record)["over_ours"]
         assert found["ratio"] == pytest.approx(sum(theirs) / sum(ours))
         assert found["low"] <= found["ratio"] <= found["high"]
         assert function(None) is None
-    record = committed("inference_speed")
+    record = benchmark("inference_speed")
     passes = record.measured.extra["file_order"]
     rows = {row["what"]: row for row in speed.inference_rows(record)}
     found = rows["STS-B dev pairs, batches of 8"]

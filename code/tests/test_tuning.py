@@ -1,7 +1,5 @@
 """Learning rates are chosen on training rows that were held out, before any dev set is read."""
 
-import json
-
 import numpy as np
 import pytest
 import yaml
@@ -20,6 +18,7 @@ from distilbert_kit.study.cells import (
     tuning_cells,
 )
 from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import recording
 from distilbert_kit.study.tuning import held_out_scores, tuned_settings, tuning_rows
 
 RATES = [1e-5, 1e-4]
@@ -43,12 +42,9 @@ def write(tmp_path, monkeypatch):
 
 
 def put_record(cell, score):
-    """A record of a trial as tune.py leaves it, with the fields that the choice reads."""
-    template = json.loads(next(RECIPES.parents[1].glob("results/study/extract/*.json")).read_text())
-    cell.record.parent.mkdir(parents=True, exist_ok=True)
-    changes = {"stage": "tune", "cell": cell.identity, "key": cell.key, "parents": {}}
-    changes["metrics"] = {"held_out": {"score": score, "rows": 40}}
-    cell.record.write_text(json.dumps({k: changes.get(k, v) for k, v in template.items()}))
+    """A record of a trial, with the fields that the choice reads."""
+    with recording(cell.record, **cell.provenance) as draft:
+        draft.metrics = {"held_out": {"score": score, "rows": 40}}
 
 
 def test_rows_held_out_are_not_trained_on():
