@@ -8,11 +8,11 @@ import pytest
 from distilbert_kit.paths import ROOT
 
 
-def committed(path: str) -> str:
+def committed(path: str, commit: str = "HEAD") -> str:
     """The text of a file of the project; skips the test where there is no git, or no history."""
     if shutil.which("git") is None:
         pytest.skip("no git here")
-    command = ["git", "show", f"HEAD:{path}"]
+    command = ["git", "show", f"{commit}:{path}"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
         pytest.skip("no git history here")

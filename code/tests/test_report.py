@@ -3,11 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
 import typst
 import yaml
+from committed import committed
 
 from distilbert_kit.paths import EARLIER, PAPER, RECIPES, ROOT
 from distilbert_kit.study import claims, figures
@@ -304,13 +304,7 @@ def test_superseded_runs_are_not_those_that_count():
 
 def at_commit(commit, path):
     """A JSON file of `results/` as an earlier commit has it."""
-    if shutil.which("git") is None:
-        pytest.skip("no git here")
-    command = ["git", "show", f"{commit}:results/{path}"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip("no git history here")
-    return json.loads(found.stdout)
+    return json.loads(committed(f"results/{path}", commit))
 
 
 def test_first_settings_and_runs_are_those_of_their_commit():
