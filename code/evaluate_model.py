@@ -2,14 +2,14 @@
 
     python code/evaluate_model.py --checkpoint results/quick/models/teacher-sentiment-0 \\
         --task sentiment
-    python code/evaluate_model.py --checkpoint some/hub-model --task squad --answers answers.json
+    python code/evaluate_model.py --checkpoint some/hub-model --task squad --output my-squad
 
 Refuses a checkpoint whose head for the task is missing or has another number of labels, and
-reorders labels by name where their order differs (MNLI's does between checkpoints). `--answers`
-writes what SQuAD's official scorer reads: id -> answer text.
+reorders labels by name where their order differs (MNLI's does between checkpoints). Writes a folder
+with the record and the predictions on each split; of questions also `answers.json`, which SQuAD's
+official scorer reads: id -> answer text.
 """
 
-import argparse
 from pathlib import Path
 from typing import get_args
 
@@ -18,9 +18,9 @@ from distilbert_kit.script import argument_parser, entry_point
 import pandas as pd
 from pydantic import ValidationError
 
-from distilbert_kit.data.tasks import Task, get_task, is_embedded
+from distilbert_kit.data.tasks import get_task, is_embedded
 from distilbert_kit.errors import UserError, first_problem
-from distilbert_kit.files import check_output_beside, check_output_record, write_json
+from distilbert_kit.files import check_output_folder, locked, replacing_folder, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.settings import Precision
 from distilbert_kit.study.inputs import checkpoint_input, public_name
@@ -30,25 +30,6 @@ from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
 from distilbert_kit.training.loop import training_device
 
 
-def predictions(record: Path, split: str) -> Path:
-    """The file of the rows of a split, beside the record."""
-    return record.with_suffix(f".{split}.parquet")
-
-
-def check_outputs(arguments: argparse.Namespace, task: Task) -> None:
-    """Raise UserError unless all files can be written, in the place of none or those of a run."""
-    check_output_record(arguments.out)
-    beside = [predictions(arguments.out, split) for split in task.eval_splits]
-    if arguments.answers:
-        if task.kind != "question_answering":
-            raise UserError(f"--answers: {task.name} has none; give it with --task squad")
-        beside.append(arguments.answers)
-    for path in beside:
-        check_output_beside(arguments.out, path)
-    if len({path.resolve() for path in (arguments.out, *beside)}) <= len(beside):
-        raise UserError(f"--answers {arguments.answers}: another output has that name; change one")
-
-
 @entry_point
 def main() -> None:
     parser = argument_parser(__doc__)
@@ -56,11 +37,12 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--max-length", type=int, help="tokens (default: 512; windows: 384)")
-    parser.add_argument("--out", type=Path, default=Path("evaluation.json"), help="record")
-    parser.add_argument("--answers", type=Path, help="file for the answers as JSON (squad only)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("evaluation"), help="folder (default: evaluation)"
+    )
     arguments = parser.parse_args()
-    task = get_task(arguments.task)
-    check_outputs(arguments, task)
+    task, output = get_task(arguments.task), arguments.output
+    check_output_folder(output, arguments.checkpoint)
     given = {} if arguments.max_length is None else {"max_length": arguments.max_length}
     try:
         texts = KINDS[task.kind].texts(**given)
@@ -71,7 +53,11 @@ def main() -> None:
     scale = "embedded" if is_embedded(task.dataset) else "reduced"
     provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
     inputs = [checkpoint_input(arguments.checkpoint, resolve_checkpoint(arguments.checkpoint))]
-    with recording(arguments.out, **provenance, settings=settings, inputs=inputs) as draft:
+    with (
+        locked(output),
+        replacing_folder(output) as made,
+        recording(made / "record.json", **provenance, settings=settings, inputs=inputs) as draft,
+    ):
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(
             model.to(training_device(arguments.precision)),
@@ -80,11 +66,12 @@ def main() -> None:
             texts,
             arguments.precision,
         )
-        record_evaluations(draft, evaluations, lambda split: predictions(arguments.out, split))
-        if arguments.answers:
+        record_evaluations(draft, evaluations, lambda split: made / f"{split}.parquet")
+        if task.kind == "question_answering":
             frame = pd.concat(found.frame for found in evaluations.values())
-            write_json(arguments.answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
-            draft.wrote(arguments.answers)
+            answers = made / "answers.json"
+            write_json(answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
+            draft.wrote(answers)
     for split in task.eval_splits:
         shown = (f"{name} {100 * draft.metrics[split][name]:.1f}" for name in task.metrics)
         print(f"{task.name} {split}: {', '.join(shown)}")

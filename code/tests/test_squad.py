@@ -176,12 +176,12 @@ def test_commands_records_and_evidence(small_squad, monkeypatch, tmp_path):
     assert row["gap"]["estimate"] == pytest.approx(gap.mean())
     assert scores.confusion_rows(recipe) == lost.error_rows(recipe) == []
     # the saved teacher, evaluated by itself with the same windows, gives the same answers
-    arguments = ("--checkpoint", cells[0].folder, "--task", "squad", "--out", tmp_path / "e.json")
+    arguments = ("--checkpoint", cells[0].folder, "--task", "squad", "--output", tmp_path / "e")
     limits = WindowSettings(max_length=16, stride=5, question_length=8, answer_length=1)
     kind = dataclasses.replace(evaluate_model.KINDS["question_answering"], texts=lambda: limits)
     monkeypatch.setitem(evaluate_model.KINDS, "question_answering", kind)
     run(monkeypatch, evaluate_model, *arguments)
-    again = pd.read_parquet(tmp_path / "e.validation.parquet")
+    again = pd.read_parquet(tmp_path / "e" / "validation.parquet")
     pd.testing.assert_frame_equal(again, frame)
 
 
