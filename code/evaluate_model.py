@@ -18,12 +18,13 @@ from distilbert_kit.script import argument_parser, entry_point
 import pandas as pd
 from pydantic import ValidationError
 
-from distilbert_kit.data.tasks import get_task, is_embedded
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, first_problem
 from distilbert_kit.files import check_output_folder, locked, replacing_folder, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.settings import Precision
-from distilbert_kit.study.inputs import checkpoint_input, public_name
+from distilbert_kit.study.inputs import given_provenance
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
@@ -43,20 +44,18 @@ def main() -> None:
     arguments = parser.parse_args()
     task, output = get_task(arguments.task), arguments.output
     check_output_folder(output, arguments.checkpoint)
-    given = {} if arguments.max_length is None else {"max_length": arguments.max_length}
+    limit = {} if arguments.max_length is None else {"max_length": arguments.max_length}
     try:
-        texts = KINDS[task.kind].texts(**given)
+        texts = KINDS[task.kind].texts(**limit)
     except ValidationError as error:
         raise UserError(f"--max-length: {first_problem(error, 'windows')}") from None
     settings = {"precision": arguments.precision} | texts.model_dump(mode="json")
-    cell = {"checkpoint": public_name(arguments.checkpoint), "task": task.name}
-    scale = "embedded" if is_embedded(task.dataset) else "reduced"
-    provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
-    inputs = [checkpoint_input(arguments.checkpoint, resolve_checkpoint(arguments.checkpoint))]
+    folder = resolve_checkpoint(arguments.checkpoint)
+    given = given_provenance(arguments.checkpoint, folder, read_config(folder).shape, task)
     with (
         locked(output),
         replacing_folder(output) as made,
-        recording(made / "record.json", **provenance, settings=settings, inputs=inputs) as draft,
+        recording(made / "record.json", stage="evaluate", settings=settings, **given) as draft,
     ):
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(

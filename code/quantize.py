@@ -18,7 +18,7 @@ from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 import numpy as np
 
-from distilbert_kit.data.tasks import Task, get_task, is_embedded
+from distilbert_kit.data.tasks import Task, get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, read_config, resolve_checkpoint
@@ -31,7 +31,7 @@ from distilbert_kit.study.deployment import (
     score_variants,
     size_of_variants,
 )
-from distilbert_kit.study.inputs import checkpoint_input, open_recipe, public_name
+from distilbert_kit.study.inputs import given_provenance, open_recipe
 from distilbert_kit.study.records import Draft, recording
 from distilbert_kit.training.classification import load_task_split
 from distilbert_kit.training.fine_tuning import fine_tuned
@@ -104,24 +104,16 @@ def main() -> None:
     if arguments.checkpoint:
         checkpoint, folder = resolve_checkpoint(arguments.checkpoint), arguments.output
         check_output_folder(folder, checkpoint)
-        max_length = min(512, read_config(checkpoint).shape.max_length)
-        provenance = {
-            "stage": "quantize",
-            "cell": {"checkpoint": public_name(arguments.checkpoint), "task": task.name},
-            "scale": "embedded" if is_embedded(task.dataset) else "reduced",
-            "recipe": "none",
-            "inputs": [checkpoint_input(arguments.checkpoint, checkpoint)],
-            "settings": {"max_length": max_length, "train_split": task.train_split}
-            | recipe.require("speed").model_dump(
-                mode="json", include={"lengths", "length_repeats"}
-            ),
-        }
+        shape, speed = read_config(checkpoint).shape, recipe.require("speed")
+        given = given_provenance(arguments.checkpoint, checkpoint, shape, task)
+        settings = speed.model_dump(mode="json", include={"lengths", "length_repeats"})
+        settings |= {"max_length": min(512, shape.max_length), "train_split": task.train_split}
         with (
             locked(folder),
             replacing_folder(folder) as made,
-            recording(made / "record.json", **provenance) as draft,
+            recording(made / "record.json", stage="quantize", settings=settings, **given) as draft,
         ):
-            quantise(checkpoint, made, task, provenance["settings"], draft)
+            quantise(checkpoint, made, task, settings, draft)
     else:
         cell = quantize_cell(recipe, arguments.model, task.name, arguments.seed)
         (parent,) = cell.parents

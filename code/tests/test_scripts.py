@@ -18,7 +18,7 @@ from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import CODE
 from distilbert_kit.settings import TextSettings
-from distilbert_kit.study.inputs import public_name
+from distilbert_kit.study.inputs import given_scale, public_name
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 from distilbert_kit.training.classification import label_order, load_task_split
@@ -66,6 +66,20 @@ def test_weights_of_the_folder_one_stands_in_have_its_name(tmp_path, run, monkey
         "..": tmp_path.name,
     }
     assert {given: public_name(given) for given in names} == names
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "scale"),
+    [
+        ("bert-base-uncased", "sst2", "paper"),
+        ("distilbert-base-uncased", "squad", "paper"),
+        ("mpnet-base", "sst2", "paper"),
+        ("MiniLM-L6", "sst2", "reduced"),
+        ("bert-base-uncased", "sentiment", "embedded"),
+    ],
+)
+def test_the_scale_of_given_weights_is_that_of_model_and_data(model, task, scale):
+    assert given_scale(create_model_config(model), get_task(task)) == scale
 
 
 def test_labels_are_matched_by_name():
