@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 import extract_student
 import finetune
@@ -177,11 +178,19 @@ def test_failed_run_is_counted_and_bad_input_is_not(tmp_path):
     assert not is_current(failed, record.key)
 
 
-def test_a_failed_run_names_no_folder_of_the_machine(tmp_path):
-    with pytest.raises(FileNotFoundError), recording(tmp_path / "cell.json", **PROVENANCE):
-        (tmp_path / "secret project" / "x").read_text()
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (open, "FileNotFoundError: No such file or directory: x"),
+        (load_file, "FileNotFoundError"),
+        (lambda path: os.stat(9999), "OSError: Bad file descriptor: 9999"),
+    ],
+)
+def test_a_failed_run_names_no_folder_of_the_machine(tmp_path, read, said):
+    with pytest.raises(OSError), recording(tmp_path / "cell.json", **PROVENANCE):
+        read(tmp_path / "secret project" / "x")
     (failed,) = (tmp_path / "failed").iterdir()
-    assert read_record(failed).error == "FileNotFoundError: No such file or directory: x"
+    assert read_record(failed).error == said
 
 
 def test_the_key_follows_what_was_read(tmp_path):
