@@ -29,6 +29,7 @@ from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
 from distilbert_kit.training.loop import training_device
+from distilbert_kit.training.precision import usable_precision
 
 
 @entry_point
@@ -57,6 +58,7 @@ def main() -> None:
         replacing_folder(output) as made,
         recording(made / "record.json", stage="evaluate", settings=settings, **given) as draft,
     ):
+        draft.extra["precision"] = usable_precision(arguments.precision)
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(
             model.to(training_device(arguments.precision)),

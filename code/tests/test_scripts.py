@@ -22,6 +22,7 @@ from distilbert_kit.study.inputs import given_scale, public_name
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 from distilbert_kit.training.classification import label_order, load_task_split
+from distilbert_kit.training.precision import usable_precision
 
 
 @pytest.fixture
@@ -54,9 +55,10 @@ def test_weights_of_the_folder_one_stands_in_have_its_name(tmp_path, run, monkey
     model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2)
     model.save_pretrained(tmp_path / "m", get_tokenizer())
     monkeypatch.chdir(tmp_path / "m")
-    out = tmp_path / "out"
-    run(evaluate_model, "--checkpoint", ".", "--task", "sentiment", "--output", out)
+    out, options = tmp_path / "out", ("--task", "sentiment", "--precision", "auto")
+    run(evaluate_model, "--checkpoint", ".", *options, "--output", out)
     record = read_record(out / "record.json")
+    assert record.measured.extra["precision"] == usable_precision("auto")
     assert record.cell["checkpoint"] == "m" and record.inputs[0].name == "weights:m"
     names = {
         "minilm": "minilm",
