@@ -19,6 +19,7 @@ from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.fine_tuning import evaluate, fine_tuned
 from distilbert_kit.training.loop import training_device
+from distilbert_kit.training.precision import usable_precision
 
 
 @entry_point
@@ -42,7 +43,7 @@ def main() -> None:
         if get_task(name).shares_labels(get_task(trained))
     ]
     with recording(cell.record, **cell.provenance) as draft:
-        used = {}
+        used, precisions = {}, {}
         for trained, task in tqdm(pairs, desc=f"{cell.name}, tested", unit="pair"):
             texts = recipe.finetune_for(task.name)
             model = fine_tuned(folders[trained], task)
@@ -52,7 +53,9 @@ def main() -> None:
                 split: each.metrics for split, each in found.items()
             }
             used |= {each.used.name: each.used for each in found.values()}
+            precisions[task.name] = usable_precision(texts.precision)
         draft.data = list(used.values())
+        draft.extra["precision"] = precisions
     print(f"{cell.name}: {len(pairs)} pairs of tasks; record {cell.record.name}")
 
 

@@ -29,6 +29,8 @@ from distilbert_kit.data.tasks import Task
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.hub_layout import read_config
+from distilbert_kit.models.initialisation import choose_layers
 from distilbert_kit.serve.export import OnnxModel, size_on_disk
 from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
 from distilbert_kit.study.csv_pipeline import (
@@ -123,6 +125,9 @@ def run(
     scores = ("accuracy", "precision", "recall", "f1")
     task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, scores)
     describe(splits, table, task)
+    teacher = resolve_checkpoint(arguments.teacher)
+    layers = choose_layers("even", read_config(teacher).shape.num_layers, arguments.layers)
+    print(f"student: teacher layers {', '.join(map(str, layers))}")
     tokenizer = get_tokenizer(arguments.teacher)
     tokenizer.model_max_length = settings.max_length  # saved: predict.py cuts texts as here
     number = {label: index for index, label in enumerate(labels)}
@@ -140,10 +145,16 @@ def run(
         "cell": {"csv": arguments.csv.name, "seeds": arguments.seeds},
         "scale": "reduced",
         "recipe": "none",
-        "inputs": [checkpoint_input(arguments.teacher, resolve_checkpoint(arguments.teacher))],
+        "inputs": [checkpoint_input(arguments.teacher, teacher)],
         "settings": settings.model_dump(mode="json")
         | targets.model_dump(mode="json")
-        | {"teacher": public_name(arguments.teacher), "layers": arguments.layers},
+        | table.attrs
+        | {
+            "teacher": public_name(arguments.teacher),
+            "layers": layers,
+            "drop_missing": arguments.drop_missing,
+            "random_start": arguments.random_start,
+        },
     }
     with recording(output / "record.json", **provenance) as draft:
         for split, part in splits.items():
@@ -154,7 +165,7 @@ def run(
         make = partial(
             make_models,
             arguments.teacher,
-            arguments.layers,
+            layers,
             datasets["train"],
             task,
             settings,

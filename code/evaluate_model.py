@@ -2,14 +2,14 @@
 
     python code/evaluate_model.py --checkpoint results/quick/models/teacher-sentiment-0 \\
         --task sentiment
-    python code/evaluate_model.py --checkpoint some/hub-model --task squad --answers answers.json
+    python code/evaluate_model.py --checkpoint some/hub-model --task squad --output my-squad
 
 Refuses a checkpoint whose head for the task is missing or has another number of labels, and
-reorders labels by name where their order differs (MNLI's does between checkpoints). `--answers`
-writes what SQuAD's official scorer reads: id -> answer text.
+reorders labels by name where their order differs (MNLI's does between checkpoints). Writes a folder
+with the record and the predictions on each split; of questions also `answers.json`, which SQuAD's
+official scorer reads: id -> answer text.
 """
 
-import argparse
 from pathlib import Path
 from typing import get_args
 
@@ -18,35 +18,18 @@ from distilbert_kit.script import argument_parser, entry_point
 import pandas as pd
 from pydantic import ValidationError
 
-from distilbert_kit.data.tasks import Task, get_task, is_embedded
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, first_problem
-from distilbert_kit.files import check_output_beside, check_output_record, write_json
+from distilbert_kit.files import check_output_folder, locked, replacing_folder, write_json
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.settings import Precision
-from distilbert_kit.study.inputs import checkpoint_input, public_name
+from distilbert_kit.study.inputs import given_provenance
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tuned
 from distilbert_kit.training.loop import training_device
-
-
-def predictions(record: Path, split: str) -> Path:
-    """The file of the rows of a split, beside the record."""
-    return record.with_suffix(f".{split}.parquet")
-
-
-def check_outputs(arguments: argparse.Namespace, task: Task) -> None:
-    """Raise UserError unless all files can be written, in the place of none or those of a run."""
-    check_output_record(arguments.out)
-    beside = [predictions(arguments.out, split) for split in task.eval_splits]
-    if arguments.answers:
-        if task.kind != "question_answering":
-            raise UserError(f"--answers: {task.name} has none; give it with --task squad")
-        beside.append(arguments.answers)
-    for path in beside:
-        check_output_beside(arguments.out, path)
-    if len({path.resolve() for path in (arguments.out, *beside)}) <= len(beside):
-        raise UserError(f"--answers {arguments.answers}: another output has that name; change one")
+from distilbert_kit.training.precision import usable_precision
 
 
 @entry_point
@@ -56,22 +39,26 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--max-length", type=int, help="tokens (default: 512; windows: 384)")
-    parser.add_argument("--out", type=Path, default=Path("evaluation.json"), help="record")
-    parser.add_argument("--answers", type=Path, help="file for the answers as JSON (squad only)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("evaluation"), help="folder (default: evaluation)"
+    )
     arguments = parser.parse_args()
-    task = get_task(arguments.task)
-    check_outputs(arguments, task)
-    given = {} if arguments.max_length is None else {"max_length": arguments.max_length}
+    task, output = get_task(arguments.task), arguments.output
+    check_output_folder(output, arguments.checkpoint)
+    limit = {} if arguments.max_length is None else {"max_length": arguments.max_length}
     try:
-        texts = KINDS[task.kind].texts(**given)
+        texts = KINDS[task.kind].texts(**limit)
     except ValidationError as error:
         raise UserError(f"--max-length: {first_problem(error, 'windows')}") from None
     settings = {"precision": arguments.precision} | texts.model_dump(mode="json")
-    cell = {"checkpoint": public_name(arguments.checkpoint), "task": task.name}
-    scale = "embedded" if is_embedded(task.dataset) else "reduced"
-    provenance = {"stage": "evaluate", "cell": cell, "scale": scale, "recipe": "none"}
-    inputs = [checkpoint_input(arguments.checkpoint, resolve_checkpoint(arguments.checkpoint))]
-    with recording(arguments.out, **provenance, settings=settings, inputs=inputs) as draft:
+    folder = resolve_checkpoint(arguments.checkpoint)
+    given = given_provenance(arguments.checkpoint, folder, read_config(folder).shape, task)
+    with (
+        locked(output),
+        replacing_folder(output) as made,
+        recording(made / "record.json", stage="evaluate", settings=settings, **given) as draft,
+    ):
+        draft.extra["precision"] = usable_precision(arguments.precision)
         model = fine_tuned(arguments.checkpoint, task)
         evaluations = evaluate(
             model.to(training_device(arguments.precision)),
@@ -80,11 +67,12 @@ def main() -> None:
             texts,
             arguments.precision,
         )
-        record_evaluations(draft, evaluations, lambda split: predictions(arguments.out, split))
-        if arguments.answers:
+        record_evaluations(draft, evaluations, lambda split: made / f"{split}.parquet")
+        if task.kind == "question_answering":
             frame = pd.concat(found.frame for found in evaluations.values())
-            write_json(arguments.answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
-            draft.wrote(arguments.answers)
+            answers = made / "answers.json"
+            write_json(answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
+            draft.wrote(answers)
     for split in task.eval_splits:
         shown = (f"{name} {100 * draft.metrics[split][name]:.1f}" for name in task.metrics)
         print(f"{task.name} {split}: {', '.join(shown)}")

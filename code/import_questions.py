@@ -4,7 +4,7 @@
         --output squad-data
     python code/import_questions.py --train faq.csv --validation faq-dev.csv --output faq-data
     DATA_DIR=faq-data python code/finetune.py --recipe quick --model minilm --task squad --save
-    DATA_DIR=faq-data python code/evaluate_model.py --task squad --answers answers.json \\
+    DATA_DIR=faq-data python code/evaluate_model.py --task squad --output faq-answers \\
         --checkpoint results/quick/models/minilm-squad-0
 
 A CSV row has a question, a context and an answer, in columns of these names or in --columns. The

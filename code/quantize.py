@@ -4,8 +4,9 @@
     python code/quantize.py --recipe quick --model undistilled --task sentiment
     python code/quantize.py --checkpoint my-model --task sst2 --output my-model-int8
 
-Writes a folder with both graphs and the tokenizer (predict.py takes it as --model) and a record:
-bytes, parameters, scores and their distance from fp32, all after reloading. A layer whose
+Writes a folder with both graphs and the tokenizer (predict.py takes it as --model) and a record,
+which of a --checkpoint is in the folder too: bytes, parameters, scores and their distance from
+fp32, all after reloading. A layer whose
 activations 8 bits are too coarse for, on some training rows of the task, stays in fp32. A folder
 of your own is timed too, one text at a time; a recipe has the benchmark's stage `latency` for that.
 """
@@ -17,11 +18,11 @@ from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 import numpy as np
 
-from distilbert_kit.data.tasks import Task, get_task, is_embedded
+from distilbert_kit.data.tasks import Task, get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.files import check_output_folder, check_output_record
+from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, read_config, resolve_checkpoint
-from distilbert_kit.serve.export import calibration_rows, save_onnx
+from distilbert_kit.serve.export import calibration_rows, write_onnx
 from distilbert_kit.settings import TextSettings, read_seed
 from distilbert_kit.study.cells import quantize_cell
 from distilbert_kit.study.deployment import (
@@ -30,7 +31,7 @@ from distilbert_kit.study.deployment import (
     score_variants,
     size_of_variants,
 )
-from distilbert_kit.study.inputs import checkpoint_input, open_recipe, public_name
+from distilbert_kit.study.inputs import given_provenance, open_recipe
 from distilbert_kit.study.records import Draft, recording
 from distilbert_kit.training.classification import load_task_split
 from distilbert_kit.training.fine_tuning import fine_tuned
@@ -63,7 +64,7 @@ def quantise(checkpoint: Path, folder: Path, task: Task, settings: dict, draft: 
     texts = TextSettings(**{k: settings[k] for k in TextSettings.model_fields if k in settings})
     training, _, used = load_task_split(task, settings["train_split"], tokenizer, texts)
     draft.data.append(used)
-    draft.metrics["in_fp32"] = save_onnx(model, folder, tokenizer, calibration_rows(training))
+    draft.metrics["in_fp32"] = write_onnx(model, folder, tokenizer, calibration_rows(training))
     variants = load_variants(model, folder)
     draft.metrics["size"] = size_of_variants(checkpoint, folder)
     for split in task.eval_splits:
@@ -103,32 +104,26 @@ def main() -> None:
     if arguments.checkpoint:
         checkpoint, folder = resolve_checkpoint(arguments.checkpoint), arguments.output
         check_output_folder(folder, checkpoint)
-        record = folder.with_name(f"{folder.name}.json")
-        check_output_record(record)
-        max_length = min(512, read_config(checkpoint).shape.max_length)
-        provenance = {
-            "stage": "quantize",
-            "cell": {"checkpoint": public_name(arguments.checkpoint), "task": task.name},
-            "scale": "embedded" if is_embedded(task.dataset) else "reduced",
-            "recipe": "none",
-            "inputs": [checkpoint_input(arguments.checkpoint, checkpoint)],
-            "settings": {"max_length": max_length, "train_split": task.train_split}
-            | recipe.require("speed").model_dump(
-                mode="json", include={"lengths", "length_repeats"}
-            ),
-        }
+        shape, speed = read_config(checkpoint).shape, recipe.require("speed")
+        given = given_provenance(arguments.checkpoint, checkpoint, shape, task)
+        settings = speed.model_dump(mode="json", include={"lengths", "length_repeats"})
+        settings |= {"max_length": min(512, shape.max_length), "train_split": task.train_split}
+        with (
+            locked(folder),
+            replacing_folder(folder) as made,
+            recording(made / "record.json", stage="quantize", settings=settings, **given) as draft,
+        ):
+            quantise(checkpoint, made, task, settings, draft)
     else:
         cell = quantize_cell(recipe, arguments.model, task.name, arguments.seed)
         (parent,) = cell.parents
         checkpoint, folder = parent.made, cell.folder
         cell.check_outputs()
-        record, provenance = cell.record, cell.provenance
-    with recording(record, **provenance) as draft:
-        quantise(checkpoint, folder, task, provenance["settings"], draft)
-    if not arguments.checkpoint:
+        with recording(cell.record, **cell.provenance) as draft, replacing_folder(folder) as made:
+            quantise(checkpoint, made, task, cell.settings, draft)
         cell.stamp_folder()
     print(summary(draft.metrics, draft.extra, task))
-    print(f"{folder.name}; record {record.name}")
+    print(folder.name)
 
 
 if __name__ == "__main__":

@@ -182,13 +182,6 @@ def check_unchanged(folder: Path, *names: str) -> None:
             )
 
 
-def _is_record(path: Path) -> bool:
-    try:
-        return {"stage", "key", "settings"} <= set(read_json(path))
-    except (OSError, UserError):
-        return False
-
-
 def _check_place(path: Path) -> None:
     """Refuse a path below a file, and one where this process may not write."""
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
@@ -208,32 +201,6 @@ def check_output_file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path}: a folder; name a file")
     _check_place(path)
-
-
-def check_output_record(path: Path) -> None:
-    """Raise UserError unless a record can be written to `path`, in the place of none or another."""
-    check_output_file(path)
-    if os.path.lexists(path) and not _is_record(path):
-        raise UserError(f"{path}: is there and no record of this kit; name a new file")
-
-
-def check_output_beside(record: Path, path: Path) -> None:
-    """Raise UserError unless a file can be written to `path`, in the place of a record's own."""
-    check_output_file(path)
-    if os.path.lexists(path) and not _is_listed(record, path):
-        raise UserError(
-            f"{path}: is there, and not one that {record.name} lists; move it, or name another"
-        )
-
-
-def _is_listed(record: Path, path: Path) -> bool:
-    """Whether a file is as the run of a record left it."""
-    try:
-        outputs = read_json(record).get("outputs")
-    except (OSError, UserError):
-        return False
-    listed = [o for o in outputs if isinstance(o, dict)] if isinstance(outputs, list) else []
-    return any(o.get("name") == path.name and _is_same(path, str(o.get("sha256"))) for o in listed)
 
 
 def check_output_folder(folder: Path, *inputs: str | Path) -> None:

@@ -9,8 +9,7 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import scipy  # its packages are loaded at first use; scikit-learn, a second, in the functions below
@@ -207,10 +206,13 @@ def normalize_answer(text: str) -> str:
 
 
 def answer_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
-    """Exact match and token F1 of one answer, each its maximum over the gold answers.
+    """Exact match and token F1 of one answer (SQuAD v1.1, arXiv 1606.05250, section 6.1).
 
-    F1 is 0 when no token is shared, also for two empty texts: v1.1 has no unanswerable questions.
+    Each is 0 to 1, the maximum over the gold answers; UserError if there are none. F1 is 0 when no
+    token is shared, also for two empty texts: v1.1 has no unanswerable questions.
     """
+    if not golds:
+        raise UserError("a question has no gold answer: use a SQuAD v1.1 split")
     answer = normalize_answer(prediction)
     golds = [normalize_answer(gold) for gold in golds]
     return float(answer in golds), max(_token_f1(answer.split(), gold.split()) for gold in golds)
@@ -219,27 +221,6 @@ def answer_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
 def _token_f1(prediction: list[str], gold: list[str]) -> float:
     shared = (Counter(prediction) & Counter(gold)).total()
     return 2 * shared / (len(prediction) + len(gold)) if shared else 0.0
-
-
-def exact_match_and_f1(
-    predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]
-) -> dict[str, float]:
-    """SQuAD v1.1 scores (arXiv 1606.05250, sec. 6.1): {"exact_match", "f1"}, from 0 to 1.
-
-    Keys are question ids. As in the official script a question without a prediction scores 0 and
-    predictions for other questions are ignored; UserError if no question is answered at all or a
-    question has no gold answer.
-    """
-    if not predictions.keys() & references.keys():
-        raise UserError("no prediction belongs to a question: check the split and the ids")
-    if bare := [key for key, golds in references.items() if not golds]:
-        raise UserError(f"question {bare[0]!r} has no gold answer: use a SQuAD v1.1 split")
-    scores = [
-        answer_scores(predictions[key], golds) if key in predictions else (0.0, 0.0)
-        for key, golds in references.items()
-    ]
-    exact, f1 = np.mean(scores, axis=0)
-    return {"exact_match": float(exact), "f1": float(f1)}
 
 
 def _pairs(predictions: ArrayLike, references: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -110,6 +110,8 @@ def test_classes_are_matched_by_name_and_other_labels_left_out(recipe, monkeypat
     cell = cross_evaluation_cell(recipe, "teacher")
     record = read_record(cell.record)
     assert cell.is_recorded() and {used.rows for used in record.data} == {30}
+    assert set(record.measured.extra["precision"]) == {"rte", "sst2", "wnli"}
+    assert set(record.measured.extra["precision"].values()) <= {"bf16", "fp32"}
     assert {used.name for used in record.data} == {"/".join(split) for split in cell.data}
     shorter = load(recipe._file.parent, CROSS, finetune_tasks={"wnli": {"max_length": 64}})
     assert cross_evaluation_cell(shorter, "teacher").key != cell.key

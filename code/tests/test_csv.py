@@ -152,6 +152,18 @@ def test_shares_are_those_of_each_class_and_follow_the_seed():
     assert not splits["test"].equals(split_texts(table, 1)["test"])
 
 
+def write_news(path, seed=0):
+    """A CSV of two easy classes."""
+    random = np.random.default_rng(seed)
+    words = {"sport": ["goal", "match", "team"], "money": ["bank", "market", "price"]}
+    rows = [
+        {"Topic": label, "Body": " ".join(random.choice(words[label], 6))}
+        for label in words
+        for _ in range(80)
+    ]
+    pd.DataFrame(rows).to_csv(path, index=False, sep=";")
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The pipeline by its command line, on two easy classes and a tiny teacher."""
@@ -161,14 +173,7 @@ def made(tmp_path_factory):
         "MiniLM-L6", num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64
     )
     DistilBERTForMaskedLM(shape).save_pretrained(folder / "teacher", get_tokenizer())
-    random = np.random.default_rng(0)
-    words = {"sport": ["goal", "match", "team"], "money": ["bank", "market", "price"]}
-    rows = [
-        {"Topic": label, "Body": " ".join(random.choice(words[label], 6))}
-        for label in words
-        for _ in range(80)
-    ]
-    pd.DataFrame(rows).to_csv(folder / "news.csv", index=False, sep=";")
+    write_news(folder / "news.csv")
     command = ["--csv", folder / "news.csv", "--teacher", folder / "teacher", "--epochs", 6]
     command += ["--learning-rate", 0.003, "--batch-size", 16, "--output", folder / "out"]
     command += ["--seeds", 0, 1, "--random-start"]
@@ -203,6 +208,10 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
     assert str(folder) not in (folder / "record.json").read_text()
     (given,) = record.inputs
     assert given.name == "weights:teacher" and given.content.startswith("sha256:")
+    columns = {"text_column": "Body", "label_column": "Topic", "drop_missing": False}
+    assert columns | {"layers": [0], "random_start": True} == {
+        name: record.settings[name] for name in (*columns, "layers", "random_start")
+    }
     assert record.metrics["teacher"]["test"]["accuracy"] > 0.9
     sizes = [record.metrics[name]["size"]["bytes"] for name in MODELS]
     assert sizes[0] > sizes[1] == sizes[2] == sizes[4] > sizes[3]
@@ -224,6 +233,23 @@ def test_equal_answers_of_one_seed_still_leave_room():
         answers[name] = answers["label"]
     gap = accuracies(answers)["student-int8"]["over_student"]
     assert gap["low"] < gap["estimate"] == 0 < gap["high"]
+
+
+def test_files_of_one_name_and_other_rows_are_other_results(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_csv, "make_models", lambda *given, seed, output, **options: None)
+    monkeypatch.setattr(distill_csv, "load_models", lambda folder: {})
+    monkeypatch.setattr(distill_csv, "latencies", lambda models, dataset: {})
+    monkeypatch.setattr(distill_csv, "accuracies", lambda predictions: {})
+    monkeypatch.setattr(distill_csv, "results_table", lambda metrics, times: "")
+    keys = []
+    for seed in (0, 0, 1):
+        write_news(tmp_path / "news.csv", seed)
+        command = ["--csv", tmp_path / "news.csv", "--output", tmp_path / "out"]
+        command += ["--teacher", made[0].parent / "teacher"]
+        monkeypatch.setattr("sys.argv", ["distill_csv.py", *map(str, command)])
+        distill_csv.main()
+        keys.append(read_record(tmp_path / "out" / "record.json").key)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def split_again(folder):

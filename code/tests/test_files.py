@@ -13,9 +13,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.files import (
     MARK,
     add_files,
-    check_output_beside,
     check_output_folder,
-    check_output_record,
     check_unchanged,
     content_key,
     known_sha256,
@@ -275,35 +273,3 @@ def test_a_file_that_comes_while_the_work_is_done_stays(tmp_path):
 def test_a_mount_point_is_told_before_the_work():
     with pytest.raises(UserError, match="a mount point"):
         check_output_folder(Path("/proc"))
-
-
-def test_a_record_replaces_a_record_only(tmp_path):
-    """`evaluate_model.py --out my-model/config.json` wrote over the model's configuration."""
-    path = tmp_path / "config.json"
-    check_output_record(path)
-    path.write_text('{"stage": "csv", "key": "k", "settings": {}}')
-    check_output_record(path)
-    for content in ('{"model_type": "bert"}', "text", "[1]"):
-        path.write_text(content)
-        with pytest.raises(UserError, match="no record of this kit"):
-            check_output_record(path)
-
-
-def test_a_file_beside_a_record_is_replaced_with_it_only(tmp_path):
-    """evaluate_model.py writes its predictions beside the record, under a name nobody typed."""
-    record, beside = tmp_path / "r.json", tmp_path / "r.validation.parquet"
-    check_output_beside(record, beside)
-    beside.write_text("mine")
-    with pytest.raises(UserError, match=r"r\.validation\.parquet: is there"):
-        check_output_beside(record, beside)
-    sha256 = hashlib.sha256(b"mine").hexdigest()
-    for outputs in ("null", "[1]", "[]", '[{"name": "x", "sha256": 1}]'):
-        record.write_text(f'{{"stage": "evaluate", "outputs": {outputs}}}')
-        with pytest.raises(UserError, match=r"not one that r\.json lists"):
-            check_output_beside(record, beside)
-    outputs = f'[{{"name": "{beside.name}", "sha256": "{sha256}"}}]'
-    record.write_text(f'{{"stage": "evaluate", "outputs": {outputs}}}')
-    check_output_beside(record, beside)
-    beside.write_text("changed")
-    with pytest.raises(UserError, match=r"not one that r\.json lists"):
-        check_output_beside(record, beside)

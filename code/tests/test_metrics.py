@@ -22,12 +22,12 @@ from distilbert_kit.metrics import (
     compute_confusion_matrix,
     compute_metrics,
     compute_precision_recall_f1,
-    exact_match_and_f1,
     expected_calibration_error,
     four_way_split,
     normalize_answer,
     score_function,
 )
+from distilbert_kit.study.task_metric import TaskMetric
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -287,22 +287,25 @@ def test_an_answer_matches_itself(text):
     assert f1 == (1.0 if normalize_answer(text) else 0.0)
 
 
+SQUAD = TaskMetric(config_name="squad", keep_in_memory=True)
+
+
 def test_squad_by_hand():
-    references = {
-        "exact": ["the Denver Broncos", "Broncos"],
-        "partly": ["Santa Clara, California", "Levi's Stadium in Santa Clara"],
-        "repeated": ["new york new york"],
-        "wrong": ["gold"],
-        "missing": ["blue"],
-    }
-    predictions = {
-        "exact": "denver broncos.",
-        "partly": "Santa Clara",  # 2/2 and 2/3 -> 0.8 beats 2/2 and 2/5
-        "repeated": "new york new york city",  # tokens are a multiset: 4/5 and 4/4
-        "wrong": "silver",
-        "elsewhere": "ignored",
-    }
-    found = exact_match_and_f1(predictions, references)
+    references = [
+        ["the Denver Broncos", "Broncos"],
+        ["Santa Clara, California", "Levi's Stadium in Santa Clara"],
+        ["new york new york"],
+        ["gold"],
+        ["blue"],
+    ]
+    predictions = [
+        "denver broncos.",
+        "Santa Clara",  # 2/2 and 2/3 -> 0.8 beats 2/2 and 2/5
+        "new york new york city",  # tokens are a multiset: 4/5 and 4/4
+        "silver",
+        "",
+    ]
+    found = SQUAD.compute(predictions=predictions, references=references)
     assert found == pytest.approx({"exact_match": 1 / 5, "f1": (1 + 0.8 + 8 / 9 + 0 + 0) / 5})
 
 
@@ -316,9 +319,11 @@ def test_squad_f1_bounds_exact_match_and_grows_with_golds(prediction, golds):
 
 
 def test_squad_refuses_what_cannot_be_scored():
-    for predictions, references in (({}, {}), ({"b": "x"}, {"a": ["x"]}), ({"a": "x"}, {"a": []})):
+    for predictions, references in (([], []), (["x"], [[]])):
         with pytest.raises(UserError):
-            exact_match_and_f1(predictions, references)
+            SQUAD.compute(predictions=predictions, references=references)
+    with pytest.raises(ValueError, match="Mismatch"):
+        SQUAD.compute(predictions=["x", "y"], references=[["x"]])
 
 
 def test_metric_module_loads_in_evaluate_without_network(tmp_path):

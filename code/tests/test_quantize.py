@@ -81,6 +81,28 @@ def test_quantising_without_weights_names_the_command(recipe, monkeypatch, capsy
     assert not cell.record.exists()
 
 
+def test_the_graphs_of_a_checkpoint_and_their_record_are_one_folder(tmp_path, saved, monkeypatch):
+    """A run replaces that of the one before; one that fails leaves it as it is."""
+    folder = tmp_path / "out"
+    command = ["--checkpoint", str(saved[1]), "--output", str(folder), "--task", "sentiment"]
+    monkeypatch.setattr("sys.argv", ["quantize.py", *command])
+    monkeypatch.setattr(quantize, "latency_by_length", lambda *given: [])
+    for _ in range(2):
+        quantize.main()
+    record = read_record(folder / "record.json")
+    assert record.metrics["size"]["onnx_int8"]["bytes"] and load_predictor(folder)(["fine"])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def broken(*given):
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(quantize, "score_variants", broken)
+    with pytest.raises(RuntimeError):
+        quantize.main()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_checkpoint_is_never_replaced_by_its_graphs(saved, monkeypatch, capsys):
     weights = str(saved[1])
     command = ["--checkpoint", weights, "--output", weights, "--task", "sentiment"]

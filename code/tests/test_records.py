@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 import extract_student
 import finetune
@@ -177,11 +178,19 @@ def test_failed_run_is_counted_and_bad_input_is_not(tmp_path):
     assert not is_current(failed, record.key)
 
 
-def test_a_failed_run_names_no_folder_of_the_machine(tmp_path):
-    with pytest.raises(FileNotFoundError), recording(tmp_path / "cell.json", **PROVENANCE):
-        (tmp_path / "secret project" / "x").read_text()
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (open, "FileNotFoundError: No such file or directory: x"),
+        (load_file, "FileNotFoundError"),
+        (lambda path: os.stat(9999), "OSError: Bad file descriptor: 9999"),
+    ],
+)
+def test_a_failed_run_names_no_folder_of_the_machine(tmp_path, read, said):
+    with pytest.raises(OSError), recording(tmp_path / "cell.json", **PROVENANCE):
+        read(tmp_path / "secret project" / "x")
     (failed,) = (tmp_path / "failed").iterdir()
-    assert read_record(failed).error == "FileNotFoundError: No such file or directory: x"
+    assert read_record(failed).error == said
 
 
 def test_the_key_follows_what_was_read(tmp_path):
@@ -213,13 +222,12 @@ def test_one_of_several_processes_writes_the_record(tmp_path, monkeypatch, rank,
 
 def test_a_record_without_a_key_has_that_of_its_cell_and_settings(tmp_path):
     keys = set()
-    for number, change in enumerate(
-        ({}, {"stage": "tune"}, {"cell": {"model": "student"}}, {"settings": {"epochs": 2}})
-    ):
+    changes = [{"stage": "tune"}, {"stage_version": 2}, {"cell": {"model": "student"}}]
+    for number, change in enumerate([{}, *changes, {"settings": {"epochs": 2}}]):
         with recording(tmp_path / f"{number}.json", **PROVENANCE | change):
             pass
         keys.add(read_record(tmp_path / f"{number}.json").key)
-    assert len(keys) == 4
+    assert len(keys) == 5
     assert 0 <= read_record(tmp_path / "0.json").measured.wall_seconds < 60
 
 

@@ -1,5 +1,9 @@
 """Fine-tuning and evaluation by their command lines; labels by name."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import transformers
@@ -12,11 +16,13 @@ from distilbert_kit.metrics import compute_metrics
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.paths import CODE
 from distilbert_kit.settings import TextSettings
-from distilbert_kit.study.inputs import public_name
+from distilbert_kit.study.inputs import given_scale, public_name
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 from distilbert_kit.training.classification import label_order, load_task_split
+from distilbert_kit.training.precision import usable_precision
 
 
 @pytest.fixture
@@ -34,9 +40,9 @@ def run(monkeypatch):
 def test_evaluation_equals_transformers_in_either_label_order(tmp_path, run, labels):
     model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2, labels)
     model.save_pretrained(tmp_path / "m", get_tokenizer())
-    out = tmp_path / "record.json"
-    run(evaluate_model, "--checkpoint", tmp_path / "m", "--task", "sentiment", "--out", out)
-    found = read_record(out).metrics["validation"]
+    out = tmp_path / "out"
+    run(evaluate_model, "--checkpoint", tmp_path / "m", "--task", "sentiment", "--output", out)
+    found = read_record(out / "record.json").metrics["validation"]
     task = get_task("sentiment")
     _, table, _ = load_task_split(task, "validation", get_tokenizer(), TextSettings())
     classify = transformers.pipeline("text-classification", str(tmp_path / "m"), batch_size=50)
@@ -49,9 +55,10 @@ def test_weights_of_the_folder_one_stands_in_have_its_name(tmp_path, run, monkey
     model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2)
     model.save_pretrained(tmp_path / "m", get_tokenizer())
     monkeypatch.chdir(tmp_path / "m")
-    out = tmp_path / "record.json"
-    run(evaluate_model, "--checkpoint", ".", "--task", "sentiment", "--out", out)
-    record = read_record(out)
+    out, options = tmp_path / "out", ("--task", "sentiment", "--precision", "auto")
+    run(evaluate_model, "--checkpoint", ".", *options, "--output", out)
+    record = read_record(out / "record.json")
+    assert record.measured.extra["precision"] == usable_precision("auto")
     assert record.cell["checkpoint"] == "m" and record.inputs[0].name == "weights:m"
     names = {
         "minilm": "minilm",
@@ -61,6 +68,20 @@ def test_weights_of_the_folder_one_stands_in_have_its_name(tmp_path, run, monkey
         "..": tmp_path.name,
     }
     assert {given: public_name(given) for given in names} == names
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "scale"),
+    [
+        ("bert-base-uncased", "sst2", "paper"),
+        ("distilbert-base-uncased", "squad", "paper"),
+        ("mpnet-base", "sst2", "paper"),
+        ("MiniLM-L6", "sst2", "reduced"),
+        ("bert-base-uncased", "sentiment", "embedded"),
+    ],
+)
+def test_the_scale_of_given_weights_is_that_of_model_and_data(model, task, scale):
+    assert given_scale(create_model_config(model), get_task(task)) == scale
 
 
 def test_labels_are_matched_by_name():
@@ -74,7 +95,7 @@ def test_labels_are_matched_by_name():
 
 
 def test_untrained_head_and_unknown_names_are_one_line(tmp_path, run, capsys):
-    out = ("--out", tmp_path / "record.json")
+    out = ("--output", tmp_path / "out")
     with pytest.raises(SystemExit, match="2"):
         run(evaluate_model, "--checkpoint", "minilm", "--task", "sentiment", *out)
     assert "is not a trained" in capsys.readouterr().err.splitlines()[-1]
@@ -87,24 +108,30 @@ def test_untrained_head_and_unknown_names_are_one_line(tmp_path, run, capsys):
     ]
 
 
-@pytest.mark.parametrize(
-    ("given", "foreign", "message"),
-    [
-        ([], "record.validation.parquet", "record.validation.parquet: is there, and not one that"),
-        (["--answers", "a.json"], "a.json", "a.json: is there, and not one that"),
-        (["--answers", "record.json"], None, "another output has that name"),
-    ],
-)
-def test_evaluation_leaves_what_is_not_its_own(
-    tmp_path, monkeypatch, capsys, given, foreign, message
-):
+def test_evaluation_leaves_what_is_not_its_own(tmp_path, run, capsys):
     """Said before the model is loaded: there is none of this name."""
-    monkeypatch.chdir(tmp_path)
-    if foreign:
-        (tmp_path / foreign).write_text("mine")
-    arguments = ["--checkpoint", "nobody", "--task", "squad", "--out", "record.json", *given]
-    monkeypatch.setattr("sys.argv", ["evaluate_model.py", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        evaluate_model.main()
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"] * bool(foreign)
+    (tmp_path / "validation.parquet").write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        run(evaluate_model, "--checkpoint", "nobody", "--task", "squad", "--output", tmp_path)
+    assert "holds 'validation.parquet', which this kit did not" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_evaluation_killed_before_its_end_is_repeated(tmp_path):
+    """The predictions that it had written were taken for somebody else's."""
+    model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2)
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+
+    def evaluated(before=""):
+        """Exit status, and the names of what is there, after a run with a line before it."""
+        program = f"import os, evaluate_model\n{before}\nevaluate_model.main()"
+        command = [sys.executable, "-c", program, "--task", "sentiment"]
+        command += ["--checkpoint", str(tmp_path / "m"), "--output", str(tmp_path / "out")]
+        environment = os.environ | {"PYTHONPATH": str(CODE)}
+        status = subprocess.run(command, env=environment, capture_output=True).returncode
+        return status, sorted(path.name for path in (tmp_path / "out").glob("*"))
+
+    killed = "import distilbert_kit.study.records as r; r.write_record = lambda *_: os._exit(9)"
+    assert evaluated(killed) == (9, [])
+    assert evaluated() == (0, [".distilbert-kit.json", "record.json", "validation.parquet"])
+    assert not list(tmp_path.glob("*.tmp"))

@@ -16,7 +16,7 @@ import finetune
 from distilbert_kit.data import tables as data
 from distilbert_kit.data.listed import rows_sha256
 from distilbert_kit.errors import UserError
-from distilbert_kit.metrics import answer_scores, exact_match_and_f1
+from distilbert_kit.metrics import answer_scores
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import DATA, RECIPES
@@ -26,6 +26,7 @@ from distilbert_kit.study.cells import finetune_cell
 from distilbert_kit.study.evidence import comparisons, lost, scores
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
+from distilbert_kit.study.task_metric import TaskMetric
 from distilbert_kit.training.question_answering import (
     load_question_split,
 )
@@ -61,7 +62,9 @@ def test_scores_of_known_answers_on_the_whole_dev_set():
     golds = {row.id: list(row.answers["text"]) for row in table.itertuples()}
     # An answer of articles alone has no words left, and then F1 is 0 by the official rules.
     longest = {key: max(texts, key=len) for key, texts in golds.items()}
-    perfect = exact_match_and_f1(longest, golds)
+    metric = TaskMetric(config_name="squad", keep_in_memory=True)
+    references = list(golds.values())
+    perfect = metric.compute(predictions=list(longest.values()), references=references)
     assert perfect == {"exact_match": 1.0, "f1": 1.0}
     changes = (
         str.upper,
@@ -75,7 +78,7 @@ def test_scores_of_known_answers_on_the_whole_dev_set():
     expected = [naive_scores(perturbed[key], texts) for key, texts in golds.items()]
     each = [answer_scores(perturbed[key], texts) for key, texts in golds.items()]
     np.testing.assert_allclose(each, expected)
-    found = exact_match_and_f1(perturbed, golds)
+    found = metric.compute(predictions=list(perturbed.values()), references=references)
     assert tuple(found.values()) == pytest.approx(tuple(np.mean(expected, axis=0)))
     assert 0.3 < found["exact_match"] < found["f1"] < 0.9
 
@@ -155,7 +158,8 @@ def test_commands_records_and_evidence(small_squad, monkeypatch, tmp_path):
     assert frame["id"].tolist() == [f"q{i}" for i in range(DEV)]
     golds = {row["id"]: row["answers"]["text"] for row in toy_rows(DEV, 2, people=2)}
     golds["q3"].append("nowhere at all")
-    expected = exact_match_and_f1(dict(zip(frame["id"], frame["prediction"])), golds)
+    each = [answer_scores(row.prediction, golds[row.id]) for row in frame.itertuples()]
+    expected = dict(zip(("exact_match", "f1"), np.mean(each, axis=0)))
     found = {name: first.metrics["validation"][name] for name in expected}
     assert found == pytest.approx(expected)
     assert frame[["exact_match", "f1"]].mean().to_dict() == pytest.approx(expected)
@@ -176,12 +180,12 @@ def test_commands_records_and_evidence(small_squad, monkeypatch, tmp_path):
     assert row["gap"]["estimate"] == pytest.approx(gap.mean())
     assert scores.confusion_rows(recipe) == lost.error_rows(recipe) == []
     # the saved teacher, evaluated by itself with the same windows, gives the same answers
-    arguments = ("--checkpoint", cells[0].folder, "--task", "squad", "--out", tmp_path / "e.json")
+    arguments = ("--checkpoint", cells[0].folder, "--task", "squad", "--output", tmp_path / "e")
     limits = WindowSettings(max_length=16, stride=5, question_length=8, answer_length=1)
     kind = dataclasses.replace(evaluate_model.KINDS["question_answering"], texts=lambda: limits)
     monkeypatch.setitem(evaluate_model.KINDS, "question_answering", kind)
     run(monkeypatch, evaluate_model, *arguments)
-    again = pd.read_parquet(tmp_path / "e.validation.parquet")
+    again = pd.read_parquet(tmp_path / "e" / "validation.parquet")
     pd.testing.assert_frame_equal(again, frame)
 
 

@@ -127,8 +127,9 @@ def load_labelled_texts(
 ) -> pd.DataFrame:
     """Columns text and label (strings) of a CSV, in file order, indexed by data row from 1.
 
-    Raises UserError as `read_csv` and `find_column`, for the first row without a text or label
-    unless `drop_missing`, and when nothing is left.
+    Its `attrs` tell what both are called in the file. Raises UserError as `read_csv` and
+    `find_column`, for the first row without a text or label unless `drop_missing`, and when nothing
+    is left.
     """
     table, where = read_csv(path, encoding), str(path)
     columns = list(table.columns)
@@ -154,6 +155,7 @@ def load_labelled_texts(
     if table.empty:
         raise UserError(f"{path}: no row with a text and a label; give some")
     _check_labels(table["label"], path)
+    table.attrs = {"text_column": text, "label_column": label}
     return table
 
 

@@ -156,25 +156,30 @@ def quantize_onnx(source: Path, target: Path, in_fp32: Iterable[str]) -> None:
     )
 
 
-def save_onnx(
+def write_onnx(
     model: HubModel,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Batch] = (),
 ) -> dict[str, float]:
-    """Write both graphs, `config.json` and the tokenizer's files to `folder`, atomically.
+    """Write both graphs, `config.json` and the tokenizer's files into a folder that is there.
 
     Returns the `coarse_layers` on `rows`, which the int8 graph keeps in fp32: none without rows.
     """
-    with replacing_folder(Path(folder)) as temporary:
-        hub_config(model).save_pretrained(temporary)
-        with disk_errors(temporary):
-            tokenizer.save_pretrained(temporary)
-        graph = temporary / FILES["fp32"]
-        export_onnx(model, graph)
-        coarse = coarse_layers(graph, rows) if rows else {}
-        quantize_onnx(graph, temporary / FILES["int8"], coarse)
+    hub_config(model).save_pretrained(folder)
+    with disk_errors(folder):
+        tokenizer.save_pretrained(folder)
+    graph = folder / FILES["fp32"]
+    export_onnx(model, graph)
+    coarse = coarse_layers(graph, rows) if rows else {}
+    quantize_onnx(graph, folder / FILES["int8"], coarse)
     return coarse
+
+
+def save_onnx(model: HubModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """`write_onnx`, atomically: a folder with all of it takes the place of `folder`."""
+    with replacing_folder(Path(folder)) as temporary:
+        write_onnx(model, temporary, tokenizer)
 
 
 class OnnxModel(HubModel):

@@ -18,7 +18,7 @@ from ..data.batches import ClassificationDataset, evenly_by_length
 from ..data.tasks import Task
 from ..metrics import agreement, score_function
 from ..models.hub_layout import HubModel
-from ..models.initialisation import choose_layers, extract_student
+from ..models.initialisation import extract_student
 from ..models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
@@ -46,24 +46,20 @@ MODELS = {
 TIMED_TEXTS = 100
 
 
-def cut_student(teacher: str, layers: int | None, folder: Path, random: Path | None) -> list[int]:
-    """Write a student of evenly chosen teacher layers, not trained; returns the layers.
+def cut_student(teacher: str, layers: list[int], folder: Path, random: Path | None) -> None:
+    """Write a student of teacher layers, not trained.
 
     In the folder `random`, if given, one of its shape with random weights.
     """
-    source = DistilBERTForMaskedLM.from_pretrained(teacher)
-    depth = source.config.num_layers
-    chosen = choose_layers("even", depth, layers)
-    student = extract_student(source, chosen)
+    student = extract_student(DistilBERTForMaskedLM.from_pretrained(teacher), layers)
     student.save_pretrained(folder)
     if random:
         DistilBERTForMaskedLM(student.config).save_pretrained(random)
-    return chosen
 
 
 def make_models(
     start: str,
-    layers: int | None,
+    layers: list[int],
     dataset: ClassificationDataset,
     task: Task,
     settings: FinetuneSettings,
@@ -75,16 +71,15 @@ def make_models(
 ) -> None:
     """Fine-tune the teacher from `start`, distil, quantise; save the models under `output`.
 
-    The student has `layers` of the teacher's layers, half of them by default. With `random_start`
-    one more is distilled from random weights.
+    The student begins with these `layers` of the teacher. With `random_start` one more is distilled
+    from random weights.
     """
     tune = partial(fine_tune, task=task, dataset=dataset, settings=settings, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         student_start = Path(folder) / "student"
         random = Path(folder) / "random" if random_start else None
         torch.manual_seed(seed)
-        chosen = cut_student(start, layers, student_start, random)
-        print(f"student: teacher layers {', '.join(map(str, chosen))}")
+        cut_student(start, layers, student_start, random)
         teacher, _ = tune(start, description="teacher")
         teacher.save_pretrained(output / "teacher", tokenizer)
         plain, _ = tune(student_start, description="student-undistilled")

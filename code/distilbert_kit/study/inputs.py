@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import cast
 
 from ..corpus.text_sources import docs_versions, source_files
+from ..data.tasks import Task, is_embedded
 from ..errors import UserError
 from ..files import content_key, known_sha256, write_json
 from ..foreign import read_json
+from ..models.config import ModelConfig
 from ..models.packaged import KNOWN_SHA256, is_hub_name, is_path
 from .recipes import Recipe, load_recipe
-from .records import Input
+from .records import Input, Scale
 
 # What decides a checkpoint; a folder may hold records, cards and caches beside it.
 _WEIGHTS = (
@@ -67,6 +69,25 @@ def _weights_content(folder: Path) -> str | None:
 def checkpoint_input(weights: str, folder: Path) -> Input:
     """Weights of a command line and their content, which is in `folder`."""
     return Input(name=f"weights:{public_name(weights)}", content=_weights_content(folder))
+
+
+def given_scale(shape: ModelConfig, task: Task) -> Scale:
+    """The scale of a given model on a task: "paper" if it is no smaller than DistilBERT."""
+    if is_embedded(task.dataset):
+        return "embedded"
+    least = ModelConfig()
+    small = shape.num_layers < least.num_layers or shape.hidden_size < least.hidden_size
+    return "reduced" if small else "paper"
+
+
+def given_provenance(weights: str, folder: Path, shape: ModelConfig, task: Task) -> dict:
+    """Arguments for `records.recording` of weights of a command line, in `folder`, on a task."""
+    return {
+        "cell": {"checkpoint": public_name(weights), "task": task.name},
+        "scale": given_scale(shape, task),
+        "recipe": "none",
+        "inputs": [checkpoint_input(weights, folder)],
+    }
 
 
 def weights_input(recipe: Recipe, weights: str) -> Input:

@@ -299,10 +299,10 @@ def recording(
 
 def _said(error: BaseException) -> str:
     """Its first line; further ones hold commands, and an OSError names folders of the machine."""
-    said = str(error)
-    if isinstance(error, OSError) and error.filename:
-        said = f"{error.strerror}: {Path(os.fsdecode(error.filename)).name}"
-    return f"{type(error).__name__}: {said}".partition("\n")[0]
+    said = [str(error)]
+    if isinstance(error, OSError):  # its file may be a number, or only in the text (safetensors)
+        said = [error.strerror, Path(str(error.filename or "")).name]
+    return ": ".join(filter(None, [type(error).__name__, *said])).partition("\n")[0]
 
 
 def _place_of_failure(path: Path) -> Path:

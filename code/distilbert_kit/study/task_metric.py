@@ -9,9 +9,11 @@ question-answering task are texts, its references lists of right answers.
 
 import datasets
 import evaluate
+import numpy as np
 
 from distilbert_kit.data.tasks import get_task
-from distilbert_kit.metrics import compute_metrics, exact_match_and_f1
+from distilbert_kit.errors import UserError
+from distilbert_kit.metrics import answer_scores, compute_metrics
 
 
 class TaskMetric(evaluate.Metric):
@@ -33,5 +35,8 @@ class TaskMetric(evaluate.Metric):
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
         task = get_task(self.config_name)
         if task.kind == "question_answering":
-            return exact_match_and_f1(dict(enumerate(predictions)), dict(enumerate(references)))
+            if not references:
+                raise UserError("no answers to score: check that the split is not empty")
+            scores = list(map(answer_scores, predictions, references))
+            return dict(zip(task.metrics, np.mean(scores, axis=0).tolist(), strict=True))
         return compute_metrics(task.metrics, predictions, references, task.num_labels)
