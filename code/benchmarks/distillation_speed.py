@@ -37,7 +37,6 @@ from distilbert_kit.data.batches import (
     evenly_by_length,
 )
 from distilbert_kit.errors import UserError
-from distilbert_kit.machine import rotated
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
@@ -46,7 +45,7 @@ from distilbert_kit.settings import LossWeights, MaskedLMSettings
 from distilbert_kit.study.cells import corpus_cell
 from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.inputs import pinned_weights
-from distilbert_kit.study.measure import peak_memory, training_flops
+from distilbert_kit.study.measure import peak_memory, rotated, training_flops
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
 from distilbert_kit.training.distillation import cast_linear_layers, open_corpus

@@ -24,12 +24,11 @@ from transformers import (
 from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
-from distilbert_kit.machine import rotated
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.settings import TrainSettings
 from distilbert_kit.study.evidence.speed import ratio_of_totals
-from distilbert_kit.study.measure import seconds
+from distilbert_kit.study.measure import rotated, seconds
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
 from distilbert_kit.study.statistics import wilson_interval

@@ -1,4 +1,4 @@
-"""Describes this machine, keeps freed memory in the process, and lets what is timed take turns."""
+"""Describes this machine, and keeps freed memory in the process."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ import platform
 import re
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -98,9 +98,3 @@ def peak_memory_bytes() -> int:
     # This count starts from that of the parent process.
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * (1 if sys.platform == "darwin" else 1024)
-
-
-def rotated(names: Iterable[str], turn: int) -> list[str]:
-    """The names in order, starting at the `turn`-th, so that each takes its turn at being first."""
-    names = list(names)
-    return names[turn % len(names) :] + names[: turn % len(names)]

@@ -20,7 +20,6 @@ from statistics import median
 from scipy.special import softmax
 
 from ..errors import UserError
-from ..machine import rotated
 from ..models.checkpoints import resolve_checkpoint, weight_files
 from ..models.model import count_parameters
 from .export import FILES, OnnxModel, count_onnx_parameters, save_onnx
@@ -99,16 +98,16 @@ def _export(folder: Path, target: Path) -> None:
 
 def in_turn(calls: dict[str, Callable[[], dict]]) -> dict[str, dict]:
     """What each call gives, with `milliseconds`: the median of a few rounds in changing order."""
-    taken, rows = {name: [] for name in calls}, {}
+    names, taken, rows = list(calls), {name: [] for name in calls}, {}
     began = time.perf_counter()
     for number in range(ROUNDS):
-        for name in rotated(calls, number):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             started = time.perf_counter()
             rows[name] = calls[name]()
             taken[name].append(1e3 * (time.perf_counter() - started))
         if time.perf_counter() - began > ENOUGH:
             break
-    return {name: {"milliseconds": round(median(taken[name]), 1)} | rows[name] for name in calls}
+    return {name: {"milliseconds": round(median(taken[name]), 1)} | rows[name] for name in names}
 
 
 class Comparison:

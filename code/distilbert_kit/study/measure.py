@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ..machine import peak_memory_bytes, rotated
+from ..machine import peak_memory_bytes
 from ..models.config import ModelConfig
 
 Item = TypeVar("Item")
@@ -40,6 +40,12 @@ def seconds(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
+
+
+def rotated(names: Iterable[str], turn: int) -> list[str]:
+    """The names in order, starting at the `turn`-th, so that each takes its turn at being first."""
+    names = list(names)
+    return names[turn % len(names) :] + names[: turn % len(names)]
 
 
 def alternate_over(

@@ -80,7 +80,7 @@ _TEMPLATE = """---
 # {{ name }}
 
 A model {{ made }}, by the stage `{{ record.stage }}` of recipe `{{ record.recipe }}`
-({{ scale }}). `record.json` beside this file has everything: settings, metrics, machine, versions.
+({{ scale }}). `{{ place }}` has everything: settings, metrics, machine, versions.
 
 ## Intended use and limits
 
@@ -169,13 +169,14 @@ def model_card(folder: Path, record: Record, weights: Iterable[str]) -> str:
     hub name, "minilm" or a folder.
     """
     _, pipeline = read_architecture(folder)
+    own = record.stage == "csv"  # texts of the user, in any language; one record for all models
     results = evaluation_results(record, pipeline)
     data = ModelCardData(
         model_name=folder.name,
         base_model=[_HUB_NAMES.get(name) or public_name(name) for name in weights] or None,
         datasets=sorted({result.dataset_type for result in results}) or None,
         eval_results=results or None,
-        language="en",
+        language=None if own else "en",
         library_name="onnx" if (folder / "model_quantized.onnx").exists() else "transformers",
         metrics=sorted({result.metric_type for result in results}) or None,
         pipeline_tag=pipeline or None,
@@ -189,7 +190,8 @@ def model_card(folder: Path, record: Record, weights: Iterable[str]) -> str:
         record=record,
         results=results,
         scale=SCALES[record.scale],
-        use=_USE.get(pipeline, _START),
+        use=_USE.get(pipeline, _START).replace("English ", "" if own else "English "),
+        place="../record.json" if own else "record.json",
         code=_code(folder, pipeline),
     )
     return str(card)
