@@ -140,23 +140,21 @@ def run(
         )
         for split, part in splits.items()
     }
-    provenance = {
-        "stage": "csv",
-        "cell": {"csv": arguments.csv.name, "seeds": arguments.seeds},
-        "scale": "reduced",
-        "recipe": "none",
-        "inputs": [checkpoint_input(arguments.teacher, teacher)],
-        "settings": settings.model_dump(mode="json")
-        | targets.model_dump(mode="json")
-        | table.attrs
-        | {
-            "teacher": public_name(arguments.teacher),
-            "layers": layers,
-            "drop_missing": arguments.drop_missing,
-            "random_start": arguments.random_start,
-        },
-    }
-    with recording(output / "record.json", **provenance) as draft:
+    truncated = {split: data.truncated for split, data in datasets.items()}
+    if cut := sum(truncated.values()):
+        print(f"{cut:,} texts are cut to {settings.max_length} tokens; --max-length reads more")
+    used = settings.model_dump(mode="json") | targets.model_dump(mode="json") | table.attrs
+    used |= {"teacher": public_name(arguments.teacher), "layers": layers}
+    used |= {name: getattr(arguments, name) for name in ("drop_missing", "random_start")}
+    with recording(
+        output / "record.json",
+        stage="csv",
+        cell={"csv": arguments.csv.name, "seeds": arguments.seeds},
+        scale="reduced",
+        recipe="none",
+        inputs=[checkpoint_input(arguments.teacher, teacher)],
+        settings=used,
+    ) as draft:
         for split, part in splits.items():
             rows = rows_sha256(part.to_dict("records"))
             draft.data.append(
@@ -180,7 +178,7 @@ def run(
         for name, model in models.items():
             place = model.path if isinstance(model, OnnxModel) else output / name
             draft.metrics[name]["size"] = size_on_disk(place)
-        draft.metrics["truncated"] = {split: data.truncated for split, data in datasets.items()}
+        draft.metrics["truncated"] = truncated
         draft.extra["milliseconds_per_text"] = latencies(models, datasets["test"])
         answers = [predictions.assign(seed=first)]
         for seed in others:

@@ -275,6 +275,8 @@ def test_what_is_lost_of_answers_and_scores(results, tmp_path):
     frame.assign(id=frame["id"][::-1].to_numpy()).to_parquet(cell.outputs[0])
     with pytest.raises(UserError, match="squad, validation: predictions of other rows"):
         comparisons.compare(recipe, "undistilled", "teacher")
+    with pytest.raises(UserError, match="squad, validation: predictions of other rows"):
+        lost.lost_rows(recipe, "undistilled", "teacher")
     frame.to_parquet(cell.outputs[0])
     (row,) = lost.lost_rows(recipe, "undistilled", "teacher")
     assert (row["task"], row["agreement"], row["kl"]) == ("squad", pytest.approx(0.6), None)

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -98,16 +99,17 @@ def _export(folder: Path, target: Path) -> None:
 
 def in_turn(calls: dict[str, Callable[[], dict]]) -> dict[str, dict]:
     """What each call gives, with `milliseconds`: the median of a few rounds in changing order."""
-    names, taken, rows = list(calls), {name: [] for name in calls}, {}
+    names, taken, rows = deque(calls), {name: [] for name in calls}, {}
     began = time.perf_counter()
-    for number in range(ROUNDS):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+    for _ in range(ROUNDS):
+        for name in names:
             started = time.perf_counter()
             rows[name] = calls[name]()
             taken[name].append(1e3 * (time.perf_counter() - started))
         if time.perf_counter() - began > ENOUGH:
             break
-    return {name: {"milliseconds": round(median(taken[name]), 1)} | rows[name] for name in names}
+        names.rotate(-1)
+    return {name: {"milliseconds": round(median(taken[name]), 1)} | rows[name] for name in calls}
 
 
 class Comparison:

@@ -13,7 +13,7 @@ from .. import statistics
 from ..cells import cross_evaluation_cell
 from ..recipes import Recipe
 from .comparisons import shared_seeds
-from .scores import guessing, read_predictions, recorded_seeds, seed_predictions
+from .scores import check_same_rows, guessing, read_predictions, recorded_seeds, seed_predictions
 
 
 def _groups(frame: pd.DataFrame, by: str) -> Iterator[tuple[Hashable, pd.DataFrame]]:
@@ -58,20 +58,20 @@ def error_rows(recipe: Recipe, by: str = "phenomenon") -> list[dict]:
 
 
 def _outcomes(recipe: Recipe, model: str, task: Task, split: str, seed: int) -> dict:
-    """Who was right, and of a classification the logits [N, C] and references too."""
+    """The predictions, who was right, and of a classification the logits [N, C] too."""
     frame = read_predictions(recipe, model, task.name, split, seed)
     if task.kind == "question_answering":
-        return {"right": frame["exact_match"] > 0}
+        return {"frame": frame, "right": frame["exact_match"] > 0}
     return {
+        "frame": frame,
         "right": frame["prediction"] == frame["reference"],
         "logits": frame[[f"logit_{i}" for i in range(task.num_labels)]].to_numpy(np.float64),
-        "reference": frame["reference"],
     }
 
 
 def _calibration(outcomes: list[dict]) -> dict:
     """Mean calibration error over the seeds, and the bins of all their predictions together."""
-    pairs = [(softmax(run["logits"], axis=1), run["reference"]) for run in outcomes]
+    pairs = [(softmax(run["logits"], axis=1), run["frame"]["reference"]) for run in outcomes]
     errors = [expected_calibration_error(*pair)["expected_calibration_error"] for pair in pairs]
     probabilities, references = map(np.concatenate, zip(*pairs))
     together = expected_calibration_error(probabilities, references)
@@ -103,6 +103,8 @@ def lost_rows(recipe: Recipe, model: str, teacher: str) -> list[dict]:
                 [_outcomes(recipe, name, task, split, seed) for seed in seeds]
                 for name in (model, teacher)
             )
+            frames = [run["frame"] for run in (*ours, *theirs)]
+            check_same_rows(frames, f"{model}, {teacher} on {task.name}, {split}")
             by_class = task.kind == "classification"
             pairs = list(zip(theirs, ours, strict=True))
             rows.append(
