@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -205,6 +206,9 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
         config = json.loads((folder / name / "config.json").read_text())
         assert config["id2label"] == {"0": "money", "1": "sport"}
         assert str(folder) not in card.content
+        assert "English" not in card.content and card.data.language is None  # texts of the user
+        (place,) = re.findall("`([./]*record.json)`", card.content)
+        assert (folder / name / place).resolve() == (folder / "record.json").resolve()
     assert str(folder) not in (folder / "record.json").read_text()
     (given,) = record.inputs
     assert given.name == "weights:teacher" and given.content.startswith("sha256:")
