@@ -76,6 +76,7 @@ def main() -> None:
     for split in task.eval_splits:
         shown = (f"{name} {100 * draft.metrics[split][name]:.1f}" for name in task.metrics)
         print(f"{task.name} {split}: {', '.join(shown)}")
+    print(output)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def main() -> None:
         for split in task.eval_splits
         for name in task.metrics
     )
-    print(f"{cell.name}: {figures}; record {cell.record.name}")
+    print(f"{cell.name}: {figures}; {cell.record}")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def main() -> None:
             quantise(checkpoint, made, task, cell.settings, draft)
         cell.stamp_folder()
     print(summary(draft.metrics, draft.extra, task))
-    print(folder.name)
+    print(folder)
 
 
 if __name__ == "__main__":

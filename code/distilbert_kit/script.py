@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .errors import NonFiniteLossError, UserError, one_line, problem_parts
 
@@ -25,11 +25,16 @@ if TYPE_CHECKING:  # pydantic takes time to import
 CODE = Path(__file__).resolve().parents[1]  # paths.py reads variables that a script may still set
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are a line, as all others; argparse's own come with the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
+
+
 def argument_parser(description: str | None, recipe: str = "") -> argparse.ArgumentParser:
     """A parser that shows a script's docstring as it stands; `recipe`: the default of --recipe."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if recipe:
         parser.add_argument("--recipe", default=recipe, help=f"name or file (default: {recipe})")
     return parser

@@ -44,6 +44,9 @@ def test_settings_are_finite(key, value):
         (lambda text: text.replace("epochs: 2 ", "epochs: .inf "), "finetune.epochs: "),
         (lambda text: "\u00e9", "not UTF-8 at byte 1"),
         (lambda text: "[1, 2]", "recipe: "),
+        (lambda text: "# nothing yet", "empty; begin with a copy of code/examples/recipe.yaml"),
+        # Misspelt, a key is missing too.
+        (lambda text: text.replace("\nmodels:", "\nmodel:"), "unknown key 'model'; did you mean"),
         (lambda text: text.replace("name: quick", "name: ../quick"), "name: "),
         (lambda text: text.replace("name: quick", "name: /tmp/mine"), "name: "),
         (lambda text: text.replace("  random:", "  ../random:"), "models.../random"),

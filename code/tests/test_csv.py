@@ -19,7 +19,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
-from distilbert_kit.study.csv_pipeline import MODELS, accuracies
+from distilbert_kit.study.csv_pipeline import MODELS, accuracies, most_frequent, results_table
 from distilbert_kit.study.records import read_record
 
 
@@ -101,10 +101,9 @@ def test_binary_and_missing_files(tmp_path):
 
 def test_missing_rows_are_dropped_on_request(tmp_path):
     path = write(tmp_path, "text,label\na,1\n,0\nb,\nc,0\n")
-    assert load_labelled_texts(path, drop_missing=True).to_dict() == {
-        "text": {1: "a", 4: "c"},
-        "label": {1: "1", 4: "0"},
-    }
+    table = load_labelled_texts(path, drop_missing=True)
+    assert table.to_dict() == {"text": {1: "a", 4: "c"}, "label": {1: "1", 4: "0"}}
+    assert table.attrs["rows_left_out"] == 2
 
 
 def test_columns_by_name_in_any_case(tmp_path):
@@ -231,6 +230,37 @@ def test_pipeline_leaves_models_cards_predictions_and_record(made):
             assert found["over_student"]["estimate"] == pytest.approx(gap)
 
 
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_small_files_are_read_until_there_are_enough_updates(rows, batch_size):
+    epochs, updates = distill_csv.enough_epochs(rows, batch_size), -(-rows // batch_size)
+    assert epochs >= 2 and epochs * updates >= distill_csv.LEAST_UPDATES
+    assert epochs == 2 or (epochs - 1) * updates < distill_csv.LEAST_UPDATES
+
+
+def test_shares_of_few_texts_stay_shares():
+    answers = pd.DataFrame(
+        {"label": ["a"] * 8, "student": ["a"] * 8, "seed": [0, 0, 0, 0, 1, 1, 1, 1]}
+    )
+    answers["teacher"] = ["b"] + ["a"] * 7
+    found = accuracies(answers)
+    assert 0 <= found["teacher"]["low"] < 0.875 < found["teacher"]["high"] == 1
+    # Nothing varies where all is right, but four texts show little.
+    assert 0.5 < found["student"]["low"] < 0.52 and found["student"]["high"] == 1
+
+
+def test_a_model_that_guesses_is_called_one(made):
+    folder, output = made
+    test = split_again(folder)["test"]
+    assert most_frequent(test) == {"label": "sport", "share": 0.5}
+    assert "50.00 % of the test rows are 'sport'" in output
+    metrics = read_record(folder / "record.json").metrics
+    times = dict.fromkeys(MODELS, 1.0)
+    metrics["accuracy"]["teacher"] |= {"low": 0.51}
+    metrics["accuracy"]["student"] |= {"low": 0.5}
+    told = results_table(metrics, times).splitlines()[-1]
+    assert MODELS["student"] + "." in told + "." and MODELS["teacher"] + ";" not in told
+
+
 def test_equal_answers_of_one_seed_still_leave_room():
     answers = pd.DataFrame({"label": ["a", "b"] * 50, "seed": 0})
     for name in ("student", "student-int8"):
@@ -272,6 +302,9 @@ def test_foreign_folder_and_bad_options_are_refused(made, monkeypatch, capsys):
         (["--output", "new", "--max-length", "4"], "--max-length 4"),
         (["--output", "new", "--soft-weight", "2"], "--soft-weight 2.0"),
         (["--output", "new", "--epochs", "0"], "--epochs 0.0"),
+        (["--output", "new", "--layers", "99"], "cannot cut 99 layers from a teacher that has 6"),
+        (["--output", "new", "--layers", "0,99"], "99"),
+        (["--output", "new", "--epochs", "0", "--epoch"], "--help lists the options"),
         (["--output", "new", "--seeds", "0", "1", "0"], "--seeds: one of them is given twice"),
     ]:
         monkeypatch.setattr("sys.argv", ["distill_csv.py", "--csv", csv, *options])

@@ -20,12 +20,13 @@ from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record
 
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+FILES = [*sorted(RECIPES.glob("*.yaml")), CODE / "examples" / "recipe.yaml"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_runs_through(name, tmp_path, monkeypatch, request):
-    command = [sys.executable, CODE / "dry_run.py", "--recipe", name, "--keep", tmp_path / "walk"]
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_recipe_runs_through(file, tmp_path, monkeypatch, request):
+    name = load_recipe(file).name
+    command = [sys.executable, CODE / "dry_run.py", "--recipe", file, "--keep", tmp_path / "walk"]
     if (settings.get_current_profile_name(), name) != ("nightly", "base"):
         command.append("--only-cells")
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -36,7 +37,7 @@ def test_every_recipe_runs_through(name, tmp_path, monkeypatch, request):
     for cell in cells:
         record = read_record(results / cell.stage / f"{cell.name}.json")
         assert (record.status, record.scale) == ("ok", "embedded")
-    own = evidence_cells(load_recipe(name))
+    own = evidence_cells(load_recipe(file))
     walked = {(cell.stage, cell.identity.get("model")) for cell in cells}
     assert walked == {(cell.stage, cell.identity.get("model")) for cell in own}
     tasks = {cell.identity.get("task") for cell in own}

@@ -200,6 +200,8 @@ def test_damaged_missing_and_too_long(saved, tmp_path):
     _, weights, graphs = saved
     with pytest.raises(UserError, match=r"model_quantized\.onnx: missing"):
         OnnxModel(weights)
+    with pytest.raises(UserError, match=r"graphs without the weights they were made from"):
+        DistilBERTForSequenceClassification.from_pretrained(graphs)
     assert isinstance(
         load_fine_tuned(DistilBERTForSequenceClassification, weights),
         DistilBERTForSequenceClassification,

@@ -311,6 +311,7 @@ def test_answers_of_a_model_score_the_same_by_the_official_rules(tmp_path, monke
     expected = official_scores(answers, json.loads(path.read_text()))
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert [given["name"] for given in record["inputs"]] == ["weights:model"]
+    assert [used["name"] for used in record["data"]] == ["own/squad/validation"]
     record = record["metrics"]["validation"]
     assert {n: 100 * record[n] for n in expected} == pytest.approx(expected)
     assert expected["f1"] > 0

@@ -140,6 +140,22 @@ def test_pairs_by_tab_or_by_two_columns(folders, run, tmp_path):
     assert found[1]["text"] == ["fine", "so long"]
 
 
+def test_empty_texts_are_left_out_on_request_and_counted(
+    folders, run, tmp_path, monkeypatch, capsys
+):
+    table = tmp_path / "texts.csv"
+    table.write_text("Text,n\na fine film,1\n,2\nfine,3\n")
+    model = ("--model", folders / "student", "--file", table, "--json")
+    with pytest.raises(SystemExit):
+        run(*model)
+    assert "text 2 is empty; write it, or add --drop-missing" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["predict.py", *map(str, model), "--drop-missing"])
+    predict.main()
+    told = capsys.readouterr()
+    assert [row["text"] for row in rows(told.out)] == ["a fine film", "fine"]
+    assert told.err == "1 of 3 texts are empty, left out\n"
+
+
 def test_order_is_kept_over_batches(folders, run):
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(TEXTS, size)) for size in random.integers(1, 40, 200)]
@@ -296,6 +312,7 @@ def test_answers_for_people(folders, run):
     [
         ("student", ["--question", "who"], "", "a classifier; give texts instead of --question"),
         ("squad", ["a text"], "", "it answers questions; give --question and --context"),
+        ("squad", ["--drop-missing"], "", "it answers questions; give --question and --context"),
         ("squad", [], "", "no questions"),
         ("squad", [], "a plain text\n", "line 1 is no JSON"),
         (

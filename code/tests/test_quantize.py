@@ -66,7 +66,11 @@ def test_quantised_cell_has_record_card_and_a_parent_that_is_kept(recipe, monkey
     check_output_folder(cell.folder)  # the card is the kit's, as the rest
     values = {r.metric_type: r.metric_value for r in card.data.eval_results}
     assert values["accuracy"] == record.metrics["validation"]["onnx_int8"]["accuracy"]
-    assert "embedded scale" in card.text and record.data[0].sha256 in card.text
+    assert card.data.datasets is None and "embedded scale" in card.text
+    fetched = record.data[0].model_copy(update={"name": "glue/sst2/validation"})
+    of_glue = ModelCard(model_card(cell.folder, record.model_copy(update={"data": [fetched]}), []))
+    assert of_glue.data.datasets == ["nyu-mll/glue"]
+    assert record.data[0].sha256 in card.text
 
 
 def test_quantising_without_weights_names_the_command(recipe, monkeypatch, capsys):

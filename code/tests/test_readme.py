@@ -81,7 +81,7 @@ def test_the_first_paragraph_says_what_was_found_at_paper_size():
         f"Without distillation the layers keep nearly as much ({100 * kept[control]:.1f} %)",
         f"a little text without the teacher ({100 * kept[text_only]:.1f} %)",
         "On two of five tasks the distilled student is significantly better",
-        f"One of its {runs} fine-tunings collapsed",
+        f"One of the student's {runs} fine-tunings collapsed",
         f"with medians, as in the paper, it keeps {100 * ours / teacher:.1f} %",
     ):
         assert words in said, words

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import typst
 import yaml
@@ -331,6 +332,20 @@ def test_the_first_ablation_is_that_of_its_commit():
     for model, row in first["rows"].items():
         for name, value in row.items():
             assert value == pytest.approx(rows[model][name], abs=1e-5)
+
+
+def test_the_first_squad_is_that_of_its_commit():
+    first = yaml.safe_load(EARLIER.read_text())["study"]["first_squad"]
+    for model, score in first["exact_match"].items():
+        names = [f"study/finetune/{model}-squad-{seed}.json" for seed in range(first["seeds"])]
+        records = [at_commit(first["commit"], name) for name in names]
+        assert {record["settings"]["epochs"] for record in records} == {first["epochs"]}
+        metrics = [record["metrics"] for record in records]
+        found = [each["validation"]["exact_match"] for each in metrics]
+        assert score == pytest.approx(np.mean(found), abs=1e-4)
+        if model in first["last_loss"]:
+            last = [each["history"][-1]["loss"] for each in metrics]
+            assert first["last_loss"][model] == pytest.approx(np.mean(last), abs=1e-3)
 
 
 def test_the_first_latency_is_that_of_its_commit():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -146,6 +147,18 @@ def test_old_layer_norm_names_are_read(tmp_path):
     (tmp_path / "m" / MARK).unlink()  # a folder of somebody else's
     again = kit.DistilBERTModel.from_pretrained(tmp_path / "m")
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_weights_may_be_read_by_whom_their_config_may(tmp_path):
+    before = os.umask(0o027)
+    try:
+        kit.DistilBERTModel(create_model_config("tiny", vocab_size=40)).save_pretrained(
+            tmp_path / "m"
+        )
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()}
+    assert modes == {0o640}
 
 
 def test_a_class_made_from_the_bare_encoder_reads_its_weights(tmp_path):

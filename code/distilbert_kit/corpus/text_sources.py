@@ -36,6 +36,17 @@ class Source:
     used: DataUsed | None = None
 
 
+def source_kind(spec: str) -> str:
+    """The part before the colon; UserError for one that is not known, or has no name after it."""
+    kind, _, rest = spec.partition(":")
+    if kind not in ("docs", "data", "lines", "parquet", "hub") or (kind == "docs") == bool(rest):
+        raise UserError(
+            f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or "
+            "hub:DATASET[:CONFIG][@COMMIT]"
+        )
+    return kind
+
+
 def source_files(spec: str) -> list[Path]:
     """The files of a `lines:` or `parquet:` source, sorted; none when nothing is there."""
     kind, _, rest = spec.partition(":")
@@ -70,20 +81,15 @@ def open_source(spec: str, text_column: str = "text", encoding_errors: str = "st
     anything that is not there; so does reading, for a line that is not UTF-8 unless
     `encoding_errors` is "replace".
     """
-    kind, _, rest = spec.partition(":")
-    if kind == "docs" and not rest:
+    kind, rest = source_kind(spec), spec.partition(":")[2]
+    if kind == "docs":
         return _docs_source()
-    if kind == "data" and rest:
+    if kind == "data":
         return _listed_source(rest, text_column)
-    if kind == "hub" and rest:
+    if kind == "hub":
         name, _, commit = rest.partition("@")
         dataset, _, config = name.partition(":")
         return _hub_source(dataset, config, commit, text_column)
-    if kind not in ("lines", "parquet") or not rest:
-        raise UserError(
-            f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or "
-            "hub:DATASET[:CONFIG][@COMMIT]"
-        )
     paths = source_files(spec)
     if not paths:
         raise UserError(f"{rest}: no such file; mend --source")

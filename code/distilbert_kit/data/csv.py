@@ -127,9 +127,9 @@ def load_labelled_texts(
 ) -> pd.DataFrame:
     """Columns text and label (strings) of a CSV, in file order, indexed by data row from 1.
 
-    Its `attrs` tell what both are called in the file. Raises UserError as `read_csv` and
-    `find_column`, for the first row without a text or label unless `drop_missing`, and when nothing
-    is left.
+    Its `attrs` tell what both are called in the file, and how many rows were left out. Raises
+    UserError as `read_csv` and `find_column`, for the first row without a text or label unless
+    `drop_missing`, and when nothing is left.
     """
     table, where = read_csv(path, encoding), str(path)
     columns = list(table.columns)
@@ -155,7 +155,7 @@ def load_labelled_texts(
     if table.empty:
         raise UserError(f"{path}: no row with a text and a label; give some")
     _check_labels(table["label"], path)
-    table.attrs = {"text_column": text, "label_column": label}
+    table.attrs = {"text_column": text, "label_column": label, "rows_left_out": len(rows)}
     return table
 
 

@@ -61,6 +61,15 @@ def sources() -> dict:
     return read_sources(SOURCES) if SOURCES.is_file() else {}
 
 
+def recorded_name(dataset: str) -> str:
+    """A data set as records and model cards name it: `own/` before one that was not fetched.
+
+    A list of import_questions.py calls questions of any origin `squad`.
+    """
+    origins = {"hub", "archive"} & sources().get(dataset, {}).keys()
+    return dataset if is_embedded(dataset) or origins else f"own/{dataset}"
+
+
 def rows_sha256(rows: Iterable[dict]) -> str:
     """SHA-256 over rows: the same for any parquet writer or compression."""
     digest = hashlib.sha256()

@@ -11,7 +11,7 @@ from datasets import ClassLabel, config, load_dataset
 from ..errors import UserError
 from ..paths import DATA
 from . import grammar
-from .listed import DataUsed, expected_split, rows_sha256
+from .listed import DataUsed, expected_split, recorded_name, rows_sha256
 from .tasks import Task, is_embedded
 
 
@@ -23,16 +23,16 @@ def load_table(
     Raises UserError when the file is missing, cut short, lacks a column, or differs in rows or
     content hash from what `data/sources.yaml` lists.
     """
-    name = f"{dataset}/{split}"
+    name = f"{recorded_name(dataset)}/{split}"
     expected = expected_split(dataset, split)
     if is_embedded(dataset):
         table = datasets.Dataset.from_list(grammar.build_sentiment(split))
         return table, DataUsed(name=name, **expected)
-    path = DATA / f"{name}.parquet"
+    path = DATA / dataset / f"{split}.parquet"
     if not path.is_file():
         raise UserError(
             f"{path}: missing; run `make data DATASET={dataset}`, or set DATA_DIR to a folder that "
-            "holds it, or use the recipe quick, which needs no data"
+            "holds it, or use recipe quick with its own task, sentiment: it needs no data"
         )
     try:
         # Rows are counted before any is unpacked: a few kilobytes may say that there are billions.

@@ -81,9 +81,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
     """Write tensors as safetensors; OSError when the disk refuses, as for any other file."""
+    path.touch()
+    mode = path.stat().st_mode  # the library's file is its owner's alone
     try:
         with disk_errors(path):
             save_file(tensors, path, metadata={"format": "pt", **metadata})
+        path.chmod(mode)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from None
 
@@ -147,6 +150,11 @@ def weight_files(folder: Path) -> list[Path]:
                 if Path(shard).name != shard or not os.path.isfile(folder / shard):
                     raise UserError(f"{folder / shard}: missing, {index.name} lists it; fetch it")
             return [folder / shard for shard in shards]
+    if any(folder.glob("*.onnx")):
+        raise UserError(
+            f"{folder}: graphs without the weights they were made from; give the folder of those, "
+            "or let predict.py or demo.py read the graphs"
+        )
     raise UserError(
         f"{folder}: no such weights (model.safetensors or pytorch_model.bin); give a folder that "
         "holds them, saved with save_pretrained"

@@ -21,6 +21,8 @@ def read_source(path: Path | None, encoding: str, advice: str) -> str:
     takes: half of a surrogate pair.
     """
     where = path or "standard input"
+    if path is None and sys.stdin.isatty():
+        print("reading standard input to its end (Ctrl-D)", file=sys.stderr)
     try:
         content = read_bytes(path) if path else read_whole(sys.stdin.buffer, str(where))
         text = content.decode(encoding)
@@ -52,14 +54,23 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
+def _parts(line: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in line.split("\t"))
+
+
+def without_empty(lines: Sequence[str]) -> list[str]:
+    """The lines that hold a text, or both texts of a pair."""
+    return [line for line in lines if all(_parts(line))]
+
+
 def as_pairs(lines: Sequence[str], where: str) -> Texts:
     """Lines as texts, or as pairs if they hold a tab; UserError for a mixture or an empty text."""
-    parts = [tuple(part.strip() for part in line.split("\t")) for line in lines]
+    parts = [_parts(line) for line in lines]
     if not parts:
         raise UserError(f"{where}: no texts; give at least one")
     for number, texts in enumerate(parts, 1):
         if not all(texts):
-            raise UserError(f"{where}: text {number} is empty; remove it")
+            raise UserError(f"{where}: text {number} is empty; write it, or add --drop-missing")
         if len(texts) != len(parts[0]) or len(texts) > 2:
             raise UserError(
                 f"{where}: text {number} has {len(texts) - 1} tabs and the first "
@@ -71,8 +82,8 @@ def as_pairs(lines: Sequence[str], where: str) -> Texts:
     return [(first, second) for first, second in parts]
 
 
-def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) -> Texts:
-    """Texts, or pairs, of a file or of standard input: a line each, or a row of a table.
+def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) -> list[str]:
+    """Texts of a file or of standard input: its lines, or the rows of a table; tabs join pairs.
 
     A table (.csv, .tsv, or any file with `columns`) is never read as lines: without `columns` the
     one with a usual name is taken, as distill_csv.py does. Raises UserError for JSON, parquet and
@@ -89,12 +100,12 @@ def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) 
             find_column(list(table.columns), name, TEXT_NAMES, "--columns", where)
             for name in columns or [None]
         ]
-        rows = table[names].fillna("").replace(r"\s+", " ", regex=True)  # tabs join the pairs
-        return as_pairs(["\t".join(row) for row in rows.itertuples(index=False)], where)
+        rows = table[names].fillna("").replace(r"\s+", " ", regex=True)
+        return ["\t".join(row) for row in rows.itertuples(index=False)]
     lines = split_lines(read_source(path, encoding, "give one text a line"))
     while lines and not lines[-1].strip():
         lines.pop()
-    return as_pairs(lines, where)
+    return lines
 
 
 def _parse_rows(text: str, where: str) -> list:

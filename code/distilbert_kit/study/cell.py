@@ -133,8 +133,7 @@ class Cell:
         """Arguments for `records.recording`; UserError when something that it reads is missing."""
         for given in self.inputs:
             if given.content is None:
-                kind, _, name = given.name.partition(":")
-                raise UserError(f"{self.name}: no {kind} {name}: mend the recipe or put it there")
+                raise UserError(f"{self.name}: {given.name} is missing; add it or mend the recipe")
         return {
             "stage": self.stage,
             "stage_version": self.version,

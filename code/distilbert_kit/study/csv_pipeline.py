@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset, evenly_by_length
 from ..data.tasks import Task
+from ..errors import one_line
 from ..metrics import agreement, score_function
 from ..models.hub_layout import HubModel
 from ..models.initialisation import extract_student
@@ -148,8 +149,8 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
     """Test accuracy of each model over the seeds, and its gap to the distilled student.
 
     `predictions`: those of `evaluate`, with a column `seed`. The intervals of several seeds are
-    over seeds and rows, see `study/statistics.py`; those of one seed over rows: Wilson's, and
-    `paired_shares` of the gap.
+    over seeds and rows, see `study/statistics.py`; those of one seed, or of seeds without any
+    difference, over rows: Wilson's, and `paired_shares` of the gap.
     """
     groups = [group for _, group in predictions.groupby("seed")]
     right = {
@@ -164,12 +165,17 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
     found = {}
     for name, shares in right.items():
         gap = None
+        interval = wilson_interval(sum(shares[0]), len(shares[0]))
         if len(groups) == 1:
-            interval = wilson_interval(sum(shares[0]), len(shares[0]))
             if name != "student":
                 gap = paired_shares(*right["student"], *shares)
         else:
-            interval = score_interval(crossed(name))
+            if (over_seeds := score_interval(crossed(name)))[
+                "standard_error"
+            ] > 0:  # else all alike
+                interval = over_seeds
+            # A t-interval knows no bounds, a share has some.
+            interval |= {"low": max(0.0, interval["low"]), "high": min(1.0, interval["high"])}
             if name != "student":
                 gap = gap_interval(crossed("student", name))
         found[name] = {
@@ -181,8 +187,17 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
     return found
 
 
+def most_frequent(test: pd.DataFrame) -> dict:
+    """The label that most test rows have, and their share: the score of one constant answer."""
+    shares = test["label"].value_counts(normalize=True)
+    return {"label": shares.index[0], "share": float(shares.iloc[0])}
+
+
 def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
-    """One line for each model: size, parameters, test accuracy and F1, latency."""
+    """One line for each model: size, parameters, test accuracy and F1, latency.
+
+    Below, the score of the most frequent label, and which models are not shown to be above it.
+    """
     accuracy = metrics["accuracy"]
     width = max(len(own["label"]) for own in accuracy.values())
     lines = [
@@ -195,5 +210,14 @@ def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
             f"{own['label']:{width}}{size['bytes'] / 1e6:8.1f}{size['parameters'] / 1e6:9.2f}"
             f"{100 * own['estimate']:10.2f}{span:>14}{100 * metrics[name]['test']['f1']:7.2f}"
             f"{milliseconds[name]:11.2f}"
+        )
+    constant = metrics["most_frequent"]
+    lines.append(
+        f"{100 * constant['share']:.2f} % of the test rows are {one_line(constant['label'])!r}"
+    )
+    if weak := [own["label"] for own in accuracy.values() if own["low"] <= constant["share"]]:
+        lines.append(
+            f"not shown to be better than that answer alone: {'; '.join(weak)}. Give more rows, or "
+            "raise --epochs or --learning-rate"
         )
     return "\n".join(lines)

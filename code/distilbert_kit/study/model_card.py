@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data.listed import DataUsed, sources
 from ..files import add_files
 from ..metrics import METRICS
 from ..models.hub_layout import read_architecture
@@ -139,11 +140,20 @@ def _code(folder: Path, pipeline: str) -> str:
     return _PIPELINE_CODE % (pipeline, f'"{text}"') if pipeline else ""
 
 
+def _dataset(used: DataUsed) -> str:
+    return used.name.rpartition("/")[0]
+
+
+def hub_name(dataset: str) -> str:
+    """The data set's name on the hub; "" for embedded data and for files of your own."""
+    return sources().get(dataset, {}).get("hub", "")
+
+
 def evaluation_results(record: Record, pipeline: str) -> list[EvalResult]:
     """The scores in the record's metrics of each split, those of int8 where there are several."""
     results = []
     for used in record.data:
-        dataset, _, split = used.name.rpartition("/")
+        dataset, split = _dataset(used), used.name.rpartition("/")[2]
         scores = record.metrics.get(split)
         if not isinstance(scores, dict):
             continue
@@ -152,7 +162,7 @@ def evaluation_results(record: Record, pipeline: str) -> list[EvalResult]:
                 results.append(
                     EvalResult(
                         task_type=pipeline,
-                        dataset_type=dataset,
+                        dataset_type=hub_name(dataset) or dataset,
                         dataset_name=used.name,
                         dataset_split=split,
                         metric_type=name,
@@ -174,7 +184,7 @@ def model_card(folder: Path, record: Record, weights: Iterable[str]) -> str:
     data = ModelCardData(
         model_name=folder.name,
         base_model=[_HUB_NAMES.get(name) or public_name(name) for name in weights] or None,
-        datasets=sorted({result.dataset_type for result in results}) or None,
+        datasets=sorted(filter(None, {hub_name(_dataset(used)) for used in record.data})) or None,
         eval_results=results or None,
         language=None if own else "en",
         library_name="onnx" if (folder / "model_quantized.onnx").exists() else "transformers",

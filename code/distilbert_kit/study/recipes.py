@@ -448,8 +448,9 @@ def _known_keys() -> set[str]:
 
 
 def _explain(error: ValidationError, where: str) -> UserError:
-    first = error.errors()[0]
-    if first["type"] != "extra_forbidden":
+    # A key that is misspelt is missing too: the unknown one tells more.
+    unknown_keys = (found for found in error.errors() if found["type"] == "extra_forbidden")
+    if (first := next(unknown_keys, None)) is None:
         return UserError(f"{where}: {first_problem(error, 'recipe')}")
     unknown = str(first["loc"][-1])  # it may be known in another place
     close = difflib.get_close_matches(unknown, sorted(_known_keys() - {unknown}), n=1)
@@ -473,7 +474,10 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
     """Read `recipes/<name>.yaml` or a file; UserError names a missing, unknown or wrong key."""
     path = recipe_path(name_or_file)
     try:
-        recipe = Recipe.model_validate(read_yaml(path))
+        content = read_yaml(path)
+        if content is None:
+            raise UserError("empty; begin with a copy of code/examples/recipe.yaml")
+        recipe = Recipe.model_validate(content)
         recipe._file = path
     except ValidationError as error:
         raise _explain(error, path.name) from None

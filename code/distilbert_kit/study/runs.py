@@ -102,4 +102,6 @@ def train_cell(
             model.save_pretrained(cell.folder, tokenizer)
     if PartialState().is_main_process:
         cell.stamp_folder()
-        print(f"{cell.name}: validation {losses['before']} -> {losses['after']}")
+        before, after = losses["before"], losses["after"]
+        shown = (f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in after)
+        print(f"{cell.name}: held-out losses {', '.join(shown)}; {cell.folder}")

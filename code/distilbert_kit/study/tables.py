@@ -144,7 +144,8 @@ def scores(recipe: Recipe) -> dict:
     """Scores, their means, and each model beside the teacher.
 
     `over_control` is the student beside what it was distilled from: no row, if it was not.
-    `confusion` has the main models only.
+    `confusion` has the main models only. `first_squad`: exact match on SQuAD of a shorter training
+    (`data/earlier_runs.yaml`).
     """
     main, errors = recorded_main_models(recipe), error_rows(recipe)
     others = [model for model in recipe.models if model != recipe.teacher]
@@ -158,6 +159,7 @@ def scores(recipe: Recipe) -> dict:
         "over_control": over_control(recipe),
         "mean_over_control": mean_over_control(recipe),
         "one_answer": one_answer_runs(recipe),
+        "first_squad": earlier_runs(recipe).get("first_squad"),
         "errors": errors,
         "confusion": [row for row in confusion_rows(recipe) if row["model"] in main],
         "errors_figure": bool(errors),
