@@ -43,7 +43,7 @@ def main() -> None:
         torch.manual_seed(0)
         with recording(cell.record, **cell.provenance) as draft:
             summary = measure(recipe, draft)
-        print(f"{cell.name}: {summary}; record {cell.record.name}")
+        print(f"{cell.name}: {summary}; {cell.record}")
 
 
 if __name__ == "__main__":

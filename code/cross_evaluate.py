@@ -56,7 +56,7 @@ def main() -> None:
             precisions[task.name] = usable_precision(texts.precision)
         draft.data = list(used.values())
         draft.extra["precision"] = precisions
-    print(f"{cell.name}: {len(pairs)} pairs of tasks; record {cell.record.name}")
+    print(f"{cell.name}: {len(pairs)} pairs of tasks; {cell.record}")
 
 
 if __name__ == "__main__":

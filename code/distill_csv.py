@@ -7,7 +7,7 @@
 
 Rows are split 80/10/10 within each class; equal texts share a split. All models see the same rows.
 By default a small file is read more often, until there are 100 updates: after few of them a student
-that is cut from a teacher still guesses (arXiv 2006.04884 found so for BERT itself on small data).
+that is cut from a teacher still guesses (more steps help BERT on few samples: arXiv 2006.05987).
 A control student is trained in the same way, but without the teacher: the difference is the effect
 of distillation on these data. With --random-start, one more student is distilled from random
 weights: that difference is the effect of starting from teacher layers. All is measured on the test
@@ -58,11 +58,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for everything made")
     parser.add_argument("--text-column", help="default: guessed from the usual names")
     parser.add_argument("--label-column", help="default: guessed from the usual names")
-    parser.add_argument("--drop-missing", action="store_true", help="leave out rows without either")
+    parser.add_argument("--drop-missing", action="store_true", help="leave out rows with one empty")
     parser.add_argument("--encoding", default="utf-8-sig", help="default: UTF-8")
     parser.add_argument("--teacher", default="minilm", help="folder or hub name (default: minilm)")
     parser.add_argument(
-        "--layers", help="of the teacher: how many (default: half), or which, such as 0,2,4"
+        "--layers",
+        default="even",
+        help="of the teacher: how many, evenly (default: half), or which, such as 0,2,4",
     )
     parser.add_argument("--max-length", type=int, default=64, help="tokens (default: 64)")
     parser.add_argument(
@@ -119,7 +121,7 @@ def enough_epochs(rows: int, batch_size: int) -> int:
 def describe(splits: dict[str, pd.DataFrame], table: pd.DataFrame, task: Task) -> None:
     """Print rows by split and class."""
     if left_out := table.attrs["rows_left_out"]:
-        print(f"{left_out:,} rows without a text or a label are left out")
+        print(f"left out, as text or label is missing: {left_out:,} rows")
     repeated = table["text"].duplicated().sum()
     clash = (table.groupby("text")["label"].nunique() > 1).sum()
     print(f"{len(table):,} rows, {repeated:,} repeat an earlier text and stay on its side", end="")
@@ -156,14 +158,15 @@ def run(
     scores = ("accuracy", "precision", "recall", "f1")
     task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, scores)
     describe(splits, table, task)
+    left_out = table.attrs.pop("rows_left_out")
     if arguments.epochs is None:
         epochs = enough_epochs(len(splits["train"]), settings.batch_size)
         settings = settings.model_copy(update={"epochs": epochs})
-        print(f"{epochs} epochs, at least {LEAST_UPDATES} updates; --epochs changes it")
+        print(f"{epochs} epochs, at least {LEAST_UPDATES} updates (to change: --epochs)")
     teacher = resolve_checkpoint(arguments.teacher)
-    asked, depth = arguments.layers or "even", read_config(teacher).shape.num_layers
-    many = asked.isdigit()
-    layers = choose_layers("even" if many else asked, depth, int(asked) if many else None)
+    asked, depth = arguments.layers, read_config(teacher).shape.num_layers
+    strategy, count = ("even", int(asked)) if asked.isdecimal() else (asked, None)
+    layers = choose_layers(strategy, depth, count)
     print(f"student: teacher layers {', '.join(map(str, layers))}")
     tokenizer = get_tokenizer(arguments.teacher)
     tokenizer.model_max_length = settings.max_length  # saved: predict.py cuts texts as here
@@ -215,7 +218,7 @@ def run(
         for name, model in models.items():
             place = model.path if isinstance(model, OnnxModel) else output / name
             draft.metrics[name]["size"] = size_on_disk(place)
-        draft.metrics["truncated"] = truncated
+        draft.metrics |= {"truncated": truncated, "rows_left_out": left_out}
         draft.extra["milliseconds_per_text"] = latencies(models, datasets["test"])
         answers = [predictions.assign(seed=first)]
         for seed in others:

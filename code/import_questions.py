@@ -9,7 +9,8 @@
 
 A CSV row has a question, a context and an answer, in columns of these names or in --columns. The
 answer's first occurrence in the context is used. The folder gets a sources.yaml of rows and hashes,
-which every later reading checks. Files of data/ itself must be the official ones.
+which every later reading checks; records call rows that are not SQuAD's `own/squad`. Files of data/
+itself must be the official ones.
 """
 
 from pathlib import Path
@@ -19,20 +20,13 @@ from distilbert_kit.script import argument_parser, entry_point
 import datasets
 import yaml
 
-from distilbert_kit.data.listed import read_sources, rows_sha256
+from distilbert_kit.data.listed import is_listed, official_sources, read_sources, rows_sha256
 from distilbert_kit.data.questions import COLUMNS, misplaced, read_questions
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_file, replacing_file, write_atomically
-from distilbert_kit.paths import ROOT
 
 DATASET = "squad"  # the data set of the task squad
 SPLITS = ("train", "validation")
-
-
-def is_listed(found: dict, source: dict, split: str) -> bool:
-    """Whether rows and hash are those of a list; a null hash is not compared."""
-    expected = source["splits"].get(split, {"rows": None, "sha256": None})
-    return expected["rows"] == found["rows"] and expected["sha256"] in (None, found["sha256"])
 
 
 @entry_point
@@ -61,7 +55,7 @@ def main() -> None:
     }
     output, list_path = arguments.output, arguments.output / "sources.yaml"
     listed = read_sources(list_path) if list_path.is_file() else {}
-    official = read_sources(ROOT / "data" / "sources.yaml")[DATASET]
+    official = official_sources()[DATASET]
     source = listed.setdefault(DATASET, {"columns": official["columns"], "splits": {}})
     fixed = "hub" in source  # a list that was not made here
     for split in found if fixed else ():

@@ -25,14 +25,13 @@ from pathlib import Path
 from distilbert_kit.script import argument_parser, entry_point
 
 from distilbert_kit.errors import UserError, one_line
-from distilbert_kit.serve.prediction import Answerer, Texts, load_predictor
+from distilbert_kit.serve.prediction import Answerer, load_predictor
 from distilbert_kit.serve.reading import (
     as_pairs,
     check_unicode,
     read_questions_and_contexts,
     read_source,
     read_texts,
-    without_empty,
 )
 
 WIDTH = 80  # characters of a text in the table
@@ -83,23 +82,13 @@ def asked_questions(arguments: argparse.Namespace) -> tuple[list[str], list[str]
     return [arguments.question], [context]
 
 
-def asked_texts(arguments: argparse.Namespace) -> Texts:
-    """Texts or pairs of the command line, a file or standard input."""
-    lines, where = arguments.texts, "command line"
-    if not lines:
-        lines = read_texts(arguments.file, arguments.columns, arguments.encoding)
-        where = str(arguments.file or "standard input")
-    if arguments.drop_missing:
-        given, lines = len(lines), without_empty(lines)
-        print(f"{given - len(lines):,} of {given:,} texts are empty, left out", file=sys.stderr)
-    return as_pairs(lines, where)
-
-
 def predict(arguments: argparse.Namespace) -> list[dict]:
     """What the model says of what was given: a row for each text or question."""
     name, predictor = arguments.model, load_predictor(arguments.model, arguments.max_length)
     if isinstance(predictor, Answerer):
-        if arguments.texts or arguments.drop_missing:
+        if arguments.drop_missing:
+            raise UserError(f"{name}: --drop-missing is for a classifier's texts; leave it out")
+        if arguments.texts:
             raise UserError(
                 f"{name}: it answers questions; give --question and --context, or --file"
             )
@@ -108,7 +97,12 @@ def predict(arguments: argparse.Namespace) -> list[dict]:
         return rows
     if arguments.question is not None or arguments.n_best is not None:
         raise UserError(f"{name}: a classifier; give texts instead of --question and --n-best")
-    rows = predictor(asked_texts(arguments))
+    drop = arguments.drop_missing
+    rows = predictor(
+        as_pairs(arguments.texts, "command line", drop)
+        if arguments.texts
+        else read_texts(arguments.file, arguments.columns, arguments.encoding, drop)
+    )
     tell_cut(rows, "text", predictor.max_length)
     return rows
 

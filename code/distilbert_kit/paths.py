@@ -12,5 +12,6 @@ PAPER = ROOT / "data" / "paper.yaml"
 EARLIER = ROOT / "data" / "earlier_runs.yaml"
 DATA = Path(os.environ.get("DATA_DIR", ROOT / "data")).expanduser().resolve()
 # A folder of other data says itself what it should hold.
-SOURCES = (DATA if (DATA / "sources.yaml").is_file() else ROOT / "data") / "sources.yaml"
+OFFICIAL_SOURCES = ROOT / "data" / "sources.yaml"
+SOURCES = DATA / "sources.yaml" if (DATA / "sources.yaml").is_file() else OFFICIAL_SOURCES
 RESULTS = Path(os.environ.get("RESULTS_DIR", ROOT / "results")).expanduser().resolve()

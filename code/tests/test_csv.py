@@ -246,6 +246,9 @@ def test_shares_of_few_texts_stay_shares():
     assert 0 <= found["teacher"]["low"] < 0.875 < found["teacher"]["high"] == 1
     # Nothing varies where all is right, but four texts show little.
     assert 0.5 < found["student"]["low"] < 0.52 and found["student"]["high"] == 1
+    answers["student-int8"] = answers["student"]
+    gap = accuracies(answers)["student-int8"]["over_student"]
+    assert gap["low"] < gap["estimate"] == 0 < gap["high"]
 
 
 def test_a_model_that_guesses_is_called_one(made):
@@ -254,11 +257,13 @@ def test_a_model_that_guesses_is_called_one(made):
     assert most_frequent(test) == {"label": "sport", "share": 0.5}
     assert "50.00 % of the test rows are 'sport'" in output
     metrics = read_record(folder / "record.json").metrics
-    times = dict.fromkeys(MODELS, 1.0)
-    metrics["accuracy"]["teacher"] |= {"low": 0.51}
-    metrics["accuracy"]["student"] |= {"low": 0.5}
-    told = results_table(metrics, times).splitlines()[-1]
-    assert MODELS["student"] + "." in told + "." and MODELS["teacher"] + ";" not in told
+    bounds = {"estimate": 1.0, "low": 0.6}
+    changed = {"student": {"estimate": 0.5, "low": 0.4}, "student-int8": {"low": 0.5}}
+    for name, found in metrics["accuracy"].items():
+        found |= bounds | changed.get(name, {})
+    *_, guessing, unsure = results_table(metrics, dict.fromkeys(MODELS, 1.0)).splitlines()
+    assert guessing.startswith(f"no better than this answer alone: {MODELS['student']}. Raise")
+    assert unsure == f"perhaps no better, more rows would tell: {MODELS['student-int8']}"
 
 
 def test_equal_answers_of_one_seed_still_leave_room():
@@ -303,7 +308,8 @@ def test_foreign_folder_and_bad_options_are_refused(made, monkeypatch, capsys):
         (["--output", "new", "--soft-weight", "2"], "--soft-weight 2.0"),
         (["--output", "new", "--epochs", "0"], "--epochs 0.0"),
         (["--output", "new", "--layers", "99"], "cannot cut 99 layers from a teacher that has 6"),
-        (["--output", "new", "--layers", "0,99"], "99"),
+        (["--output", "new", "--layers", "0,99"], "teacher layer 99 does not exist"),
+        (["--output", "new", "--layers", "²"], "layers ²: use numbers such as 0,2,4"),
         (["--output", "new", "--epochs", "0", "--epoch"], "--help lists the options"),
         (["--output", "new", "--seeds", "0", "1", "0"], "--seeds: one of them is given twice"),
     ]:

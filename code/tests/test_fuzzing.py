@@ -40,7 +40,7 @@ from distilbert_kit.paths import RECIPES, RESULTS, ROOT
 from distilbert_kit.serve.app import create_app
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.prediction import load_predictor
-from distilbert_kit.serve.reading import as_pairs, read_questions_and_contexts, read_texts
+from distilbert_kit.serve.reading import read_questions_and_contexts, read_texts
 from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import is_current, read_record
@@ -133,10 +133,6 @@ TABLES = st.lists(st.lists(CELLS, max_size=4).map(",".join), max_size=8).map("\n
 CSVS = st.one_of(damaged(CSV), TABLES.map(lambda text: f"text,label\n{text}".encode()))
 
 
-def texts_of(path, columns, encoding):
-    return as_pairs(read_texts(path, columns, encoding), "the file")
-
-
 def split_csv(path):
     return split_texts(load_labelled_texts(path, drop_missing=True), 0)
 
@@ -148,8 +144,8 @@ def test_csvs(folder, content, encoding):
     texts = [set(part["text"].str.split().str.join(" ")) for part in parts.values()]
     assert not any(a & b for a, b in itertools.combinations(texts, 2))  # no text in two splits
     told(load_labelled_texts, path, encoding=encoding)
-    told(texts_of, path, None, "utf-8-sig")
-    told(texts_of, path, ["text", "label"], encoding)
+    told(read_texts, path, None, "utf-8-sig")
+    told(read_texts, path, ["text", "label"], encoding)
     told(read_questions, path, ("text", "text", "label"), True)
     told(read_questions_and_contexts, path, ("text", "label"), "utf-8-sig")
 
@@ -179,7 +175,7 @@ LINES = b"".join(b'{"question": "When?", "context": "In %d."}\n' % n for n in ra
 def test_lines(folder, content):
     path = put(folder / "lines.jsonl", content)
     told(read_questions_and_contexts, path, None, "utf-8-sig")
-    told(texts_of, path, None, "utf-8-sig")
+    told(read_texts, path, None, "utf-8-sig")
     texts = told(read_source, f"lines:{path}", encoding_errors="strict")
     replaced = told(read_source, f"lines:{path}", encoding_errors="replace")
     assert texts in (None, replaced)  # nothing to replace where nothing is wrong

@@ -153,7 +153,7 @@ def test_empty_texts_are_left_out_on_request_and_counted(
     predict.main()
     told = capsys.readouterr()
     assert [row["text"] for row in rows(told.out)] == ["a fine film", "fine"]
-    assert told.err == "1 of 3 texts are empty, left out\n"
+    assert told.err == f"{table}: empty texts left out: 1, first 2\n"
 
 
 def test_order_is_kept_over_batches(folders, run):
@@ -312,7 +312,12 @@ def test_answers_for_people(folders, run):
     [
         ("student", ["--question", "who"], "", "a classifier; give texts instead of --question"),
         ("squad", ["a text"], "", "it answers questions; give --question and --context"),
-        ("squad", ["--drop-missing"], "", "it answers questions; give --question and --context"),
+        (
+            "squad",
+            ["--drop-missing"],
+            "",
+            "--drop-missing is for a classifier's texts; leave it out",
+        ),
         ("squad", [], "", "no questions"),
         ("squad", [], "a plain text\n", "line 1 is no JSON"),
         (

@@ -9,11 +9,9 @@ from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.data.csv import load_labelled_texts, read_csv
 from distilbert_kit.errors import UserError
 from distilbert_kit.serve.reading import (
-    as_pairs,
     read_questions_and_contexts,
     read_source,
     read_texts,
-    without_empty,
 )
 
 UTF8 = "utf-8-sig"
@@ -49,12 +47,14 @@ def test_a_table_is_never_read_as_lines(tmp_path):
 def test_empty_texts_are_refused_or_left_out(tmp_path):
     path = tmp_path / "reviews.csv"
     path.write_text("text,more\na fine film,really\n,dull\na dull one, \n")
-    lines = read_texts(path, ["text"], UTF8)
     with pytest.raises(UserError, match="text 2 is empty; write it, or add --drop-missing"):
-        as_pairs(lines, "the file")
-    assert without_empty(lines) == ["a fine film", "a dull one"]
-    pairs = without_empty(read_texts(path, ["text", "more"], UTF8))
-    assert as_pairs(pairs, "the file") == [("a fine film", "really")]
+        read_texts(path, ["text"], UTF8)
+    assert read_texts(path, ["text"], UTF8, drop_missing=True) == ["a fine film", "a dull one"]
+    pairs = read_texts(path, ["text", "more"], UTF8, drop_missing=True)
+    assert pairs == [("a fine film", "really")]
+    path.write_text("text\n \n")
+    with pytest.raises(UserError, match="no texts; give at least one"):
+        read_texts(path, ["text"], UTF8, drop_missing=True)
 
 
 def test_gzip_is_told_by_content_and_read(tmp_path):

@@ -260,7 +260,13 @@ def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
     assert any(xs == [9.9e9] and ys == pytest.approx([100 * 59.9 / 69.3]) for xs, ys in places)
     assert [9.0, 3.0, 1.0] in [list(line.get_ydata()) for line in losses.lines]
     found = texts(drawn, tmp_path, monkeypatch)
-    for said in ("distilled", "not distilled", "text only", "one seed left out", "the paper"):
+    for said in (
+        "distilled",
+        "not distilled",
+        "text only",
+        "without the collapsed seed",
+        "the paper",
+    ):
         assert said in found, said
 
 

@@ -333,7 +333,7 @@ def test_a_clone_without_the_files_knows_their_content(write, monkeypatch, tmp_p
     (tmp_path / "results" / "tiny" / "pins.json").unlink()
     cell = corpus_cell(load_recipe(recipe))
     assert cell.key != key
-    with pytest.raises(UserError, match=r"no lines dump\.txt"):
+    with pytest.raises(UserError, match=r"lines:dump\.txt is missing"):
         cell.provenance  # noqa: B018
 
 

@@ -39,7 +39,7 @@ class Source:
 def source_kind(spec: str) -> str:
     """The part before the colon; UserError for one that is not known, or has no name after it."""
     kind, _, rest = spec.partition(":")
-    if kind not in ("docs", "data", "lines", "parquet", "hub") or (kind == "docs") == bool(rest):
+    if spec != "docs" and (kind not in ("data", "lines", "parquet", "hub") or not rest):
         raise UserError(
             f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or "
             "hub:DATASET[:CONFIG][@COMMIT]"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, 
 
 from ..errors import UserError, first_problem
 from ..foreign import read_yaml
-from ..paths import SOURCES
+from ..paths import OFFICIAL_SOURCES, SOURCES
 from ..settings import FileName
 from . import grammar
 from .tasks import is_embedded
@@ -61,13 +61,26 @@ def sources() -> dict:
     return read_sources(SOURCES) if SOURCES.is_file() else {}
 
 
-def recorded_name(dataset: str) -> str:
-    """A data set as records and model cards name it: `own/` before one that was not fetched.
+@cache
+def official_sources() -> dict:
+    """The project's own list, whatever data are in use; empty where the project is not there."""
+    return read_sources(OFFICIAL_SOURCES) if OFFICIAL_SOURCES.is_file() else {}
 
-    A list of import_questions.py calls questions of any origin `squad`.
+
+def is_listed(found: dict, source: dict, split: str) -> bool:
+    """Whether rows and hash are those of a list; a null hash is not compared."""
+    expected = source["splits"].get(split, {"rows": None, "sha256": None})
+    return expected["rows"] == found["rows"] and expected["sha256"] in (None, found["sha256"])
+
+
+def recorded_name(dataset: str, split: str) -> str:
+    """A split as records and model cards name it: with `own/` where its rows are not official.
+
+    import_questions.py calls questions of any origin `squad`.
     """
-    origins = {"hub", "archive"} & sources().get(dataset, {}).keys()
-    return dataset if is_embedded(dataset) or origins else f"own/{dataset}"
+    official = official_sources().get(dataset)
+    own = official and not is_listed(expected_split(dataset, split), official, split)
+    return f"{'own/' if own else ''}{dataset}/{split}"
 
 
 def rows_sha256(rows: Iterable[dict]) -> str:

@@ -82,7 +82,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_safetensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
     """Write tensors as safetensors; OSError when the disk refuses, as for any other file."""
     path.touch()
-    mode = path.stat().st_mode  # the library's file is its owner's alone
+    mode = path.stat().st_mode  # the library writes a new file, which its owner alone may read
     try:
         with disk_errors(path):
             save_file(tensors, path, metadata={"format": "pt", **metadata})

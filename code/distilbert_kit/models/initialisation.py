@@ -38,6 +38,7 @@ def choose_layers(
             raise UserError(
                 f"layers {strategy} are {len(layers)}, not {count}: leave out the count"
             )
+        _check_layers(layers, teacher_layers)
         return layers
     count = teacher_layers // 2 if count is None else count
     if not 1 <= count <= teacher_layers:
@@ -60,6 +61,11 @@ def choose_layers(
     raise UserError(f"unknown layer strategy {strategy!r}: use {', '.join(LAYER_STRATEGIES)}")
 
 
+def _check_layers(layers: list[int], depth: int) -> None:
+    if wrong := [layer for layer in layers if not 0 <= layer < depth]:
+        raise UserError(f"teacher layer {wrong[0]} does not exist: choose from 0 to {depth - 1}")
+
+
 def extract_student(
     teacher: DistilBERTForMaskedLM, layers: list[int], vocabulary_transform: bool = True
 ) -> DistilBERTForMaskedLM:
@@ -71,9 +77,7 @@ def extract_student(
     the author advises (transformers#1582). Not copied: token types and pooler, which the student
     lacks.
     """
-    deepest = teacher.config.num_layers - 1
-    if wrong := [layer for layer in layers if not 0 <= layer <= deepest]:
-        raise UserError(f"teacher layer {wrong[0]} does not exist: choose from 0 to {deepest}")
+    _check_layers(layers, teacher.config.num_layers)
     shape = dataclasses.replace(
         teacher.config,
         num_layers=len(layers),

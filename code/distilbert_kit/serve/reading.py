@@ -58,19 +58,23 @@ def _parts(line: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in line.split("\t"))
 
 
-def without_empty(lines: Sequence[str]) -> list[str]:
-    """The lines that hold a text, or both texts of a pair."""
-    return [line for line in lines if all(_parts(line))]
+def as_pairs(lines: Sequence[str], where: str, drop_missing: bool = False) -> Texts:
+    """Lines as texts, or as pairs if they hold a tab; UserError for a mixture or an empty text.
 
-
-def as_pairs(lines: Sequence[str], where: str) -> Texts:
-    """Lines as texts, or as pairs if they hold a tab; UserError for a mixture or an empty text."""
+    With `drop_missing`, lines without a text, or without one of a pair, are left out, told on
+    stderr.
+    """
     parts = [_parts(line) for line in lines]
+    empty = [number for number, texts in enumerate(parts, 1) if not all(texts)]
+    if drop_missing and empty:
+        print(f"{where}: empty texts left out: {len(empty):,}, first {empty[0]}", file=sys.stderr)
+        lines = [line for line, texts in zip(lines, parts, strict=True) if all(texts)]
+        parts, empty = [_parts(line) for line in lines], []
     if not parts:
         raise UserError(f"{where}: no texts; give at least one")
+    if empty:
+        raise UserError(f"{where}: text {empty[0]} is empty; write it, or add --drop-missing")
     for number, texts in enumerate(parts, 1):
-        if not all(texts):
-            raise UserError(f"{where}: text {number} is empty; write it, or add --drop-missing")
         if len(texts) != len(parts[0]) or len(texts) > 2:
             raise UserError(
                 f"{where}: text {number} has {len(texts) - 1} tabs and the first "
@@ -82,8 +86,10 @@ def as_pairs(lines: Sequence[str], where: str) -> Texts:
     return [(first, second) for first, second in parts]
 
 
-def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) -> list[str]:
-    """Texts of a file or of standard input: its lines, or the rows of a table; tabs join pairs.
+def read_texts(
+    path: Path | None, columns: Sequence[str] | None, encoding: str, drop_missing: bool = False
+) -> Texts:
+    """Texts, or pairs, of a file or of standard input: a line each, or a row of a table.
 
     A table (.csv, .tsv, or any file with `columns`) is never read as lines: without `columns` the
     one with a usual name is taken, as distill_csv.py does. Raises UserError for JSON, parquet and
@@ -100,12 +106,14 @@ def read_texts(path: Path | None, columns: Sequence[str] | None, encoding: str) 
             find_column(list(table.columns), name, TEXT_NAMES, "--columns", where)
             for name in columns or [None]
         ]
-        rows = table[names].fillna("").replace(r"\s+", " ", regex=True)
-        return ["\t".join(row) for row in rows.itertuples(index=False)]
+        rows = table[names].fillna("").replace(r"\s+", " ", regex=True)  # tabs join the pairs
+        return as_pairs(
+            ["\t".join(row) for row in rows.itertuples(index=False)], where, drop_missing
+        )
     lines = split_lines(read_source(path, encoding, "give one text a line"))
     while lines and not lines[-1].strip():
         lines.pop()
-    return lines
+    return as_pairs(lines, where, drop_missing)
 
 
 def _parse_rows(text: str, where: str) -> list:

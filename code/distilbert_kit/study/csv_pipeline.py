@@ -149,8 +149,8 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
     """Test accuracy of each model over the seeds, and its gap to the distilled student.
 
     `predictions`: those of `evaluate`, with a column `seed`. The intervals of several seeds are
-    over seeds and rows, see `study/statistics.py`; those of one seed, or of seeds without any
-    difference, over rows: Wilson's, and `paired_shares` of the gap.
+    over seeds and rows, see `study/statistics.py`. Those of one seed, or where no variance is found
+    (all is right), are over rows: Wilson's, and `paired_shares` of the gap.
     """
     groups = [group for _, group in predictions.groupby("seed")]
     right = {
@@ -164,25 +164,19 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
 
     found = {}
     for name, shares in right.items():
-        gap = None
-        interval = wilson_interval(sum(shares[0]), len(shares[0]))
-        if len(groups) == 1:
-            if name != "student":
-                gap = paired_shares(*right["student"], *shares)
-        else:
-            if (over_seeds := score_interval(crossed(name)))[
-                "standard_error"
-            ] > 0:  # else all alike
-                interval = over_seeds
-            # A t-interval knows no bounds, a share has some.
-            interval |= {"low": max(0.0, interval["low"]), "high": min(1.0, interval["high"])}
-            if name != "student":
-                gap = gap_interval(crossed("student", name))
+        interval, gap = score_interval(crossed(name)), gap_interval(crossed("student", name))
+        if len(groups) == 1 or not interval["standard_error"]:
+            interval = wilson_interval(sum(shares[0]), len(shares[0]))
+        if len(groups) == 1 or not gap["standard_error"]:
+            gap = paired_shares(right["student"][0], shares[0])
         found[name] = {
             "label": MODELS[name],
             "seeds": [float(np.mean(one)) for one in shares],
             **interval,
-            "over_student": gap,
+            # A t-interval knows no bounds, a share has some.
+            "low": max(0.0, interval["low"]),
+            "high": min(1.0, interval["high"]),
+            "over_student": None if name == "student" else gap,
         }
     return found
 
@@ -196,7 +190,7 @@ def most_frequent(test: pd.DataFrame) -> dict:
 def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
     """One line for each model: size, parameters, test accuracy and F1, latency.
 
-    Below, the score of the most frequent label, and which models are not shown to be above it.
+    Below, the share of the most frequent label, and which models are not shown to be above it.
     """
     accuracy = metrics["accuracy"]
     width = max(len(own["label"]) for own in accuracy.values())
@@ -211,13 +205,15 @@ def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
             f"{100 * own['estimate']:10.2f}{span:>14}{100 * metrics[name]['test']['f1']:7.2f}"
             f"{milliseconds[name]:11.2f}"
         )
-    constant = metrics["most_frequent"]
-    lines.append(
-        f"{100 * constant['share']:.2f} % of the test rows are {one_line(constant['label'])!r}"
-    )
-    if weak := [own["label"] for own in accuracy.values() if own["low"] <= constant["share"]]:
+    label, share = metrics["most_frequent"].values()
+    lines.append(f"{100 * share:.2f} % of the test rows are {one_line(label)!r}")
+    guessing = [own["label"] for own in accuracy.values() if own["estimate"] <= share]
+    unsure = [own["label"] for own in accuracy.values() if own["low"] <= share < own["estimate"]]
+    if guessing:
         lines.append(
-            f"not shown to be better than that answer alone: {'; '.join(weak)}. Give more rows, or "
-            "raise --epochs or --learning-rate"
+            f"no better than this answer alone: {'; '.join(guessing)}. Raise --epochs or "
+            "--learning-rate, or give more rows"
         )
+    if unsure:
+        lines.append(f"perhaps no better, more rows would tell: {'; '.join(unsure)}")
     return "\n".join(lines)

@@ -145,7 +145,7 @@ def _dataset(used: DataUsed) -> str:
 
 
 def hub_name(dataset: str) -> str:
-    """The data set's name on the hub; "" for embedded data and for files of your own."""
+    """The data set's name on the hub; "" for one that is not from there."""
     return sources().get(dataset, {}).get("hub", "")
 
 

@@ -142,7 +142,11 @@ def shares_over_tokens(axes: Axes, told: dict, runs: list[dict], taught: list[di
         ("not distilled", [told["control"]], {"fmt": "o", "color": "k", "mfc": "white"}),
         ("text only", untaught, {"fmt": "^", "color": "k"}),
         ("distilled", [run["model"] for run in taught], {"fmt": "s", "color": STUDENT}),
-        ("one seed left out", ["left out"], {"fmt": "s", "color": STUDENT, "mfc": "white"}),
+        (
+            "without the collapsed seed",
+            ["left out"],
+            {"fmt": "s", "color": STUDENT, "mfc": "white"},
+        ),
     ):
         shown = [model for model in models if shares.get(model)]
         rows = [shares[model] | {"mean": shares[model]["estimate"]} for model in shown]

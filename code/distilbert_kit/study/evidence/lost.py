@@ -157,7 +157,7 @@ def cross_rows(recipe: Recipe) -> list[dict]:
         if not (cell := cross_evaluation_cell(recipe, model)).record.exists():
             continue
         record = cell.read_record()
-        examples = {used.name: used.rows for used in record.data}
+        examples = {used.name.removeprefix("own/"): used.rows for used in record.data}
         for trained, tests in record.metrics.items():
             for tested, splits in tests.items():
                 task = get_task(tested)
