@@ -73,14 +73,17 @@ def is_listed(found: dict, source: dict, split: str) -> bool:
     return expected["rows"] == found["rows"] and expected["sha256"] in (None, found["sha256"])
 
 
-def recorded_name(dataset: str, split: str) -> str:
-    """A split as records and model cards name it: with `own/` where its rows are not official.
+def recorded_name(dataset: str, split: str, found: dict) -> str:
+    """A split as records and model cards name it: with `own/` if the rows found are not official.
 
-    import_questions.py calls questions of any origin `squad`.
+    import_questions.py calls questions of any origin `squad`. A list that says where its rows were
+    fetched is taken at its word.
     """
-    official = official_sources().get(dataset)
-    own = official and not is_listed(expected_split(dataset, split), official, split)
-    return f"{'own/' if own else ''}{dataset}/{split}"
+    official, listed = official_sources().get(dataset), sources().get(dataset, {})
+    name = f"{dataset}/{split}"
+    if not official or is_listed(found, official, split) or {"hub", "archive"} & listed.keys():
+        return name
+    return f"own/{name}"
 
 
 def rows_sha256(rows: Iterable[dict]) -> str:

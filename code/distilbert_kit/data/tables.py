@@ -23,7 +23,8 @@ def load_table(
     Raises UserError when the file is missing, cut short, lacks a column, or differs in rows or
     content hash from what `data/sources.yaml` lists.
     """
-    name, expected = recorded_name(dataset, split), expected_split(dataset, split)
+    expected = expected_split(dataset, split)
+    name = recorded_name(dataset, split, expected)
     if is_embedded(dataset):
         table = datasets.Dataset.from_list(grammar.build_sentiment(split))
         return table, DataUsed(name=name, **expected)
