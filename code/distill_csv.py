@@ -58,7 +58,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for everything made")
     parser.add_argument("--text-column", help="default: guessed from the usual names")
     parser.add_argument("--label-column", help="default: guessed from the usual names")
-    parser.add_argument("--drop-missing", action="store_true", help="leave out rows with one empty")
+    parser.add_argument(
+        "--drop-missing", action="store_true", help="leave out rows without a text or a label"
+    )
     parser.add_argument("--encoding", default="utf-8-sig", help="default: UTF-8")
     parser.add_argument("--teacher", default="minilm", help="folder or hub name (default: minilm)")
     parser.add_argument(
