@@ -36,15 +36,15 @@ class Source:
     used: DataUsed | None = None
 
 
-def source_kind(spec: str) -> str:
-    """The part before the colon; UserError for one that is not known, or has no name after it."""
+def split_source(spec: str) -> tuple[str, str]:
+    """Kind and name of a source; UserError for an unknown kind, or one without a name."""
     kind, _, rest = spec.partition(":")
     if spec != "docs" and (kind not in ("data", "lines", "parquet", "hub") or not rest):
         raise UserError(
             f"source {spec!r}: use docs, data:DATASET/SPLIT, lines:FILE, parquet:FILE or "
             "hub:DATASET[:CONFIG][@COMMIT]"
         )
-    return kind
+    return kind, rest
 
 
 def source_files(spec: str) -> list[Path]:
@@ -81,7 +81,7 @@ def open_source(spec: str, text_column: str = "text", encoding_errors: str = "st
     anything that is not there; so does reading, for a line that is not UTF-8 unless
     `encoding_errors` is "replace".
     """
-    kind, rest = source_kind(spec), spec.partition(":")[2]
+    kind, rest = split_source(spec)
     if kind == "docs":
         return _docs_source()
     if kind == "data":

@@ -54,22 +54,17 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
-def _parts(line: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in line.split("\t"))
-
-
 def as_pairs(lines: Sequence[str], where: str, drop_missing: bool = False) -> Texts:
     """Lines as texts, or as pairs if they hold a tab; UserError for a mixture or an empty text.
 
     With `drop_missing`, lines without a text, or without one of a pair, are left out, told on
     stderr.
     """
-    parts = [_parts(line) for line in lines]
+    parts = [tuple(part.strip() for part in line.split("\t")) for line in lines]
     empty = [number for number, texts in enumerate(parts, 1) if not all(texts)]
     if drop_missing and empty:
         print(f"{where}: empty texts left out: {len(empty):,}, first {empty[0]}", file=sys.stderr)
-        lines = [line for line, texts in zip(lines, parts, strict=True) if all(texts)]
-        parts, empty = [_parts(line) for line in lines], []
+        parts, empty = [texts for texts in parts if all(texts)], []
     if not parts:
         raise UserError(f"{where}: no texts; give at least one")
     if empty:

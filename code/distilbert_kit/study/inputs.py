@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import cast
 
-from ..corpus.text_sources import docs_versions, source_files, source_kind
+from ..corpus.text_sources import docs_versions, source_files, split_source
 from ..data.tasks import Task, is_embedded
 from ..errors import UserError
 from ..files import content_key, known_sha256, write_json
@@ -105,7 +105,7 @@ def weights_input(recipe: Recipe, weights: str) -> Input:
 
 def source_input(recipe: Recipe, source: str) -> Input | None:
     """A source of text and its content; None for a listed data set, which has a hash already."""
-    kind, name = source_kind(source), public_source(source)
+    (kind, _), name = split_source(source), public_source(source)
     if kind == "data":
         return None
     if source == "docs":
