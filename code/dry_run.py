@@ -99,6 +99,7 @@ def shrink(content: dict, folder: Path) -> dict:
         rates, tasks = (content["tuning"][key] for key in ("learning_rates", "tasks"))
         small["tuning"] |= {"learning_rates": rates[:2], "tasks": tasks[:1], "held_out": 0.25}
     for name, spec in content["models"].items():
+        spec.pop("seeds", None)
         if "weights" in spec:
             weights = stand_in(spec["weights"], folder / "weights" / name)
             small["models"][name] = spec | {"weights": weights}

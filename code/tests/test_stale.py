@@ -200,10 +200,11 @@ def test_fine_tuning_starts_from_the_distillation_of_its_seed(write, monkeypatch
     models = yaml.safe_load(once.file.read_text())["models"]
     drawn = {"teacher": "teacher", "layers": [0], "random": True, "each_seed": True}
     spec = {"teacher": "teacher", "student": "random", "each_seed": True}
-    models["random"] = {"label": "r", "extract": drawn, "tasks": []}
-    models["from_random"] = {"label": "f", "distill": spec}
-    models["distilled"]["distill"]["each_seed"] = True
-    path = write(models=models, seeds=[0, 1, 2], finetune_tasks={"sentiment": {"epochs": 0.01}})
+    seeds = [0, 1, 2]
+    models["random"] = {"label": "r", "extract": drawn, "tasks": [], "seeds": seeds}
+    models["from_random"] = {"label": "f", "distill": spec, "seeds": seeds}
+    models["distilled"] |= {"distill": spec | models["distilled"]["distill"], "seeds": seeds}
+    path = write(models=models, seeds=[*seeds, 3], finetune_tasks={"sentiment": {"epochs": 0.01}})
     recipe = load_recipe(path)
     assert model_cell(recipe, "distilled").key == model_cell(once, "distilled").key
     for stage, model in (("extract", "random"), ("distill", "distilled")):

@@ -163,4 +163,5 @@ def test_base_tunes_all_models_alike_and_keeps_wnli_apart():
     grids = [[cell.identity["learning_rate"] for cell in tuning_cells(recipe, m)] for m in models]
     assert {"teacher", "undistilled", "distilled", "masked_lm_only"} <= set(models)
     assert len(grids[0]) > 1 and all(grid == grids[0] for grid in grids)
-    assert len(recipe.seeds_of("rte")) == 5 and len(recipe.seeds_of("sst2")) == 3
+    assert len(recipe.seeds_of("teacher", "rte")) == 5
+    assert len(recipe.seeds_of("teacher", "sst2")) == 3

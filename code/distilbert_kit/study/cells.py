@@ -160,7 +160,9 @@ def distilled_from(cell: Cell, teacher: str, sha256: str, layers: list[int]) -> 
 def teacher_cell(recipe: Recipe, model: str, task_name: str) -> Cell | None:
     """The fine-tuning that makes the task teacher of a model: one for all its seeds."""
     spec = recipe.models[model].task_distill
-    return spec and finetune_cell(recipe, spec.teacher, task_name, recipe.seeds_of(task_name)[0])
+    return spec and finetune_cell(
+        recipe, spec.teacher, task_name, recipe.seeds_of(spec.teacher, task_name)[0]
+    )
 
 
 def _finetune_settings(recipe: Recipe, model: str, task_name: str) -> dict:
@@ -215,7 +217,7 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     spec, taught_by = recipe.models[model], teacher_cell(recipe, model, task_name)
     name = finetune_name(model, task_name, seed)
     arguments = ["--model", model, "--task", task_name, "--seed", str(seed)]
-    teaches = seed == recipe.seeds_of(task_name)[0] and model in recipe.task_teachers
+    teaches = seed == recipe.seeds_of(model, task_name)[0] and model in recipe.task_teachers
     if teaches or name in recipe.kept_names:
         arguments.append("--save")  # another cell reads the weights
     settings = _finetune_settings(recipe, model, task_name)
@@ -345,10 +347,10 @@ def evidence_cells(recipe: Recipe) -> list[Cell]:
         *held_out_cells(recipe),
         *(
             finetune_cell(recipe, model, task, seed)
-            for seed in sorted({seed for task in recipe.tasks for seed in recipe.seeds_of(task)})
+            for seed in sorted({seed for m in recipe.models for seed in recipe.seeds_of_model(m)})
             for task in recipe.tasks
-            if seed in recipe.seeds_of(task)
             for model in recipe.models_of(task)
+            if seed in recipe.seeds_of(model, task)
         ),
         *(
             quantize_cell(recipe, model, asked.task, asked.seed)

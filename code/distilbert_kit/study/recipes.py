@@ -111,11 +111,13 @@ class TaskDistill(SoftTargets):
 class ModelSpec(Strict):
     """Where a model comes from: given weights, or other models of the recipe.
 
-    `tasks` are those of the recipe's tasks that it is fine-tuned on; all of them by default.
+    `tasks` are those of the recipe's tasks that it is fine-tuned on, `seeds` those of a task's
+    seeds that it is fine-tuned with; all of them by default.
     """
 
     label: str
     tasks: Distinct[str] | None = None
+    seeds: Annotated[Distinct[Seed], Field(min_length=1)] | None = None
     weights: str | None = None
     extract: Extract | None = None
     pretrain: Pretrain | None = None
@@ -283,6 +285,8 @@ class Recipe(Strict):
                 raise ValueError(f"models.{other}: the name of a run of {name!r}; choose another")
             if unknown := set(spec.tasks or ()) - set(self.tasks):
                 raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
+            if bare := [t for t in self.tasks if not self.seeds_of(name, t)]:
+                raise ValueError(f"models.{name}: seeds has none of those of {bare[0]}")
         if self.distillation_speed and not self.corpus:
             raise ValueError("distillation_speed needs the key corpus")
         self._check_descent({name: spec.parents for name, spec in self.models.items()})
@@ -348,14 +352,16 @@ class Recipe(Strict):
         tuned = {"learning_rate": "tuned"} if self.tuning else {}
         return self.finetune_for(task).model_dump(mode="json") | tuned
 
-    def seeds_of(self, task: str) -> list[int]:
-        """The seeds with which models are fine-tuned on a task."""
-        return self.task_seeds.get(task, self.seeds)
+    def seeds_of(self, model: str, task: str) -> list[int]:
+        """The seeds with which a model is fine-tuned on a task."""
+        own = self.models[model].seeds
+        seeds = self.task_seeds.get(task, self.seeds)
+        return seeds if own is None else [seed for seed in seeds if seed in own]
 
     def seeds_of_model(self, model: str) -> list[int]:
         """The seeds for which a model is made: those of its tasks, or all where it has none."""
         tasks = [task for task in self.tasks if model in self.models_of(task)]
-        return sorted({seed for task in tasks or self.tasks for seed in self.seeds_of(task)})
+        return sorted({seed for task in tasks or self.tasks for seed in self.seeds_of(model, task)})
 
     def train_split(self, task: str) -> str:
         """The split to train on: the recipe's choice, or the task's official one."""

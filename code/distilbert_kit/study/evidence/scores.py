@@ -103,7 +103,7 @@ def recorded_seeds(recipe: Recipe, model: str, task: str) -> list[int]:
         cell = finetune_cell(recipe, model, task, seed)
         return cell.record.exists() and all(path.exists() for path in cell.outputs)
 
-    return [seed for seed in recipe.seeds_of(task) if present(seed)]
+    return [seed for seed in recipe.seeds_of(model, task) if present(seed)]
 
 
 def task_score_function(metric: str, task: Task) -> Callable[..., np.ndarray | float]:

@@ -49,7 +49,9 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     left_out = {(run["task"], run["seed"]) for run in failed if run["task"] in planned}
     pair = (recipe.teacher, recipe.student)
     shared = {(task, seed) for task in planned for seed in shared_seeds(recipe, pair, task)}
-    later = {(task, seed) for task in planned for seed in recipe.seeds_of(task)[first:]}
+    later = {
+        (task, seed) for task in planned for seed in recipe.seeds_of(recipe.student, task)[first:]
+    }
     every = [task for task in recipe.tasks if task in GLUE]
 
     def compared(models: Sequence, tasks: list[str], without: LeftOut = ()) -> dict | None:
