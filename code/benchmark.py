@@ -6,7 +6,7 @@
 size_speed          the paper's Table 3: parameters, bytes, and a pass over the STS-B dev pairs on
                     the CPU at batch size 1, BERT-base against DistilBERT-base
 inference_speed     our DistilBERT against transformers' by length, and over STS-B dev in batches
-training_speed      our fine-tuning against transformers' Trainer on SST-2, with MiniLM
+training_speed      our fine-tuning against transformers' Trainer on SST-2
 distillation_speed  our distillation step against the textbook's, BERT-base to DistilBERT-base
 corpus_speed        our corpus preparation against a slow tokenizer called once a line
 question_answering_speed  our answers to SQuAD questions against the loop of transformers' examples

@@ -13,7 +13,7 @@ from distilbert_kit.script import argument_parser, entry_point
 from distilbert_kit.data.tasks import TASKS
 from distilbert_kit.errors import UserError
 from distilbert_kit.study.cells import plan_key
-from distilbert_kit.study.claims import first_settings, judge_all
+from distilbert_kit.study.claims import earlier_claims, judge_all
 from distilbert_kit.study.evidence.history import finetune_records
 from distilbert_kit.study.figures import save_table
 from distilbert_kit.study.ledger import (
@@ -67,7 +67,7 @@ def main() -> None:
         "decided": decided(columns),
         "paper_size": told,
         "deviations": deviations,
-        "first_settings": first_settings(recipe, ledger),
+        "earlier_claims": earlier_claims(recipe, ledger),
         "task_titles": {name: task.title for name, task in TASKS.items()},
     }
     save_table(recipe, "claims", table)

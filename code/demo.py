@@ -41,8 +41,10 @@ def kept_models(name: str) -> dict[str, Path]:
     for cell in demo_cells(recipe):
         if not cell.has_folder():
             raise UserError(f"{cell.name}: no weights here; run make demo RECIPE={recipe.argument}")
-        label = recipe.models[cell.identity["model"]].label
-        folders[f"{label}, {cell.identity['task']}"] = cell.folder
+        name = f"{recipe.models[cell.identity['model']].label}, {cell.identity['task']}"
+        if name in folders:
+            name += f", seed {cell.identity['seed']}"
+        folders[name] = cell.folder
     return folders
 
 

@@ -28,7 +28,7 @@ import pandas as pd
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.data.listed import DataUsed, rows_sha256
-from distilbert_kit.data.tasks import Task
+from distilbert_kit.data.tasks import OF_CLASSES, Task
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
@@ -157,8 +157,7 @@ def run(
         arguments.encoding,
     )
     labels, splits = sorted_labels(table["label"]), split_texts(table, arguments.seeds[0])
-    scores = ("accuracy", "precision", "recall", "f1")
-    task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, scores)
+    task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, OF_CLASSES)
     describe(splits, table, task)
     left_out = table.attrs.pop("rows_left_out")
     if arguments.epochs is None:

@@ -72,7 +72,7 @@ def main() -> None:
             frame = pd.concat(found.frame for found in evaluations.values())
             answers = made / "answers.json"
             write_json(answers, dict(zip(frame["id"], frame["prediction"], strict=True)))
-            draft.wrote(answers)
+            draft.add_output(answers)
     for split in task.eval_splits:
         shown = (f"{name} {100 * draft.metrics[split][name]:.1f}" for name in task.metrics)
         print(f"{task.name} {split}: {', '.join(shown)}")

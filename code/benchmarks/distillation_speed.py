@@ -100,8 +100,8 @@ def random_corpus(count: int, length: int) -> MLMDataset:
     return MLMDataset(sequences, [length] * count, get_tokenizer())
 
 
-def textbook_loss(teacher: nn.Module, student: nn.Module, batch: Batch) -> Tensor:
-    """The triple loss of a masked batch, from the full logits [B, L, V] of both models."""
+def textbook_terms(teacher: nn.Module, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The terms of the triple loss, means, from the full logits [B, L, V] of both models."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     real = batch["attention_mask"].bool().unsqueeze(-1)
     with torch.no_grad():
@@ -118,7 +118,13 @@ def textbook_loss(teacher: nn.Module, student: nn.Module, batch: Batch) -> Tenso
     mlm = nn.CrossEntropyLoss(ignore_index=-100)(logits, batch["labels"].view(-1))
     hidden, taught_hidden = rows(learnt.hidden_states[-1]), rows(taught.hidden_states[-1])
     cos = nn.CosineEmbeddingLoss()(hidden, taught_hidden, hidden.new_ones(len(hidden)))
-    return WEIGHTS.ce * ce + WEIGHTS.mlm * mlm + WEIGHTS.cos * cos
+    return {"ce": ce, "mlm": mlm, "cos": cos}
+
+
+def textbook_loss(teacher: nn.Module, student: nn.Module, batch: Batch) -> Tensor:
+    """The triple loss of a masked batch: the weighted sum of its terms."""
+    terms = textbook_terms(teacher, student, batch)
+    return WEIGHTS.ce * terms["ce"] + WEIGHTS.mlm * terms["mlm"] + WEIGHTS.cos * terms["cos"]
 
 
 class StepClock:
@@ -246,16 +252,20 @@ def run_alone(variant: str, folder: Path, batch_size: int, length: int) -> None:
 
 
 def loss_differences(pairs: dict[str, Pair], dataset: MLMDataset, size: int) -> dict:
-    """Our loss in each precision minus the textbook's in fp32, relative, without dropout.
+    """Our loss in each precision minus the textbook's in fp32, without dropout.
 
-    Beside it the dtype in which the head's linear layer answered: what the precision really was.
+    Of each weighted term, without sign, so that none makes up for another; their sum over the
+    loss. Beside it the dtype in which the head's linear layer answered: what the precision really
+    was.
     """
     batch = dataset.collate([dataset[i] for i in range(size)])
     batch = dataset.mask(batch, torch.Generator().manual_seed(0))
     found: dict = {"head_dtype": {}}
     with torch.no_grad():
         textbook = (model.eval() for model in pairs["textbook_fp32"])
-        found["textbook_loss"] = expected = float(textbook_loss(*textbook, batch))
+        terms = {name: float(term) for name, term in textbook_terms(*textbook, batch).items()}
+        weights = {name: getattr(WEIGHTS, name) for name in terms}
+        found["textbook_loss"] = total = sum(weights[name] * terms[name] for name in terms)
         for name, (teacher, student) in pairs.items():
             maker, precision = name.split("_")
             if maker != "ours":
@@ -267,10 +277,13 @@ def loss_differences(pairs: dict[str, Pair], dataset: MLMDataset, size: int) -> 
                 lambda module, given, output, dtypes=dtypes: dtypes.add(str(output.dtype))
             )
             with watching, autocast(torch.device("cpu"), precision):
-                loss = float(objective.loss(student.eval(), batch, counts)[0])
+                _, sums = objective.loss(student.eval(), batch, counts)
             (dtype,) = dtypes
             found["head_dtype"][precision] = dtype.removeprefix("torch.")
-            found[f"ours_{precision}_relative"] = abs(loss - expected) / expected
+            off = {name: float(sums[name]) / counts[name] - terms[name] for name in terms}
+            found[f"ours_{precision}_relative"] = (
+                sum(weights[name] * abs(off[name]) for name in terms) / total
+            )
     return found
 
 

@@ -1,4 +1,4 @@
-"""One epoch of SST-2 rows with MiniLM: our fine-tuning against transformers' Trainer.
+"""One epoch of SST-2 rows: our fine-tuning against transformers' Trainer, from the same weights.
 
 The yardstick is the Trainer at its best: this machine's best precision, batches grouped by length.
 The Trainer as it comes, in fp32 and in random order, stands beside it. All read batches of one
@@ -28,6 +28,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.settings import TrainSettings
 from distilbert_kit.study.evidence.speed import ratio_of_totals
+from distilbert_kit.study.inputs import pinned_weights
 from distilbert_kit.study.measure import rotated, seconds
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
@@ -49,7 +50,12 @@ class _Stopwatch(TrainerCallback):
 
 
 def train_with_trainer(
-    model: nn.Module, rows: list[dict], settings: TrainSettings, seed: int, **arguments
+    model: nn.Module,
+    rows: list[dict],
+    collator: DataCollatorWithPadding,
+    settings: TrainSettings,
+    seed: int,
+    **arguments,
 ) -> float:
     """Fine-tune with transformers' Trainer and dynamic padding; seconds of the steps."""
     watch = _Stopwatch()
@@ -73,7 +79,7 @@ def train_with_trainer(
                 **arguments,
             ),
             train_dataset=rows,
-            data_collator=DataCollatorWithPadding(get_tokenizer()),
+            data_collator=collator,
             callbacks=[watch],
         ).train()
     return watch.seconds
@@ -89,8 +95,10 @@ def train_with_ours(
 
 
 def measure(recipe: Recipe, draft: Draft) -> str:
-    """One epoch of SST-2 rows with MiniLM: our loop against transformers' Trainer."""
-    settings, task, tokenizer = recipe.training_speed, get_task("sst2"), get_tokenizer()
+    """One epoch of SST-2 rows: our loop against transformers' Trainer."""
+    settings, task = recipe.training_speed, get_task("sst2")
+    weights = pinned_weights(recipe, settings.weights)
+    tokenizer = get_tokenizer(weights)
     finetune = recipe.finetune_for(task.name)
     table, used = load_table(task.dataset, task.train_split, ("sentence", "label"))
     dev, dev_table, dev_used = load_task_split(task, "validation", tokenizer, finetune)
@@ -103,14 +111,15 @@ def measure(recipe: Recipe, draft: Draft) -> str:
     rows = [{**item, "attention_mask": [1] * len(item["input_ids"])} for item in dataset]
     torch.manual_seed(0)
     initial = {
-        "ours": DistilBERTForSequenceClassification.from_pretrained("minilm", num_labels=2),
+        "ours": DistilBERTForSequenceClassification.from_pretrained(weights, num_labels=2),
         "trainer": AutoModelForSequenceClassification.from_pretrained(
-            resolve_checkpoint("minilm"), num_labels=2
+            resolve_checkpoint(weights), num_labels=2
         ),
     }
     best = precisions()[-1]
     settings_here = finetune.model_copy(update={"epochs": 1.0, "precision": best})
-    trainer = partial(train_with_trainer, rows=rows, settings=settings_here)
+    collator = DataCollatorWithPadding(tokenizer)
+    trainer = partial(train_with_trainer, rows=rows, collator=collator, settings=settings_here)
     candidates = {
         "ours": partial(train_with_ours, rows=dataset, settings=settings_here),
         f"trainer_{best}_grouped": partial(

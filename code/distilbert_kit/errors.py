@@ -28,8 +28,8 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
-class NonFiniteLossError(Exception):
-    """The loss became NaN or infinite; the message names the step."""
+class NonFiniteError(Exception):
+    """A loss, gradient or output of a model became NaN or infinite: the run failed."""
 
 
 def problem_parts(error: "ValidationError", joint: str = ".") -> tuple[str, str]:

@@ -175,7 +175,7 @@ def check_unchanged(folder: Path, *names: str) -> None:
     for name in names or made:
         path = folder / name
         there = name in made and os.path.exists(path)  # False for a name that is too long
-        if there and not (path.is_file() and known_sha256(path) == made[name]):
+        if there and not (path.is_file() and cached_sha256(path) == made[name]):
             raise UserError(
                 f"{path}: not as it was written; delete {folder} and make it again, or delete "
                 f"{MARK} in it if the change is yours"
@@ -327,7 +327,7 @@ def _sha256_of(path: Path, size: int, modified: int) -> str:
     return file_sha256(path)
 
 
-def known_sha256(path: Path) -> str:
+def cached_sha256(path: Path) -> str:
     """SHA-256 of a file, read once in a process unless its size or time of change differs."""
     found = path.stat()
     return _sha256_of(path.resolve(), found.st_size, found.st_mtime_ns)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from .errors import NonFiniteLossError, UserError, one_line, problem_parts
+from .errors import NonFiniteError, UserError, one_line, problem_parts
 
 if TYPE_CHECKING:  # pydantic takes time to import
     from pydantic import ValidationError
@@ -109,7 +109,7 @@ def _end(error: BaseException) -> tuple[int, str] | None:
 
         if isinstance(error, ValidationError):
             return 2, f"error: {_describe_settings_error(error)}"
-    if isinstance(error, NonFiniteLossError):
+    if isinstance(error, NonFiniteError):
         return 3, f"error: {error}"
     if isinstance(error, KeyboardInterrupt | Stopped):
         number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT

@@ -183,7 +183,8 @@ def test_loading_makes_int8_and_what_goes_wrong_with_one_stops_no_other(exported
     told = capfd.readouterr().err
     assert "error: " in told and "Traceback" not in told
     assert not compared.doing and list(compared.models[1].predictors) == ["fp32"]
-    assert "model.safetensors" in compared.error and "; blocked: no int8 form" in compared.error
+    assert "broken/model.safetensors" in compared.error and str(tmp_path) not in compared.error
+    assert "; blocked: no int8 form" in compared.error
     sizes = compared.models[2].megabytes
     assert sizes["int8"] < sizes["fp32"]
     assert not list(scratch.rglob(FILES["fp32"]))  # it is as large as the weights

@@ -237,6 +237,11 @@ def test_small_files_are_read_until_there_are_enough_updates(rows, batch_size):
     assert epochs == 2 or (epochs - 1) * updates < distill_csv.LEAST_UPDATES
 
 
+def test_accuracies_are_in_the_order_of_the_seeds():
+    answers = pd.DataFrame({"label": ["a"] * 4, "student": [*"aaab"], "seed": [7, 7, 0, 0]})
+    assert accuracies(answers)["student"]["seeds"] == [1.0, 0.5]
+
+
 def test_shares_of_few_texts_stay_shares():
     answers = pd.DataFrame(
         {"label": ["a"] * 8, "student": ["a"] * 8, "seed": [0, 0, 0, 0, 1, 1, 1, 1]}
@@ -260,7 +265,7 @@ def test_a_model_that_guesses_is_called_one(made):
     bounds = {"estimate": 1.0, "low": 0.6}
     changed = {"student": {"estimate": 0.5, "low": 0.4}, "student-int8": {"low": 0.5}}
     for name, found in metrics["accuracy"].items():
-        found |= bounds | changed.get(name, {})
+        found |= {"seeds": [0.5]} | bounds | changed.get(name, {})
     *_, guessing, unsure = results_table(metrics, dict.fromkeys(MODELS, 1.0)).splitlines()
     assert guessing.startswith(f"no better than this answer alone: {MODELS['student']}. Raise")
     assert unsure == f"perhaps no better, more rows would tell: {MODELS['student-int8']}"

@@ -37,9 +37,10 @@ ROWS = [{"sentence": f"sentence number {i} is fine", "label": i % 2} for i in ra
 def sst2(tmp_path, monkeypatch):
     """A small SST-2 in the layout of data/, listed as the official one."""
     listed = {"rows": len(ROWS), "sha256": rows_sha256(ROWS)}
-    monkeypatch.setattr(data, "DATA", tmp_path)
+    folder = tmp_path / "data [1]*"  # the library datasets takes patterns
+    monkeypatch.setattr(data, "DATA", folder)
     monkeypatch.setattr(data, "expected_split", lambda *_: listed)
-    path = tmp_path / "glue" / "sst2" / "validation.parquet"
+    path = folder / "glue" / "sst2" / "validation.parquet"
     path.parent.mkdir(parents=True)
 
     def write(rows, **changes):

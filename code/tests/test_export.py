@@ -162,6 +162,10 @@ def test_a_layer_with_one_huge_token_stays_in_fp32(tmp_path):
     source = lookup_graph(tmp_path, table)
     rows = [{"input_ids": torch.tensor([ids])} for ids in ([0, 1, 2, 8], [3, 4, 5])]
     assert coarse_layers(source, rows[1:]) == {}
+    dead = {"input_ids": torch.tensor([[0, 8]])}  # token 0 is all zeros, as behind a dead ReLU
+    (tmp_path / "dead").mkdir()
+    silent = lookup_graph(tmp_path / "dead", np.where(np.arange(9)[:, None] == 0, 0, table))
+    assert coarse_layers(silent, [dead, *rows]).keys() == {"linear"}
     squares = []  # by hand, a token at a time
     for row in rows:
         states = table[row["input_ids"][0]]

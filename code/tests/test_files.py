@@ -13,10 +13,10 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.files import (
     MARK,
     add_files,
+    cached_sha256,
     check_output_folder,
     check_unchanged,
     content_key,
-    known_sha256,
     locked,
     mark_files,
     replacing_file,
@@ -162,9 +162,9 @@ def test_a_folder_in_which_a_writer_was_killed_is_still_ours(tmp_path):
 def test_hash_of_a_changed_file_is_new(tmp_path):
     path: Path = tmp_path / "f"
     path.write_text("one")
-    first = known_sha256(path)
+    first = cached_sha256(path)
     path.write_text("another")
-    assert known_sha256(path) != first
+    assert cached_sha256(path) != first
 
 
 def test_a_key_is_the_beginning_of_the_hash_of_sorted_json():

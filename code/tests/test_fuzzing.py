@@ -278,7 +278,13 @@ def one_encoder():
         yield
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=200), max_size=5))
+WORDS = ["the", "old", "mill", "was", "built", "by", "a", "team", "."]
+ENGLISH = st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join)  # other texts are dropped
+ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
+
+
+@given(st.lists(ANY_TEXT | ENGLISH, max_size=5))
+@example(["the mill was built by a team . " * 4])
 def test_texts_of_corpora(folder, one_encoder, texts):
     source = open_source(f"lines:{put(folder / 'any.txt', chr(10).join(texts))}")
     shutil.rmtree(folder / "made", ignore_errors=True)

@@ -198,6 +198,13 @@ def test_saved_models_predict_as_transformers(tmp_path):
     torch.testing.assert_close(graph, expected, atol=ROUNDING, rtol=0)
 
 
+def test_tokenizer_of_bert_is_refused(tmp_path):
+    """It has fewer tokens than MPNet, so their number tells nothing; its ids are lower by 4."""
+    tiny("ForSequenceClassification").save_pretrained(tmp_path / "m", get_tokenizer("minilm"))
+    with pytest.raises(UserError, match="pads with token 0, its model with 1"):
+        load_predictor(tmp_path / "m")
+
+
 def test_real_weights_equal_transformers():
     if fetched_folder(MPNET) is None:
         pytest.skip(f"{MPNET} is not here: make data WEIGHTS={MPNET}")

@@ -112,5 +112,20 @@ def test_a_lone_quote_that_swallows_rows_is_told(tmp_path):
     path.write_text("\n".join(rows) + "\n")
     with pytest.raises(UserError, match="data row 1 holds 2 lines that look like rows"):
         read_csv(path)
-    path.write_text('text,label\n"one\ntwo\nthree, four\nfive",1\n')  # a poem
-    assert read_csv(path)["text"][0] == "one\ntwo\nthree, four\nfive"
+    for text in (
+        "one\ntwo\nthree, four\nfive",
+        "Dear team,\nit came, but late.\nCall, please.\nAnn",
+    ):
+        path.write_text(f'text,label\n"{text}",1\nb,0\n')
+        assert read_csv(path)["text"][0] == text
+
+
+def test_no_row_or_column_is_left_out_unsaid(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("text\ngood\n\nbad\n\n\n")
+    assert read_csv(path)["text"].isna().tolist() == [False, True, False]
+    path.write_text("text,label,label\na,1,0\n")
+    with pytest.raises(UserError, match="2 columns are called 'label'"):
+        read_csv(path)
+    path.write_text("text,label\na,1234567890123456789\nb,1234567890123456790\n")
+    assert load_labelled_texts(path)["label"].nunique() == 2  # as floats they are equal

@@ -309,6 +309,10 @@ LINE = {"m0": {"label": "m", "weights": "minilm"}} | {
         ),
         ({"models.teacher.weights": "minilm"}, "give exactly one of weights, extract, pretrain"),
         ({"models.minilm.tasks": ["sst2"]}, "models.minilm: 'sst2' is not among the tasks"),
+        (
+            {"models.teacher-sentiment-0": {"label": "a name that a run has", "weights": "minilm"}},
+            "the name of a run of 'teacher'",
+        ),
         ({"models.teacher.seeds": [7]}, "models.teacher: seeds has none of those of sentiment"),
         ({"corpus": None}, "needs the keys corpus and distill"),
         ({"pretrain": None}, "needs the keys corpus and pretrain"),

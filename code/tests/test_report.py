@@ -264,7 +264,7 @@ def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
         "distilled",
         "not distilled",
         "text only",
-        "without collapse",
+        "without the collapsed run",
         "the paper",
     ):
         assert said in found, said
@@ -314,10 +314,10 @@ def at_commit(commit, path):
     return json.loads(committed(f"results/{path}", commit))
 
 
-def test_first_settings_and_runs_are_those_of_their_commit():
+def test_earlier_claims_and_runs_are_those_of_their_commit():
     earlier, ledger = yaml.safe_load(EARLIER.read_text()), load_ledger()
-    first = earlier["study"]["first_settings"]
-    told = [("study", first["commit"], *claim) for claim in first["claims"].items()]
+    runs = earlier["study"]["earlier_claims"]["runs"]
+    told = [("study", run["commit"], *claim) for run in runs for claim in run["claims"].items()]
     for making in earlier["base"]["first_runs"]["makings"]:
         told.append(("base", making["commit"], "glue", making["kept"]))
     for name, commit, claim, row in told:  # estimates; intervals follow another rule today
@@ -325,9 +325,11 @@ def test_first_settings_and_runs_are_those_of_their_commit():
         recorded = {each["id"]: each for each in found["metrics"]["claims"]}
         assert row["value"] == pytest.approx(recorded[claim]["value"], abs=1e-4)
         assert row["low"] < row["value"] < row["high"]
-    rows = claims.first_settings(load_recipe("study"), ledger)["claims"]
-    assert {row["id"] for row in rows} == earlier["study"]["first_settings"]["claims"].keys()
-    assert claims.first_settings(load_recipe("quick"), ledger) is None
+    rows = claims.earlier_claims(load_recipe("study"), ledger)["claims"]
+    assert [row["values"] for row in rows if row["id"] == "glue"] == [
+        [run["claims"]["glue"] for run in runs]
+    ]
+    assert claims.earlier_claims(load_recipe("quick"), ledger) is None
 
 
 def test_the_first_ablation_is_that_of_its_commit():

@@ -374,6 +374,11 @@ def test_names_on_the_hub_are_pinned_to_a_commit(write, monkeypatch):
     assert model_cell(recipe, "cut").provenance["inputs"][0].content == f"commit:{'1' * 40}"
     newest["model"] = "3" * 40  # moves on; the recipe does not
     assert model_cell(open_recipe(path), "cut").key == key
+    models["other"] = {"label": "o", "weights": f"some/teacher@{'4' * 40}", "tasks": []}
+    path = write(models=models, corpus={"source": ["hub:some/text:en"]})
+    recipe = open_recipe(path)
+    assert checkpoint(recipe, "other") == f"some/teacher@{'4' * 40}"
+    assert model_cell(recipe, "cut").key == key  # its commit is not that of the other one
     (recipe.folder / "pins.json").unlink()
     assert model_cell(open_recipe(path), "cut").key != key
 

@@ -17,7 +17,7 @@ from distilbert_kit.data.batches import (
     create_mlm_dataloader,
 )
 from distilbert_kit.data.grammar import build_sentiment
-from distilbert_kit.errors import NonFiniteLossError, UserError
+from distilbert_kit.errors import NonFiniteError, UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import (
@@ -236,7 +236,7 @@ def test_a_gradient_that_is_not_finite_stops_the_last_update_too():
         return (Bad.apply(found) if next(calls) == 4 else found), sums
 
     model = classifier()
-    with pytest.raises(NonFiniteLossError, match="gradient is not finite at update 4"):
+    with pytest.raises(NonFiniteError, match="gradient is not finite at update 4"):
         train(
             model, loader(rows=32), replace(CLASSIFICATION, loss=loss), settings(epochs=1), seed=0
         )
@@ -246,7 +246,7 @@ def test_a_gradient_that_is_not_finite_stops_the_last_update_too():
 def test_logits_that_are_not_finite_are_no_prediction():
     model, data = classifier(), loader(rows=8)
     model.classifier.bias.data[0] = math.nan
-    with pytest.raises(UserError, match="not finite in precision fp32"):
+    with pytest.raises(NonFiniteError, match="not finite in precision fp32; look at"):
         predict_logits(model, data.dataset)
 
 
@@ -276,7 +276,7 @@ def test_non_finite_loss_names_the_update():
     model = classifier()
     with torch.no_grad():
         model.classifier.weight[0, 0] = float("nan")
-    with pytest.raises(NonFiniteLossError, match="update 1 "):
+    with pytest.raises(NonFiniteError, match="update 1 "):
         run(model, loader())
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from ..errors import UserError, first_problem
-from ..files import known_sha256, without_sha256, write_atomically
+from ..files import cached_sha256, without_sha256, write_atomically
 from ..foreign import read_json
 from ..models.vocabulary import vocabulary_sha256
 
@@ -191,7 +191,7 @@ def check_shards(folder: Path, state: dict, checksums: bool = False) -> None:
                     f"{path}: {found:,} bytes, the manifest says {size:,}; delete {folder} and "
                     "prepare the corpus again"
                 )
-            if checksums and known_sha256(path) != shard["sha256"][suffix]:
+            if checksums and cached_sha256(path) != shard["sha256"][suffix]:
                 raise UserError(
                     f"{path}: SHA-256 differs from the manifest's; delete {folder} and prepare "
                     "the corpus again"

@@ -4,7 +4,9 @@ import csv
 import io
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,9 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
                 f"{path}: {len(header):,} columns, at most {MOST_COLUMNS:,} are read; "
                 "keep the text and the label column"
             )
+        name, times = next(iter(Counter(header).most_common(1)), ("", 0))
+        if times > 1:
+            raise UserError(f"{path}: {times} columns are called {name!r}; rename them")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # fields beyond the header
             table = pd.read_csv(
@@ -46,7 +51,10 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
                 keep_default_na=False,  # "None" and "NA" may be words
                 na_values=["", "NaN", "nan"],
                 index_col=False,
+                # In one column a blank line is an empty cell, but not above the header.
+                skip_blank_lines=len(header) != 1 or not header[0].strip(),
             )
+        table = table.iloc[: table.notna().any(axis=1).to_numpy().nonzero()[0].max(initial=-1) + 1]
         _check_quotes(content, path, separator)
         _check_swallowed(table, path, separator)
         return table
@@ -85,14 +93,22 @@ def _check_quotes(content: str, path: Path, separator: str) -> None:
 def _check_swallowed(table: pd.DataFrame, path: Path, separator: str) -> None:
     """Refuse a field that swallowed whole rows: a quote begins it and the next lone one ends it.
 
-    Its lines but the first and last have as many separators as a row; a text with line breaks
-    of its own has that many only by chance, so two lines are asked for.
+    Its lines but the first and last have as many separators as a row, and one of their columns
+    holds what that column holds elsewhere, as labels do, or numbers only. A letter's lines may have
+    as many separators, too.
     """
     many = len(table.columns) - 1
+    known = [set(table[column].dropna().str.strip()) for column in table.columns]
     for column in table.columns:
         for row, field in enumerate(table[column].fillna(""), 1):
-            inner = field.split("\n")[1:-1]
-            if many and len(inner) > 1 and all(line.count(separator) == many for line in inner):
+            inner = [line.split(separator) for line in field.split("\n")[1:-1]]
+            if not many or len(inner) < 2 or any(len(cells) != many + 1 for cells in inner):
+                continue
+            columns = [[cell.strip() for cell in cells] for cells in zip(*inner, strict=True)]
+            if any(
+                set(cells) <= values or not np.isnan(_numbers(cells)).any()
+                for cells, values in zip(columns, known, strict=True)
+            ):
                 raise UserError(
                     f"{path}: data row {row} holds {len(inner)} lines that look like rows: a "
                     'lone double quote begins it; write "" for a quote inside of a text'
@@ -169,10 +185,11 @@ def _check_labels(labels: Iterable[str], path: Path) -> None:
             "name another --label-column"
         )
     for label, number in zip(distinct, _numbers(distinct).tolist(), strict=True):
-        meaning = label.casefold() if math.isnan(number) else repr(number)
+        meaning = str(Decimal(label).normalize()) if math.isfinite(number) else label.casefold()
         if (other := names.setdefault(meaning, label)) != label:
             raise UserError(
-                f"{path}: the labels {other!r} and {label!r} seem to be one class; write them alike"
+                f"{path}: the labels {other!r} and {label!r} seem to be one class; write them "
+                "alike, or rename one"
             )
 
 

@@ -1,5 +1,6 @@
 """Data sets as tables: read, and checked against `data/sources.yaml`."""
 
+import glob
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -34,14 +35,16 @@ def load_table(
             f"{path}: missing; run `make data DATASET={dataset}`, or set DATA_DIR to a folder that "
             "holds it, or use recipe quick with its own task, sentiment: it needs no data"
         )
+    with path.open("rb"):  # a file that cannot be read is told by its own name
+        pass
     try:
         # Rows are counted before any is unpacked: a few kilobytes may say that there are billions.
         _check_rows(pq.read_metadata(path).num_rows, expected, str(path))
-        table = load_dataset("parquet", data_files=str(path), split="train")
+        table = load_dataset("parquet", data_files=glob.escape(str(path)), split="train")
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # arrow's own have no number
+        if isinstance(error, OSError) and error.errno is not None:  # of the cache
             where = error.filename or config.HF_DATASETS_CACHE
             raise UserError(
                 f"{where}: {error.strerror}; free it, or point HF_HOME, the cache of the "

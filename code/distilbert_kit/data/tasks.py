@@ -58,7 +58,7 @@ def is_embedded(dataset: str) -> bool:
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _SENTIMENT = ("negative", "positive")
-_CLASSES = ("accuracy", "precision", "recall", "f1")
+OF_CLASSES = ("accuracy", "precision", "recall", "f1")
 
 
 def _tasks(*tasks: Task) -> dict[str, Task]:
@@ -67,7 +67,7 @@ def _tasks(*tasks: Task) -> dict[str, Task]:
 
 TASKS = _tasks(
     # The embedded grammar (grammar.py): no file is needed.
-    Task("sentiment", "embedded/sentiment", ("sentence",), _SENTIMENT, _CLASSES),
+    Task("sentiment", "embedded/sentiment", ("sentence",), _SENTIMENT, OF_CLASSES),
     # GLUE, arXiv 1804.07461; columns and label numbers as on the hub.
     Task(
         "cola",
@@ -94,10 +94,10 @@ TASKS = _tasks(
         ("accuracy", "f1"),
     ),
     Task("rte", "glue/rte", _PAIR, _ENTAILMENT, ("accuracy",)),
-    Task("sst2", "glue/sst2", ("sentence",), _SENTIMENT, _CLASSES),
+    Task("sst2", "glue/sst2", ("sentence",), _SENTIMENT, OF_CLASSES),
     Task("stsb", "glue/stsb", _PAIR, (), ("pearson", "spearman")),
     Task("wnli", "glue/wnli", _PAIR, _ENTAILMENT[::-1], ("accuracy",)),
-    Task("imdb", "imdb", ("text",), _SENTIMENT, _CLASSES, eval_splits=("test",)),
+    Task("imdb", "imdb", ("text",), _SENTIMENT, OF_CLASSES, eval_splits=("test",)),
     # SQuAD v1.1, arXiv 1606.05250; the paper's Table 2 has both metrics.
     Task(
         "squad",

@@ -400,8 +400,8 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
 
     Names that share the vocabulary of bert-base-uncased, or of MPNet, need no network: the
     installed MiniLM package carries the same 30,522 word pieces. Raises UserError when the folder
-    has none, when it cannot be read, and when it has more tokens than the model beside it has
-    embeddings.
+    has none, when it cannot be read, and when it is not that of the model beside it: more tokens
+    than embeddings, or BERT's beside MPNet.
     """
     name = str(name_or_folder).partition("@")[0]
     known = name in _SAME_VOCABULARY | _MPNET_VOCABULARY
@@ -419,7 +419,7 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
     if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt")):
         raise UserError(f"{folder}: no tokenizer.json or vocab.txt; save the tokenizer with it")
     there = (folder / "config.json").is_file()
-    embeddings = read_config(folder).shape.vocab_size if there else None
+    shape = read_config(folder).shape if there else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer(_RARE)
@@ -441,9 +441,17 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
     if isinstance(longest, float):  # the library takes no 128.0
         tokenizer.model_max_length = int(min(longest, 1e9))
     tokens = vocabulary_size(tokenizer)
-    if embeddings is not None and tokens > embeddings:
+    wanted = "save the tokenizer that the model was trained with"
+    if shape and tokens > shape.vocab_size:
         raise UserError(
-            f"{folder}: its tokenizer has {tokens:,} tokens, its model {embeddings:,} embeddings; "
-            "save the tokenizer that the model was trained with"
+            f"{folder}: its tokenizer has {tokens:,} tokens, its model {shape.vocab_size:,} "
+            f"embeddings; {wanted}"
+        )
+    # MPNet's ids are BERT's plus 4, so BERT's tokenizer fits in number and means other words.
+    padding = (tokenizer.pad_token_id, shape and shape.pad_token_id)
+    if shape and shape.model_type == "mpnet" and padding[0] != padding[1]:
+        raise UserError(
+            f"{folder}: its tokenizer pads with token {padding[0]}, its model with {padding[1]}; "
+            f"{wanted}"
         )
     return tokenizer

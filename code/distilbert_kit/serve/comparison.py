@@ -131,12 +131,12 @@ class Comparison:
         try:
             for model in self.models:
                 self.doing = f"loading {model.name}"
-                with self._keeping_error():
+                with self._keeping_error(model):
                     self._load(model)
             for number, model in enumerate(self.models):
                 if "fp32" in model.predictors and "int8" not in model.predictors:
                     self.doing = f"making the int8 form of {model.name}"
-                    with self._keeping_error():
+                    with self._keeping_error(model):
                         self._quantise(model, self.scratch / str(number))
         except Exception as error:
             self.error = f"{self.doing} failed ({type(error).__name__}); see the terminal"
@@ -145,11 +145,12 @@ class Comparison:
             self.doing = ""
 
     @contextmanager
-    def _keeping_error(self) -> Iterator[None]:
+    def _keeping_error(self, model: Compared) -> Iterator[None]:
         try:
             yield
-        except UserError as error:
-            self.error += f"; {error}" if self.error else str(error)
+        except UserError as error:  # the page is read elsewhere: no folders of this machine
+            said = str(error).replace(str(model.folder), model.name)
+            self.error += f"; {said}" if self.error else said
 
     def _load(self, model: Compared) -> None:
         predictor = load_predictor(model.folder)

@@ -125,8 +125,8 @@ def coarse_layers(source: Path, rows: Sequence[Batch]) -> dict[str, float]:
         for name, states in zip(inputs, found, strict=True):
             scale = (max(states.max(), 0) - min(states.min(), 0)) / 255 or 1
             change = states - scale * np.round(states / scale)
-            lengths = (np.linalg.norm(each, axis=-1) for each in (change, states))
-            moved[name].append(np.divide(*lengths).ravel())
+            moves, lengths = (np.linalg.norm(each, axis=-1) for each in (change, states))
+            moved[name].append(np.divide(moves, lengths, where=lengths > 0, out=0 * moves).ravel())
     far = {name: float(np.sqrt(np.mean(np.concatenate(m) ** 2))) for name, m in moved.items()}
     return {node: far[name] for node, name in layers.items() if far[name] > TOO_COARSE}
 

@@ -17,7 +17,7 @@ from scipy.special import expit, softmax
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset
-from ..errors import UserError, first_problem
+from ..errors import NonFiniteError, UserError, first_problem
 from ..models.checkpoints import get_tokenizer, resolve_checkpoint
 from ..models.hub_layout import HubModel, read_architecture
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
@@ -59,7 +59,10 @@ class Classifier(Predictor):
         `truncated` says whether the text was cut.
         """
         dataset = ClassificationDataset(texts, None, self.tokenizer, self.max_length)
-        logits = predict_logits(self.model, dataset).astype(float)
+        try:
+            logits = predict_logits(self.model, dataset).astype(float)
+        except NonFiniteError as error:  # nothing is trained here: the model is bad input
+            raise UserError(str(error)) from None
         if self.model.num_labels == 1 and not self.model.multi_label:
             scores = logits[:, 0].tolist()
             return [

@@ -217,7 +217,7 @@ def finetune_cell(recipe: Recipe, model: str, task_name: str, seed: int) -> Cell
     spec, taught_by = recipe.models[model], teacher_cell(recipe, model, task_name)
     name = finetune_name(model, task_name, seed)
     arguments = ["--model", model, "--task", task_name, "--seed", str(seed)]
-    teaches = seed == recipe.seeds_of(model, task_name)[0] and model in recipe.task_teachers
+    teaches = model in recipe.task_teachers and seed == recipe.seeds_of(model, task_name)[0]
     if teaches or name in recipe.kept_names:
         arguments.append("--save")  # another cell reads the weights
     settings = _finetune_settings(recipe, model, task_name)
@@ -288,6 +288,17 @@ def benchmark_stages(recipe: Recipe) -> list[str]:
     return [stage for stage in BENCHMARK_STAGES if getattr(recipe, _benchmark_key(stage))]
 
 
+def _training_speed_reads(recipe: Recipe) -> dict:
+    reads = {
+        "settings": {"finetune": recipe.finetune_for("sst2").model_dump(mode="json")},
+        "data": (("glue/sst2", "train"), ("glue/sst2", "validation")),
+    }
+    if (weights := recipe.require("training_speed").weights) != "minilm":  # in the requirements
+        reads["settings"] |= {"weights": public_name(weights)}
+        reads["inputs"] = (weights_input(recipe, weights),)
+    return reads
+
+
 def _corpus_speed_reads(recipe: Recipe) -> dict:
     source = recipe.require("corpus_speed").source
     return {
@@ -300,10 +311,7 @@ def _corpus_speed_reads(recipe: Recipe) -> dict:
 # What a stage reads besides its own settings. The others read STS-B dev only where it is here, so
 # no key has it.
 _BENCHMARK_READS = {
-    "training_speed": lambda recipe: {
-        "settings": {"finetune": recipe.finetune_for("sst2").model_dump(mode="json")},
-        "data": (("glue/sst2", "train"), ("glue/sst2", "validation")),
-    },
+    "training_speed": _training_speed_reads,
     "distillation_speed": lambda recipe: {
         "settings": {"masking": _corpus_settings(recipe)},
         "parents": (corpus_cell(recipe),),

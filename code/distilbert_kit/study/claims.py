@@ -233,7 +233,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         high=found["factor"] * found["high"],
         interval=over,
         scale=scale,
-        detail=f"{labels}; {', '.join(get_task(task).title for task in tasks)}",
+        detail=f"{labels}, on {', '.join(get_task(task).title for task in tasks)}",
         seeds=found["seeds"],
         tasks=tuple(tasks),
         tokens=min(read.values(), default=None),
@@ -297,13 +297,18 @@ def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
     return rows
 
 
-def first_settings(recipe: Recipe, ledger: Ledger) -> dict | None:
-    """The claims as the recipe's first settings had them, with title and unit; None without any."""
-    if not (found := earlier_runs(recipe).get("first_settings")):
+def earlier_claims(recipe: Recipe, ledger: Ledger) -> dict | None:
+    """The recipe's `earlier_claims`, each with title and unit; None where it has none."""
+    if not (found := earlier_runs(recipe).get("earlier_claims")):
         return None
     by_id = {claim.id: claim for claim in ledger.claims}
     rows = [
-        {"id": name, "title": by_id[name].title, "unit": by_id[name].unit, **values}
-        for name, values in found["claims"].items()
+        {
+            "id": name,
+            "title": by_id[name].title,
+            "unit": by_id[name].unit,
+            "values": [run["claims"][name] for run in found["runs"]],
+        }
+        for name in found["runs"][0]["claims"]
     ]
     return found | {"claims": rows}

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.batches import ClassificationDataset, evenly_by_length
+from ..data.batches import ClassificationDataset, evenly_by_length, model_inputs
 from ..data.tasks import Task
 from ..errors import one_line
 from ..metrics import agreement, score_function
@@ -114,7 +114,7 @@ def latencies(models: dict[str, HubModel], dataset: ClassificationDataset) -> di
     batches = []
     for index in evenly_by_length(dataset.lengths, TIMED_TEXTS):
         batch = dataset.collate([dataset[index]])
-        batches.append({name: batch[name] for name in batch if name != "labels"})
+        batches.append(model_inputs(batch))
     functions = {n: lambda batch, model=model: model(**batch) for n, model in models.items()}
     with torch.inference_mode():
         alternate_over(functions, batches[:3])
@@ -152,7 +152,7 @@ def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:
     over seeds and rows, see `study/statistics.py`. Those of one seed, or where no variance is found
     (all is right), are over rows: Wilson's, and `paired_shares` of the gap.
     """
-    groups = [group for _, group in predictions.groupby("seed")]
+    groups = [group for _, group in predictions.groupby("seed", sort=False)]
     right = {
         name: [(group[name] == group["label"]).to_numpy() for group in groups]
         for name in predictions.columns.intersection(list(MODELS), sort=False)
@@ -205,6 +205,8 @@ def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
             f"{100 * own['estimate']:10.2f}{span:>14}{100 * metrics[name]['test']['f1']:7.2f}"
             f"{milliseconds[name]:11.2f}"
         )
+    if len(next(iter(accuracy.values()))["seeds"]) > 1:
+        lines.append("accuracy is over all seeds, the other columns are of the first")
     label, share = metrics["most_frequent"].values()
     lines.append(f"{100 * share:.2f} % of the test rows are {one_line(label)!r}")
     guessing = [own["label"] for own in accuracy.values() if own["estimate"] <= share]

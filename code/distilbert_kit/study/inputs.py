@@ -13,7 +13,7 @@ from typing import cast
 from ..corpus.text_sources import docs_versions, source_files, split_source
 from ..data.tasks import Task, is_embedded
 from ..errors import UserError
-from ..files import content_key, known_sha256, write_json
+from ..files import cached_sha256, content_key, write_json
 from ..foreign import read_json
 from ..models.config import ModelConfig
 from ..models.packaged import KNOWN_SHA256, is_hub_name, is_path
@@ -58,8 +58,8 @@ def _pins(recipe: Recipe) -> dict[str, str]:
 def _files_content(paths: list[Path]) -> str | None:
     """One hash for one file; for several that of their names and hashes."""
     if len(paths) == 1:
-        return f"sha256:{known_sha256(paths[0])}"
-    return f"sha256:{content_key([[p.name, known_sha256(p)] for p in paths])}" if paths else None
+        return f"sha256:{cached_sha256(paths[0])}"
+    return f"sha256:{content_key([[p.name, cached_sha256(p)] for p in paths])}" if paths else None
 
 
 def _weights_content(folder: Path) -> str | None:
@@ -139,6 +139,7 @@ def open_recipe(name_or_file: str | Path) -> Recipe:
     recipe = load_recipe(name_or_file)
     known = _pins(recipe)
     given = {spec.weights for spec in recipe.models.values() if spec.weights}
+    given |= {recipe.training_speed.weights} if recipe.training_speed else set()
     seen = {}
     for weights in sorted(given - KNOWN_SHA256.keys()):
         if Path(weights).is_dir() and not is_path(weights):
@@ -147,13 +148,15 @@ def open_recipe(name_or_file: str | Path) -> Recipe:
                 f"where that is missing; write ./{weights}"
             )
         found = weights_input(recipe, weights)
+        if is_hub_name(weights) and "@" in weights:  # its commit is its own
+            continue
         seen[found.name] = found.content
         if found.content is None and is_hub_name(weights):
             seen[found.name] = f"commit:{_newest_commit('model', weights)}"
     sources = list(recipe.corpus.source) if recipe.corpus else []
     for source in sources + ([recipe.corpus_speed.source] if recipe.corpus_speed else []):
         found = source_input(recipe, source)
-        if found is None or source == "docs":
+        if found is None or source == "docs" or (source.startswith("hub:") and "@" in source):
             continue
         seen[found.name] = found.content
         if found.content is None and source.startswith("hub:"):

@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..data.listed import DataUsed
 from ..errors import UserError, first_problem
 from ..files import (
+    cached_sha256,
     content_key,
     file_sha256,
-    known_sha256,
     locked,
     with_sha256,
     without_sha256,
@@ -118,7 +118,7 @@ class Record(BaseModel):
     def wrote(self, path: Path) -> bool:
         """Whether a file is there as the stage left it, as far as the record tells."""
         written = {output.name: output.sha256 for output in self.outputs}
-        return path.is_file() and written.get(path.name) in (None, known_sha256(path))
+        return path.is_file() and written.get(path.name) in (None, cached_sha256(path))
 
 
 def read_record(path: Path) -> Record:
@@ -213,7 +213,7 @@ class Draft(BaseModel):
     outputs: list[Output] = []
     extra: dict[str, Any] = {}
 
-    def wrote(self, path: Path) -> None:
+    def add_output(self, path: Path) -> None:
         """Note a file that was written beside the record."""
         self.outputs.append(Output(name=path.name, sha256=file_sha256(path)))
 

@@ -31,7 +31,7 @@ def record_evaluations(
         draft.extra[f"{split}_examples_per_second"] = found.examples_per_second
         rows = found.frame.to_parquet(compression="zstd", index=False)
         write_atomically(predictions(split), rows)
-        draft.wrote(predictions(split))
+        draft.add_output(predictions(split))
 
 
 def flops_per_token(

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from ..settings import Strict
+from ..settings import Strict, later_field
 
 STSB_PAIRS = 1500  # in its dev set, which the benchmarks read
 
@@ -20,8 +20,9 @@ class SpeedSettings(Strict):
 
 
 class TrainingSpeedSettings(Strict):
-    """Fine-tuning throughput beside transformers' Trainer."""
+    """Fine-tuning throughput beside transformers' Trainer, of given weights."""
 
+    weights: str = later_field("minilm")
     examples: int = Field(gt=0)
     rounds: int = Field(gt=0)
 

@@ -37,7 +37,8 @@ from .evidence.scores import (
     recorded_main_models,
     score_rows,
 )
-from .evidence.sensitivity import one_answer_runs, sensitivity
+from .evidence.sensitivity import one_answer_runs, seeds_needed, sensitivity
+from .inputs import public_name
 from .ledger import (
     decided,
     evidence_by_column,
@@ -91,6 +92,7 @@ def training_speed(recipe: Recipe) -> dict:
     return {
         "records": ["benchmark/training_speed"] if record else [],
         "scale": scale_of(recipe),
+        "weights": public_name(recipe.training_speed.weights) if record else None,
         "examples": record.metrics["examples"] if record else None,
         "batch_size": record.metrics.get("batch_size") if record else None,
         "bf16": speed.bf16_note(record),
@@ -159,6 +161,7 @@ def scores(recipe: Recipe) -> dict:
         "over_control": over_control(recipe),
         "mean_over_control": mean_over_control(recipe),
         "one_answer": one_answer_runs(recipe),
+        "needed": seeds_needed(recipe),
         "first_squad": earlier_runs(recipe).get("first_squad"),
         "errors": errors,
         "confusion": [row for row in confusion_rows(recipe) if row["model"] in main],
@@ -233,8 +236,8 @@ def summary(recipe: Recipe) -> dict:
 
     Of `scores` the main models' rows on first splits; "gaps": `compare` of student and teacher;
     "settings" and "tuning" of fine-tuning; "corpus": `validation_rows`; "curve": `token_curve`;
-    "ablation": `ablation_rows`; "sensitivity" as there; "int8": `quantized_rows`; "first_runs": of
-    `data/earlier_runs.yaml`.
+    "ablation": `ablation_rows`; "sensitivity" and "training_speed" as there; "int8":
+    `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
     """
     keys = ("model", "label", "task", "metric", "primary", "examples", "interval")
     over_seeds = ("seeds", "values", "over_seeds")
@@ -254,6 +257,7 @@ def summary(recipe: Recipe) -> dict:
         "ablation": ablation_rows(recipe),
         "sensitivity": sensitivity(recipe, load_ledger().minimum_seeds),
         "int8": speed.quantized_rows(recipe),
+        "training_speed": training_speed(recipe),
         "first_runs": earlier_runs(recipe).get("first_runs"),
     }
 

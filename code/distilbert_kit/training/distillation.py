@@ -1,5 +1,6 @@
 """Masked-LM training and distillation on a prepared corpus: validation and the run."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from ..data.batches import (
     create_dataloader,
     model_inputs,
 )
-from ..errors import UserError
+from ..errors import NonFiniteError, UserError
 from ..losses import IGNORE, masked_lm_loss
 from ..machine import keeping_freed_memory
 from ..models.hub_layout import HubModel
@@ -58,7 +59,12 @@ def validation_losses(
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
                 items[name] = items.get(name, 0.0) + float(counts[name])
-    return {name: totals[name] / max(items[name], 1.0) for name in totals}
+    losses = {name: totals[name] / max(items[name], 1.0) for name in totals}
+    if not all(map(math.isfinite, losses.values())):
+        raise NonFiniteError(
+            f"the held-out loss is not finite ({losses}); lower the learning rate or use fp32"
+        )
+    return losses
 
 
 def open_corpus(

@@ -13,7 +13,7 @@ from ..data.batches import (
     create_dataloader,
     model_inputs,
 )
-from ..errors import UserError
+from ..errors import NonFiniteError
 from ..machine import keeping_freed_memory
 from .precision import autocast
 
@@ -46,9 +46,10 @@ def run_in_buckets(
             inputs = {name: value.to(device) for name, value in model_inputs(batch).items()}
             output = model(**inputs)
             if not all(logits.isfinite().all() for logits in output.values()):
-                raise UserError(
-                    f"the model's outputs are not finite in precision {precision}: use fp32, or "
-                    "look at its weights"
+                advice = "use fp32, or " if precision != "fp32" else ""
+                raise NonFiniteError(
+                    f"the model's outputs are not finite in precision {precision}; {advice}look "
+                    "at its weights and at the learning rate of their training"
                 )
             receive(indices, output)
             bar.update(len(indices))

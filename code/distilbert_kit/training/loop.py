@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.batches import Batch, LengthBatchSampler, TokenDataset
-from ..errors import NonFiniteLossError, UserError
+from ..errors import NonFiniteError, UserError
 from ..machine import keeping_freed_memory
 from ..settings import TrainSettings
 from .checkpointing import TrainingResult, TrainingState
@@ -194,7 +194,7 @@ def train(
     on from the last one, to the same weights bit for bit (on a CPU, the same machine with as many
     threads: another sums products in another order). It then needs an `identity`: a name or hash
     of all that decides the result and that the loop cannot see, the starting weights, the data,
-    the loss and its teacher. Raises NonFiniteLossError naming the update, and UserError for
+    the loss and its teacher. Raises NonFiniteError naming the update, and UserError for
     batches of other sizes than the settings ask for, and for a checkpoint of another identity, of
     other settings or precision.
     """
@@ -305,13 +305,13 @@ def _update(
     means = {name: v / max(counts[name], 1.0) for name, v in zip(sums, reduced, strict=True)}
     if not all(map(math.isfinite, means.values())):
         shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
-        raise NonFiniteLossError(
+        raise NonFiniteError(
             f"the loss is not finite at update {result.updates + 1} ({shown}); "
             "lower the learning rate or use precision fp32"
         )
     norm = cast(Tensor, accelerator.clip_grad_norm_(step.parameters(), settings.max_grad_norm))
     if accelerator.scaler is None and not norm.isfinite():  # a scaler skips such an update
-        raise NonFiniteLossError(
+        raise NonFiniteError(
             f"the gradient is not finite at update {result.updates + 1} (its norm is {norm:g}); "
             "lower the learning rate or use precision fp32"
         )

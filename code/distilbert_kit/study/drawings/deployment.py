@@ -40,7 +40,8 @@ def latency(rows: list[dict], threads: int) -> Figure:
         axes.set_xticks(lengths, labels=lengths)
         axes.minorticks_off()
         axes.yaxis.set_major_formatter("{x:,g}")
-        axes.set_title(f"{size} size, {threads} thread{'s' * (threads > 1)}")
+        called = "small models" if size == "study" else f"{size} size"
+        axes.set_title(f"{called}, {threads} thread{'s' * (threads > 1)}")
         axes.set_ylabel("milliseconds" if axes is panels[0] else "")
     names = {BACKENDS[backend]: drawn[backend] for backend in LOOKS if backend in drawn}
     for name, colour in (("teacher", TEACHER), ("student", STUDENT)):

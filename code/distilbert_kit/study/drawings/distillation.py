@@ -135,7 +135,7 @@ def shares_over_tokens(axes: Axes, told: dict, runs: list[dict], taught: list[di
     varied = {row["variant"]: row["kept"] for row in told["sensitivity"]["rows"]}
     shares["left out"] = varied.get("without_one_answer")
     tokens = {run["model"]: run["tokens"] for run in runs} | {told["control"]: NOTHING}
-    tokens["left out"] = 1.6 * tokens[told["student"]]
+    tokens["left out"] = 1.25 * tokens[told["student"]]
     untaught = [run["model"] for run in runs if "ce" not in run["after"]]
     tokens |= {model: 1.25 * tokens[model] for model in untaught}
     for label, models, look in (
@@ -143,7 +143,7 @@ def shares_over_tokens(axes: Axes, told: dict, runs: list[dict], taught: list[di
         ("text only", untaught, {"fmt": "^", "color": "k"}),
         ("distilled", [run["model"] for run in taught], {"fmt": "s", "color": STUDENT}),
         (
-            "without collapse",
+            "without the collapsed run",
             ["left out"],
             {"fmt": "s", "color": STUDENT, "mfc": "white"},
         ),

@@ -32,6 +32,18 @@ def one_answer_runs(recipe: Recipe) -> list[dict]:
     return found
 
 
+def seeds_needed(recipe: Recipe) -> dict:
+    """About how many "seeds" a task would take for an interval of ± "half_width".
+
+    Around what the student keeps on the `macro_tasks`, by `seeds_for_ratio`; None if not known.
+    """
+    models, tasks = (recipe.teacher, recipe.student), recipe.macro_tasks
+    complete = list(seeds_by_task(recipe, models, tasks)) == tasks
+    scored = crossed_scores(recipe, models, tasks) if complete else None
+    seeds = scored and statistics.seeds_for_ratio(scored, HALF_WIDTH)
+    return {"half_width": HALF_WIDTH, "seeds": seeds}
+
+
 def sensitivity(recipe: Recipe, first: int) -> dict:
     """What the student keeps, what its control keeps, and its score over the control's, varied.
 
@@ -40,9 +52,7 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     "first_seeds", and "without_one_answer", without the seeds of the `one_answer_runs` for all
     models; a row is {"variant", "tasks", "kept", "control_kept", "over_control"}, the last three
     None where a model lacks a task. A variant that changes nothing has no row. "curve": the
-    `token_curve` without these runs, "one_answer": the runs. "seeds": about how many a task would
-    take for an interval of ± `HALF_WIDTH` around what the student keeps, by `seeds_for_ratio`; None
-    if that is not known.
+    `token_curve` without these runs, "one_answer": the runs. "half_width", "seeds": `seeds_needed`.
     """
     planned = recipe.macro_tasks
     failed = one_answer_runs(recipe)
@@ -80,11 +90,9 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
         rows.append(row("first_seeds", planned, later))
     if left_out:
         rows.append(row("without_one_answer", planned, left_out))
-    scored = compared(pair, planned)
     return {
         "one_answer": failed,
-        "half_width": HALF_WIDTH,
-        "seeds": scored and statistics.seeds_for_ratio(scored, HALF_WIDTH),
+        **seeds_needed(recipe),
         "rows": rows,
         "curve": token_curve(recipe, left_out) if left_out else None,
     }
