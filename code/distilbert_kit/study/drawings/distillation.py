@@ -143,7 +143,7 @@ def shares_over_tokens(axes: Axes, told: dict, runs: list[dict], taught: list[di
         ("text only", untaught, {"fmt": "^", "color": "k"}),
         ("distilled", [run["model"] for run in taught], {"fmt": "s", "color": STUDENT}),
         (
-            "without the collapsed run",
+            "without collapse",
             ["left out"],
             {"fmt": "s", "color": STUDENT, "mfc": "white"},
         ),
