@@ -280,6 +280,18 @@ def test_nobody_types_a_measured_number(path):
     assert set(typed) <= {"95", "97", "40", "60"}  # the level, and the question itself
 
 
+def test_the_poster_is_one_page():
+    inputs = {"recipe": "study", "results": "/results/study"}
+    pages = typst.compile(
+        ROOT / "poster" / "poster.typ",
+        root=ROOT,
+        sys_inputs=inputs,
+        ignore_system_fonts=True,
+        format="svg",
+    )
+    assert isinstance(pages, bytes)  # of several pages it is a list
+
+
 def test_report_and_figures_share_their_colours():
     text = (ROOT / "report" / "common.typ").read_text()
     for name in ("teacher", "student", "paper"):
