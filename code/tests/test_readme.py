@@ -78,10 +78,10 @@ def test_the_first_paragraph_says_what_was_found_at_paper_size():
     for words in (
         f"student keeps {100 * kept[student]:.1f} % of the score of its 12-layer teacher",
         f"the paper's student keeps {100 * theirs / bert:.1f} % of BERT's",
-        f"Without distillation the layers keep nearly as much ({100 * kept[control]:.1f} %)",
-        f"a little text without the teacher ({100 * kept[text_only]:.1f} %)",
+        f"Without distillation the layers keep {100 * kept[control]:.1f} %, and "
+        f"{100 * kept[text_only]:.1f} % after a little text without the teacher",
         "On two of five tasks the distilled student is significantly better",
-        f"One of the student's {runs} fine-tunings collapsed",
+        f"one of the student's {runs} fine-tunings collapsed",
         f"with medians, as in the paper, it keeps {100 * ours / teacher:.1f} %",
     ):
         assert words in said, words

@@ -280,8 +280,9 @@ class Recipe(Strict):
                 raise ValueError(
                     f"models.{name}: each_seed needs seed 0, which has the model's name"
                 )
-            tasks = "|".join(map(re.escape, self.tasks))
-            runs = re.compile(rf"{re.escape(name)}(-({tasks}))?-\d+(-int8)?")
+            task = f"-(?:{'|'.join(map(re.escape, self.tasks))})"
+            of = f"(?:{task})?" if spec.each_seed else task
+            runs = re.compile(rf"{re.escape(name)}{of}-\d+(?:-int8)?")
             if other := next(filter(runs.fullmatch, self.models), None):
                 raise ValueError(f"models.{other}: the name of a run of {name!r}; choose another")
             if unknown := set(spec.tasks or ()) - set(self.tasks):

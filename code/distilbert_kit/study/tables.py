@@ -88,11 +88,12 @@ def inference_speed(recipe: Recipe) -> dict:
 
 def training_speed(recipe: Recipe) -> dict:
     """Fine-tuning beside transformers' Trainer; no rows where the recipe does not measure it."""
-    record = benchmark_record(recipe, "training_speed")
+    asked = recipe.training_speed
+    record = benchmark_record(recipe, "training_speed") if asked else None
     return {
         "records": ["benchmark/training_speed"] if record else [],
         "scale": scale_of(recipe),
-        "weights": public_name(recipe.training_speed.weights) if record else None,
+        "weights": public_name(asked.weights) if asked else None,
         "examples": record.metrics["examples"] if record else None,
         "batch_size": record.metrics.get("batch_size") if record else None,
         "bf16": speed.bf16_note(record),
