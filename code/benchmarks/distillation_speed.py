@@ -124,7 +124,7 @@ def textbook_terms(teacher: nn.Module, student: nn.Module, batch: Batch) -> dict
 def textbook_loss(teacher: nn.Module, student: nn.Module, batch: Batch) -> Tensor:
     """The triple loss of a masked batch: the weighted sum of its terms."""
     terms = textbook_terms(teacher, student, batch)
-    return WEIGHTS.ce * terms["ce"] + WEIGHTS.mlm * terms["mlm"] + WEIGHTS.cos * terms["cos"]
+    return torch.stack([getattr(WEIGHTS, name) * term for name, term in terms.items()]).sum()
 
 
 class StepClock:

@@ -30,7 +30,7 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
     the header or of more than 10,000 columns.
     """
     try:
-        content = read_bytes(path).decode(encoding)
+        content = read_bytes(path).decode(encoding).rstrip("\r\n ")
         first = content.partition("\n")[0]
         separator = max(SEPARATORS, key=first.count)
         header = next(csv.reader(io.StringIO(content, newline=""), delimiter=separator), [])
@@ -54,7 +54,6 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
                 # In one column a blank line is an empty cell, but not above the header.
                 skip_blank_lines=len(header) != 1 or not header[0].strip(),
             )
-        table = table.iloc[: table.notna().any(axis=1).to_numpy().nonzero()[0].max(initial=-1) + 1]
         _check_quotes(content, path, separator)
         _check_swallowed(table, path, separator)
         return table

@@ -448,10 +448,10 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
             f"embeddings; {wanted}"
         )
     # MPNet's ids are BERT's plus 4, so BERT's tokenizer fits in number and means other words.
-    padding = (tokenizer.pad_token_id, shape and shape.pad_token_id)
-    if shape and shape.model_type == "mpnet" and padding[0] != padding[1]:
+    padding = tokenizer.pad_token_id
+    if shape and shape.model_type == "mpnet" and padding != shape.pad_token_id:
         raise UserError(
-            f"{folder}: its tokenizer pads with token {padding[0]}, its model with {padding[1]}; "
-            f"{wanted}"
+            f"{folder}: its tokenizer pads with token {padding}, its model with "
+            f"{shape.pad_token_id}; {wanted}"
         )
     return tokenizer

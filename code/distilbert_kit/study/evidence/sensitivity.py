@@ -32,14 +32,21 @@ def one_answer_runs(recipe: Recipe) -> list[dict]:
     return found
 
 
+def _compared(
+    recipe: Recipe, models: Sequence, tasks: list[str], without: LeftOut = ()
+) -> dict | None:
+    """Scores of two models; None where one is missing or lacks a task."""
+    if None in models or list(seeds_by_task(recipe, models, tasks, without)) != tasks:
+        return None
+    return crossed_scores(recipe, models, tasks, without=without)
+
+
 def seeds_needed(recipe: Recipe) -> dict:
     """About how many "seeds" a task would take for an interval of ± "half_width".
 
     Around what the student keeps on the `macro_tasks`, by `seeds_for_ratio`; None if not known.
     """
-    models, tasks = (recipe.teacher, recipe.student), recipe.macro_tasks
-    complete = list(seeds_by_task(recipe, models, tasks)) == tasks
-    scored = crossed_scores(recipe, models, tasks) if complete else None
+    scored = _compared(recipe, (recipe.teacher, recipe.student), recipe.macro_tasks)
     seeds = scored and statistics.seeds_for_ratio(scored, HALF_WIDTH)
     return {"half_width": HALF_WIDTH, "seeds": seeds}
 
@@ -64,15 +71,9 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     }
     every = [task for task in recipe.tasks if task in GLUE]
 
-    def compared(models: Sequence, tasks: list[str], without: LeftOut = ()) -> dict | None:
-        """Scores of two models; None where one is missing or lacks a task."""
-        if None in models or list(seeds_by_task(recipe, models, tasks, without)) != tasks:
-            return None
-        return crossed_scores(recipe, models, tasks, without=without)
-
     def row(variant: str, tasks: list[str], without: LeftOut = ()) -> dict:
         def ratio(*models: str | None) -> dict | None:
-            found = compared(models, tasks, without)
+            found = _compared(recipe, models, tasks, without)
             return found and retained(found)
 
         return {
