@@ -5,6 +5,7 @@
 
 size_speed          the paper's Table 3: parameters, bytes, and a pass over the STS-B dev pairs on
                     the CPU at batch size 1, BERT-base against DistilBERT-base
+shape_speed         fewer layers against less width, at one number of parameters
 inference_speed     our DistilBERT against transformers' by length, and over STS-B dev in batches
 training_speed      our fine-tuning against transformers' Trainer on SST-2
 distillation_speed  our distillation step against the textbook's, BERT-base to DistilBERT-base
@@ -12,8 +13,8 @@ corpus_speed        our corpus preparation against a slow tokenizer called once 
 question_answering_speed  our answers to SQuAD questions against the loop of transformers' examples
 latency             teacher and student by backend, length, batch and threads, at both sizes
 
-All stages but the first two run only if the recipe has a key of that name. All run on the CPU.
-Models of paper size have random weights: time does not depend on their values.
+All stages but size_speed and inference_speed run only if the recipe has a key of that name. All
+run on the CPU. Models of paper size have random weights: time does not depend on their values.
 """
 
 import os

@@ -34,6 +34,7 @@ SHORT = {
 }
 TINY_SPEED = {
     "speed": {"pairs": 2, "passes": 1, "lengths": [16], "length_repeats": 1, "file_order_pairs": 2},
+    "shape_speed": {"pairs": 2, "passes": 1},
     "training_speed": {"examples": 16, "rounds": 1},
     "question_answering_speed": {"questions": 4, "rounds": 2},
     "latency": {

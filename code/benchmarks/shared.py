@@ -1,9 +1,14 @@
 """What several stages share: paper-size models, the STS-B pairs, what this machine can measure."""
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 import torch
 import yaml
+from scipy import stats
 from torch import Tensor, nn
+from transformers import AutoModel
 
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.listed import DataUsed
@@ -11,9 +16,11 @@ from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.machine import has_bf16_instructions
 from distilbert_kit.models.checkpoints import get_tokenizer
-from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.config import ModelConfig, create_model_config
+from distilbert_kit.models.hub_layout import hub_config
+from distilbert_kit.models.model import DistilBERTModel
 from distilbert_kit.paths import DATA, ROOT
-from distilbert_kit.study.measure import matrix_product_rate
+from distilbert_kit.study.measure import alternate_over, matrix_product_rate, threads
 
 MODELS = ("bert", "distilbert")
 MAKERS = ("ours", "transformers")
@@ -22,7 +29,14 @@ CONFIGS = {
     "distilbert": create_model_config("distilbert-base-uncased"),
 }
 LENGTHS = ROOT / "data" / "stsb_lengths.yaml"
+WARMUP_PAIRS = 20
 NO_BF16 = "not measured: no bf16 instructions"
+
+
+def build_encoder(config: ModelConfig, maker: str) -> nn.Module:
+    """An encoder, BERT's with its pooler, with random weights, ready for inference."""
+    ours = DistilBERTModel(config).eval()
+    return ours if maker == "ours" else AutoModel.from_config(hub_config(ours)).eval()
 
 
 def stsb_pairs(
@@ -66,8 +80,36 @@ def median_ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, fl
     return {"ratio": round(middle, 4), "quartile_1": round(low, 4), "quartile_3": round(high, 4)}
 
 
+def total_ratio(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Total over total, of the pairs along `axis`."""
+    return numerator.sum(axis) / denominator.sum(axis)
+
+
+def interval_over_pairs(slower: np.ndarray, faster: np.ndarray) -> dict[str, float]:
+    """Bootstrap interval (95 %) of the ratio of totals, over the pairs.
+
+    Both: seconds [passes, pairs]. The times of a pair in all passes are summed.
+    """
+    seconds = (slower.sum(0), faster.sum(0))
+    interval = stats.bootstrap(
+        seconds, total_ratio, paired=True, n_resamples=1000, method="percentile", rng=0
+    ).confidence_interval
+    return {"low": round(float(interval.low), 4), "high": round(float(interval.high), 4)}
+
+
 def thread_counts() -> list[int]:
     return sorted({1, torch.get_num_threads()})
+
+
+def passes_by_threads(
+    encoders: dict[str, nn.Module], pairs: list[dict[str, Tensor]], passes: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """For each thread count, which stays set until the next: seconds [passes, pairs] by encoder."""
+    functions = {name: partial(infer, encoder) for name, encoder in encoders.items()}
+    for count in thread_counts():
+        with threads(count):
+            alternate_over(functions, pairs[:: max(1, len(pairs) // WARMUP_PAIRS)])
+            yield count, alternate_over(functions, pairs, passes)
 
 
 def precisions() -> tuple[str, ...]:

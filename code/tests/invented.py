@@ -84,6 +84,7 @@ def fill_finetune(draft, cell, rng):
 def fill_benchmark(draft, cell, rng):
     {
         "size_speed": fill_size_speed,
+        "shape_speed": fill_shapes,
         "inference_speed": fill_inference,
         "training_speed": fill_training,
         "distillation_speed": fill_distillation,
@@ -121,6 +122,20 @@ def fill_size_speed(draft, cell, rng):
     } | size_speed.count_flops(lengths)
     for threads in (1, 2):
         draft.extra[f"threads_{threads}"] = size_speed.summarise_passes(taken, lengths) | RATES
+
+
+def fill_shapes(draft, cell, rng):
+    shape = {"layers": 12, "width": 576, "parameters": 65_800_000, "flops": 9 * 10**11}
+    shallow = {"layers": 6, "width": 768, "parameters": 66_362_880, "flops": 8 * 10**11}
+    draft.metrics = {"pairs": 60, "shapes": {"narrow": shape, "shallow": shallow}}
+    seconds = {"narrow": [1.3, 1.5], "shallow": [1.0, 1.0]}
+    draft.extra["threads_2"] = RATES | {
+        "pass_seconds": {f"{name}/{by}": seconds[name] for name in seconds for by in shared.MAKERS},
+        "over_pairs": {
+            "ours": {"low": 1.2, "high": 1.45},
+            "transformers": {"low": 1.35, "high": 1.45},
+        },
+    }
 
 
 def fill_inference(draft, cell, rng):

@@ -1,6 +1,8 @@
 """Measuring: FLOP counts against PyTorch's counter, sizes, alternation, and the yardsticks."""
 
+import itertools
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.models.checkpoints import get_tokenizer
-from distilbert_kit.models.config import ModelConfig
+from distilbert_kit.models.config import ModelConfig, create_model_config
 from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
@@ -22,10 +24,14 @@ from distilbert_kit.models.model import (
 )
 from distilbert_kit.paths import CODE, DATA
 from distilbert_kit.study import measure
+from distilbert_kit.study.evidence import speed
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.records import Draft
+from distilbert_kit.study.settings import ShapeSpeedSettings
 from distilbert_kit.training.classification import predict_logits
 
 sys.path.insert(0, str(CODE))
-from benchmarks import inference_speed, shared, size_speed
+from benchmarks import inference_speed, shape_speed, shared, size_speed
 
 SHAPE = {"vocab_size": 101, "hidden_size": 24, "num_heads": 3, "intermediate_size": 56}
 SHAPES = {
@@ -159,6 +165,35 @@ def test_interval_over_pairs_is_that_of_the_ratio_of_totals():
     found = size_speed.summarise_passes(taken, np.full(400, 20))["over_pairs"]["ours"]
     total = bert.sum() / distilbert.sum()
     assert 1.85 < found["low"] < total < found["high"] < 2
+
+
+def test_both_shapes_have_as_many_parameters_and_heads_as_wide():
+    configs = shape_speed.SHAPES.values()
+    assert {config.hidden_size // config.num_heads for config in configs} == {64}
+    counts = [
+        sum(weight.numel() for weight in shared.build_encoder(config, by).parameters())
+        for config in configs
+        for by in shared.MAKERS
+    ]
+    assert max(counts) < 1.01 * min(counts) and counts[0] == counts[1]
+
+
+def test_both_shapes_are_timed_in_every_setting(monkeypatch):
+    small = create_model_config(
+        "distilbert-base-uncased", hidden_size=64, intermediate_size=256, num_heads=1
+    )
+    monkeypatch.setattr(shape_speed, "SHAPES", dict.fromkeys(("narrow", "shallow"), small))
+    monkeypatch.setattr(measure, "LARGEST", 64)
+    few = {"shape_speed": ShapeSpeedSettings(pairs=6, passes=2)}
+    recipe, draft = load_recipe("study").model_copy(update=few), Draft()
+    shape_speed.measure(recipe, draft)
+    rows = speed.shape_rows(SimpleNamespace(measured=draft))
+    settings = {(row["threads"], row["maker"]) for row in rows}
+    assert settings == set(itertools.product(shared.thread_counts(), shared.MAKERS))
+    for row in rows:
+        assert row["rounds"] == recipe.shape_speed.passes
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+        assert 0 < row["over_pairs"]["low"] <= row["over_pairs"]["high"]
 
 
 def test_peak_of_an_emulated_precision_takes_no_minutes(monkeypatch):

@@ -102,6 +102,7 @@ def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
     monkeypatch.setitem(RATES, "bf16", shared.NO_BF16)
     recipe = make_recipe(
         tmp_path,
+        shape_speed={"pairs": 60, "passes": 2},
         training_speed={"examples": 64, "rounds": 3},
         distillation_speed={"rounds": 2, "sequences": 24},
         corpus_speed={"compared_mb": 1, "memory_mb": [1, 2]},
@@ -120,6 +121,10 @@ def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
     step = json.loads((recipe.folder / "tables" / "distillation.json").read_text())["step"]
     assert step["bf16"] == shared.NO_BF16
     assert [row["variant"] for row in step["rows"]] == ["textbook_fp32", "ours_fp32"]
+    rows = json.loads((recipe.folder / "tables" / "claims.json").read_text())["claims"]
+    [shape] = [row for row in rows if row["kind"] == "shape"]
+    assert (shape["value"], shape["low"], shape["high"]) == (1.4, 1.2, 1.5)
+    assert shape["verdict"] == "supported" and shape["records"] == ["benchmark/shape_speed"]
     for document, pdf in documents.items():
         assert pdf.startswith(b"%PDF") and pdf == build_report.typeset(document, recipe)
     poster = documents["poster"]

@@ -344,14 +344,14 @@ def test_earlier_claims_and_runs_are_those_of_their_commit():
     assert claims.earlier_claims(load_recipe("quick"), ledger) is None
 
 
-def test_the_first_ablation_is_that_of_its_commit():
-    first = yaml.safe_load(EARLIER.read_text())["study"]["first_ablation"]
-    table = at_commit(first["commit"], "study/tables/ablation.json")
-    rows = {row["model"]: row for row in table["rows"]}
-    assert first["rows"].keys() == rows.keys()
-    for model, row in first["rows"].items():
-        for name, value in row.items():
-            assert value == pytest.approx(rows[model][name], abs=1e-5)
+def test_earlier_ablations_are_those_of_their_commits():
+    for earlier in yaml.safe_load(EARLIER.read_text())["study"]["earlier_ablations"]:
+        table = at_commit(earlier["commit"], "study/tables/ablation.json")
+        rows = {row["model"]: row for row in table["rows"]}
+        for model, row in earlier["rows"].items():
+            assert rows[model].get("distillations", 1) == earlier["distillations"]
+            for name, value in row.items():
+                assert value == pytest.approx(rows[model][name], abs=1e-5)
 
 
 def test_the_first_squad_is_that_of_its_commit():

@@ -39,6 +39,7 @@ STAGE_VERSIONS = {
 # The same of the benchmark's stages.
 BENCHMARK_STAGES = {
     "size_speed": 1,
+    "shape_speed": 1,
     "inference_speed": 1,
     "training_speed": 2,  # 1: against the Trainer as it comes, in fp32 and in random order
     "distillation_speed": 3,  # 2: losses off in two ways could cancel out; 1: random order

@@ -31,9 +31,13 @@ from . import statistics
 from .evidence.comparisons import counterpart, crossed_scores, order_rows, seeds_by_task
 from .evidence.distillation import corpus_runs
 from .evidence.history import benchmark_record, earlier_runs
-from .evidence.speed import least_favourable, speed_rows
+from .evidence.speed import least_favourable, shape_rows, speed_rows
 from .ledger import Claim, Column, Ledger, Verdict, paper
 from .recipes import Recipe, finetune_name
+
+# What times the models of a claim on speed, and how its record is read.
+TIMED = {"speed": ("size_speed", speed_rows), "shape": ("shape_speed", shape_rows)}
+OF_FULL_SIZE = {"smaller", "parameters", *TIMED}  # measured at paper size in every recipe
 
 
 class Finding(Strict):
@@ -128,11 +132,12 @@ def find_size(claim: Claim, recipe: Recipe) -> Finding:
 
 
 def find_speed(claim: Claim, recipe: Recipe) -> Finding:
-    """The least favourable ratio of BERT's time to DistilBERT's over threads and makers."""
-    record = benchmark_record(recipe, "size_speed")
+    """The least favourable ratio over threads and makers, of the two models that a stage times."""
+    stage, rows = TIMED[claim.kind]
+    record = benchmark_record(recipe, stage)
     if record is None:
-        return Finding(untested="no record of benchmark/size_speed")
-    settings = speed_rows(record)
+        return Finding(untested=f"no record of benchmark/{stage}")
+    settings = rows(record)
     least = least_favourable(settings)
     who = "transformers'" if least["maker"] == "transformers" else "our"
     threads = f"{least['threads']} thread{'s' * (least['threads'] > 1)}"
@@ -145,7 +150,7 @@ def find_speed(claim: Claim, recipe: Recipe) -> Finding:
         + (" and interval over pairs, the wider" if least["over_pairs"] else ""),
         scale="paper size",
         detail=f"{who} implementation with {threads}; all: {every}",
-        records=("benchmark/size_speed",),
+        records=(f"benchmark/{stage}",),
     )
 
 
@@ -255,10 +260,9 @@ def find(claim: Claim, recipe: Recipe) -> Finding:
     """What the records of a recipe say about a claim."""
     if claim.kind == "none":
         return Finding(untested=claim.reason)
-    if claim.kind == "speed":
+    if claim.kind in TIMED:
         return find_speed(claim, recipe)
-    size = claim.kind in ("smaller", "parameters")
-    return (find_size if size else find_language)(claim, recipe)
+    return (find_size if claim.kind in OF_FULL_SIZE else find_language)(claim, recipe)
 
 
 def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
@@ -272,9 +276,8 @@ def judge_all(recipe: Recipe, ledger: Ledger) -> list[dict]:
     for claim in ledger.claims:
         finding = find(claim, recipe)
         found_verdict, found_reason = judge(claim, finding, ledger)
-        of_full_size = claim.kind in ("smaller", "parameters", "speed")
         column = column_of(recipe)
-        if of_full_size and column == "reduced":
+        if claim.kind in OF_FULL_SIZE and column == "reduced":
             column = "replication"
         verdict, reason = found_verdict, found_reason
         if column == "reduced" and finding.value is not None:

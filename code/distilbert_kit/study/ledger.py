@@ -31,7 +31,15 @@ class Claim(Strict):
     where: str
     metric: str
     kind: Literal[
-        "smaller", "parameters", "speed", "retention", "gap", "order", "above_printed", "none"
+        "smaller",
+        "parameters",
+        "speed",
+        "shape",
+        "retention",
+        "gap",
+        "order",
+        "above_printed",
+        "none",
     ]
     unit: Literal["percent", "times", "millions", "points", "ratio", "megabytes", "hours"]
     expected: float

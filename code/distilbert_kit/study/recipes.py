@@ -32,6 +32,7 @@ from .settings import (
     DistillationSpeedSettings,
     LatencySettings,
     QuestionAnsweringSpeedSettings,
+    ShapeSpeedSettings,
     SpeedSettings,
     TrainingSpeedSettings,
 )
@@ -235,6 +236,7 @@ class Recipe(Strict):
     finetune: FinetuneSettings
     finetune_tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     speed: SpeedSettings | None = None
+    shape_speed: ShapeSpeedSettings | None = None
     training_speed: TrainingSpeedSettings | None = None
     distillation_speed: DistillationSpeedSettings | None = None
     corpus_speed: CorpusSpeedSettings | None = None

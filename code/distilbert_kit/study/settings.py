@@ -19,6 +19,13 @@ class SpeedSettings(Strict):
     file_order_pairs: int = Field(gt=0, le=STSB_PAIRS)
 
 
+class ShapeSpeedSettings(Strict):
+    """Fewer layers against less width, at one number of parameters, as `SpeedSettings`."""
+
+    pairs: int = Field(gt=0, le=STSB_PAIRS, description="of the dev pairs, evenly by length")
+    passes: int = Field(gt=0)
+
+
 class TrainingSpeedSettings(Strict):
     """Fine-tuning throughput beside transformers' Trainer, of given weights."""
 

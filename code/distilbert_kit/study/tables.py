@@ -57,12 +57,13 @@ def scale_of(recipe: Recipe) -> str:
 
 
 def size_speed(recipe: Recipe) -> dict:
-    """The paper's Table 3: size and time of its two models."""
+    """The paper's Table 3, size and time of its two models, and `speed.shapes`."""
     record = benchmark_cell(recipe, "size_speed").read_record()
     metrics, measured, rows = record.metrics, record.measured, speed.speed_rows(record)
     keys = ("weights", "head", "text", "pairs", "passes", "mean_tokens")
+    shapes = speed.shapes(benchmark_record(recipe, "shape_speed"))
     return {
-        "records": ["benchmark/size_speed"],
+        "records": ["benchmark/size_speed", *["benchmark/shape_speed"] * (shapes is not None)],
         "scale": "paper size",
         "conditions": {key: metrics[key] for key in (*keys, "longest")},
         "machine": measured.machine,
@@ -71,6 +72,7 @@ def size_speed(recipe: Recipe) -> dict:
         "least_favourable": speed.least_favourable(rows),
         "flops": metrics["flops"],
         "flops_ratio": metrics["flops_ratio"],
+        "shapes": shapes,
     }
 
 
@@ -302,8 +304,8 @@ ABLATION = {
 def ablation(recipe: Recipe) -> dict:
     """The paper's Table 4, with what it printed (points, None where it has no such row).
 
-    `order`: neighbours in the paper's order, from what costs most to what costs least. `first_run`:
-    the changes with one distillation a row, where there are several now (`data/earlier_runs.yaml`).
+    `order`: neighbours in the paper's order, from what costs most to what costs least.
+    `earlier_runs`: the changes with fewer distillations a row (`data/earlier_runs.yaml`).
     """
     printed = paper()["table4_ablation"]
     rows = [
@@ -323,7 +325,7 @@ def ablation(recipe: Recipe) -> dict:
         ),
         "scale": scale_of(recipe),
         "rows": rows,
-        "first_run": earlier_runs(recipe).get("first_ablation"),
+        "earlier_runs": earlier_runs(recipe).get("earlier_ablations", []),
         "order": [
             row | {"labels": [recipe.models[row[end]].label for end in ("lower", "upper")]}
             for row in order_rows(recipe, in_order)

@@ -102,11 +102,31 @@ def speed_rows(record: Record) -> list[dict]:
     return rows
 
 
-def least_favourable(rows: Sequence[dict]) -> dict:
-    """Of `speed_rows` the one that shows least, and its `bounds`, on which the claim is judged.
+def shape_rows(record: Record) -> list[dict]:
+    """The time of less width over that of fewer layers, by threads and implementation.
 
-    They are the wider ones of the range over the passes and the interval over the pairs, where the
-    record has that.
+    As in `speed_rows`: ratios of totals, `low` and `high` over the passes, `over_pairs`.
+    """
+    rows = []
+    for threads, measured in thread_settings(record).items():
+        for maker, over_pairs in measured["over_pairs"].items():
+            found = ratio_of_totals(
+                *(measured["pass_seconds"][f"{shape}/{maker}"] for shape in ("narrow", "shallow"))
+            )
+            rows.append({"threads": threads, "maker": maker, **found, "over_pairs": over_pairs})
+    return rows
+
+
+def shapes(record: Record | None) -> dict | None:
+    """Fewer layers against less width; None without the record of shape_speed."""
+    return record and record.metrics | {"rows": shape_rows(record)}
+
+
+def least_favourable(rows: Sequence[dict]) -> dict:
+    """Of `speed_rows` or `shape_rows` the one that shows least, and its `bounds`.
+
+    The claim is judged on these: the wider ones of the range over the passes and the interval over
+    the pairs, where the record has that.
     """
     bounded = []
     for row in rows:
