@@ -7,7 +7,14 @@ from invented import RECIPE, make_recipe, write_evidence
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.study import cells as experiment, claims, statistics
-from distilbert_kit.study.evidence import comparisons, distillation, history, lost, scores
+from distilbert_kit.study.evidence import (
+    comparisons,
+    distillation,
+    history,
+    lost,
+    scores,
+    sensitivity,
+)
 from distilbert_kit.study.ledger import load_ledger
 from distilbert_kit.study.records import read_record, recording, write_record
 
@@ -286,3 +293,23 @@ def test_what_is_lost_of_answers_and_scores(results, tmp_path):
     assert row["calibration"] is None and row["teacher_agreement"] is None
     assert comparisons.guessing_scores(recipe) == {"squad": 0, "stsb": 0}
     assert {found["task"] for found in lost.error_rows(recipe, "tokens")} == {"squad"}
+
+
+def test_leaving_out_a_task_leaves_the_ratio_of_the_other_means(results, tmp_path):
+    recipe = make_recipe(tmp_path, tasks=["cola", "mrpc", "rte"])
+    write_evidence(recipe)
+    mean = {
+        (row["model"], row["task"]): row["over_seeds"]["mean"]
+        for row in scores.score_rows(recipe)
+        if row["primary"]
+    }
+    planned, *others = sensitivity.sensitivity(recipe, first=2)["rows"]
+    assert [row["variant"] for row in others] == ["without_task"] * len(planned["tasks"])
+    assert [row["tasks"] for row in others] == [
+        [task for task in planned["tasks"] if task != left_out] for left_out in planned["tasks"]
+    ]
+    for row in others:
+        own, teacher = (
+            sum(mean[model, task] for task in row["tasks"]) for model in ("distilled", "teacher")
+        )
+        assert row["kept"]["estimate"] == pytest.approx(own / teacher)

@@ -234,13 +234,28 @@ def study(recipe: Recipe) -> dict:
     }
 
 
+def at_control_rate(recipe: Recipe) -> list[dict]:
+    """Other students beside the control, where the learning rate chosen for both is one.
+
+    {"model", "rows": `compare` of the two}; the judged student has its own, `over_control`.
+    """
+    rates = {row["model"]: row["learning_rate"] for row in tuning_rows(recipe) if row["chosen"]}
+    apart = (recipe.teacher, recipe.student, recipe.control)
+    return [
+        {"model": model, "rows": compare(recipe, model, recipe.control)}
+        for model in recorded_main_models(recipe)
+        if model not in apart and recipe.control in rates
+        if rates.get(model) == rates[recipe.control]
+    ]
+
+
 def summary(recipe: Recipe) -> dict:
     """What the report on another recipe shows of this one: `study`, and parts of other tables.
 
     Of `scores` the main models' rows on first splits; "gaps": `compare` of student and teacher;
     "settings" and "tuning" of fine-tuning; "corpus": `validation_rows`; "curve": `token_curve`;
-    "ablation": `ablation_rows`; "sensitivity" and "training_speed" as there; "int8":
-    `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
+    "ablation": `ablation_rows`; "at_control_rate", "sensitivity" and "training_speed" as there;
+    "int8": `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
     """
     keys = ("model", "label", "task", "metric", "primary", "examples", "interval")
     over_seeds = ("seeds", "values", "over_seeds")
@@ -255,6 +270,7 @@ def summary(recipe: Recipe) -> dict:
         "mean_over_control": mean_over_control(recipe),
         "settings": {task: recipe.shown_settings(task) for task in recipe.tasks},
         "tuning": tuning_rows(recipe),
+        "at_control_rate": at_control_rate(recipe),
         "corpus": validation_rows(recipe),
         "curve": token_curve(recipe),
         "ablation": ablation_rows(recipe),

@@ -108,7 +108,7 @@ def provenance(recipe: Recipe) -> dict:
                 *((run["finished"], run["wall_seconds"]) for run in superseded),
             ]
         ),
-        "known_faults": earlier.get("known_faults", []),
+        **{key: earlier.get(key, []) for key in ("known_faults", "remarks")},
         "data": sorted(data.values(), key=lambda used: used["name"]),
         "machines": machines,
         "versions": versions,

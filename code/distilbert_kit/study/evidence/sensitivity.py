@@ -56,9 +56,10 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
 
     `first`: the number of seeds, from the front of each task's seeds, of the row "first_seeds".
     "rows": "planned" (the `macro_tasks`, all seeds), "every_task" (all tasks of GLUE),
-    "first_seeds", and "without_one_answer", without the seeds of the `one_answer_runs` for all
-    models; a row is {"variant", "tasks", "kept", "control_kept", "over_control"}, the last three
-    None where a model lacks a task. A variant that changes nothing has no row. "curve": the
+    "first_seeds", "without_one_answer", without the seeds of the `one_answer_runs` for all models,
+    and for each of three planned tasks or more "without_task"; a row is {"variant", "tasks",
+    "kept", "control_kept", "over_control"}, the last three None where a model lacks a task. A
+    variant that changes nothing has no row. "curve": the
     `token_curve` without these runs, "one_answer": the runs. "half_width", "seeds": `seeds_needed`.
     """
     planned = recipe.macro_tasks
@@ -91,6 +92,9 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
         rows.append(row("first_seeds", planned, later))
     if left_out:
         rows.append(row("without_one_answer", planned, left_out))
+    if len(planned) > 2:
+        for task in planned:
+            rows.append(row("without_task", [other for other in planned if other != task]))
     return {
         "one_answer": failed,
         **seeds_needed(recipe),
