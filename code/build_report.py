@@ -17,14 +17,10 @@ import typst
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import write_atomically
+from distilbert_kit.foreign import read_json
 from distilbert_kit.paths import ROOT
 from distilbert_kit.study.figures import check_tables
-from distilbert_kit.study.publication import (
-    DOCUMENTS,
-    pdf_path,
-    publication_key,
-    publication_record,
-)
+from distilbert_kit.study.publication import DOCUMENTS, pdf_path, publication_record
 from distilbert_kit.study.recipes import Recipe, load_recipe
 from distilbert_kit.study.records import recording, repository_address
 
@@ -61,6 +57,8 @@ def typeset(document: str, recipe: Recipe) -> bytes:
 def main() -> None:
     parser = argument_parser(__doc__, recipe="quick")
     recipe = load_recipe(parser.parse_args().recipe)
+    advice = f"run `make notebooks RECIPE={recipe.name}`"
+    tables = read_json(recipe.folder / "tables" / "claims.json", advice)  # the first of them
     with recording(
         publication_record(recipe),
         stage="report",
@@ -68,7 +66,7 @@ def main() -> None:
         scale=recipe.scale,
         recipe=recipe.name,
         settings={},
-        key=publication_key(recipe),
+        key=tables.get("publication_key", ""),  # none, or an older one, is not current
     ) as draft:
         for document in DOCUMENTS:
             target = pdf_path(document, recipe.name)

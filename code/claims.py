@@ -23,6 +23,7 @@ from distilbert_kit.study.ledger import (
     summary_at_paper_size,
     verdict_key,
 )
+from distilbert_kit.study.publication import publication_key
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.tables import summary
@@ -68,6 +69,7 @@ def main() -> None:
         "paper_size": told,
         "deviations": deviations,
         "earlier_claims": earlier_claims(recipe, ledger),
+        "publication_key": publication_key(recipe),  # of what the tables and figures are made of
         "task_titles": {name: task.title for name, task in TASKS.items()},
     }
     save_table(recipe, "claims", table)

@@ -66,7 +66,7 @@ def stand_in(weights: str, target: Path) -> str:
     named = {"minilm": "MiniLM-L6", "all-mpnet-base-v2": "mpnet-base"}
     if weights in named or is_hub_name(weights):
         preset = named.get(weights, weights.partition("@")[0].rsplit("/", 1)[-1])
-        if preset not in {name.split(" (")[0] for name in PRESETS}:
+        if preset not in PRESETS:
             weights = preset = "bert-base-uncased"
         config = create_model_config(preset, **NARROW)
     else:

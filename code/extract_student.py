@@ -2,7 +2,7 @@
 
     python code/extract_student.py --recipe quick --model undistilled
     python code/extract_student.py --teacher bert-base-uncased --layers released --count 6 \\
-        --out student/
+        --output student/
 
 Prints what is copied. Layer strategies: released (0, 2, 4, 7, 9, 11 of 12), even, first, last,
 random; or numbers such as 0,2,4.
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, help="number of layers for a strategy")
     parser.add_argument("--no-vocabulary-transform", action="store_true")
     parser.add_argument("--seed", type=read_seed, default=0, help="of random weights or layers")
-    parser.add_argument("--out", type=Path, help="output folder with --teacher")
+    parser.add_argument("--output", type=Path, help="output folder with --teacher")
     arguments = parser.parse_args()
     if arguments.teacher is None:
         own = ("layers", "count", "no_vocabulary_transform", "out")
@@ -69,9 +69,9 @@ def _describe(student: DistilBERTForMaskedLM, spec: Extract, has_head: bool) -> 
 
 
 def _from_teacher(arguments: argparse.Namespace) -> None:
-    if arguments.out is None:
-        raise UserError("--teacher needs --out: name the student's folder")
-    check_output_folder(arguments.out, arguments.teacher)
+    if arguments.output is None:
+        raise UserError("--teacher needs --output: name the student's folder")
+    check_output_folder(arguments.output, arguments.teacher)
     torch.manual_seed(arguments.seed)
     teacher = DistilBERTForMaskedLM.from_pretrained(arguments.teacher)
     depth = teacher.config.num_layers
@@ -83,7 +83,7 @@ def _from_teacher(arguments: argparse.Namespace) -> None:
     )
     student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
     _describe(student, spec, has_masked_lm_head(arguments.teacher))
-    student.save_pretrained(arguments.out, get_tokenizer(arguments.teacher))
+    student.save_pretrained(arguments.output, get_tokenizer(arguments.teacher))
 
 
 @entry_point
@@ -94,7 +94,7 @@ def main() -> None:
         return
     recipe = open_recipe(arguments.recipe)
     if arguments.model is None:
-        raise UserError("give --model, a model of the recipe, or --teacher and --out")
+        raise UserError("give --model, a model of the recipe, or --teacher and --output")
     cell = model_cell(recipe, arguments.model, arguments.seed)
     spec = recipe.models[arguments.model].extract
     if spec is None:

@@ -25,6 +25,7 @@ from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.serve.export import calibration_rows, write_onnx
 from distilbert_kit.settings import TextSettings, read_seed
+from distilbert_kit.study.cell import STAGE_VERSIONS
 from distilbert_kit.study.cells import quantize_cell
 from distilbert_kit.study.deployment import (
     latency_by_length,
@@ -112,7 +113,13 @@ def main() -> None:
         with (
             locked(folder),
             replacing_folder(folder) as made,
-            recording(made / "record.json", stage="quantize", settings=settings, **given) as draft,
+            recording(
+                made / "record.json",
+                stage="quantize",
+                stage_version=STAGE_VERSIONS["quantize"],
+                settings=settings,
+                **given,
+            ) as draft,
         ):
             quantise(checkpoint, made, task, settings, draft)
     else:

@@ -199,7 +199,7 @@ def run_ours(pair: Pair, dataset: MLMDataset, plan: Plan, precision: str) -> dic
     )
     loader = create_dataloader(dataset, FixedPlan(plan))
     settings = SETTINGS.model_copy(update={"precision": precision})
-    with clock.watching(teacher.encoder, student.encoder, "hidden_states"):
+    with clock.watching(teacher.encoder, student.encoder, "last_hidden_state"):
         result = train(student, loader, objective, settings, seed=0, description="ours")
     return clock.parts(result.seconds, len(plan), beside="data")
 

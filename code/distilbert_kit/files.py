@@ -239,8 +239,10 @@ def locked(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: another process is writing it; wait for that one, or name another place"
         ) from None
-    except NotImplementedError:  # filelock's word for a network folder without locks
-        pass  # what is written there still appears whole
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        # A network folder without locks: what is written there still appears whole.
     try:
         yield
     finally:

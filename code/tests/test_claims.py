@@ -262,7 +262,7 @@ def test_other_recipes_speak_beside_ones_own(results, tmp_path):
         ("released", "reproduction"),
         ("paper", "replication"),
         ("base", "replication"),
-        ("scratch", "reduced"),
+        ("scratch", "replication"),
         ("study", "reduced"),
         ("quick", "reduced"),
     ],

@@ -184,7 +184,7 @@ def test_masked_lm_needs_no_teacher_and_the_others_do(corpus):
     with pytest.raises(UserError, match="need a teacher"):
         triple_objective(dataset, LossWeights())
     teacher = tiny_teacher()
-    teacher.encoder.hidden_states = None  # is not called
+    teacher.encoder.last_hidden_state = None  # is not called
     alone = (triple_objective(dataset, MASKED_LM, given) for given in (teacher, None))
     sums = [objective.loss(student, batch, {"mlm": 10.0})[1]["mlm"] for objective in alone]
     assert torch.equal(*sums)

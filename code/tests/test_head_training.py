@@ -99,7 +99,7 @@ def test_frozen_body_drops_nothing_out_and_gets_no_gradient():
     model = DistilBERTForMaskedLM(create_model_config("mpnet-base", **SMALL))
     model.freeze_body()
     ids = torch.randint(4, 30000, (2, 9))
-    first, second = (model.train().encoder.hidden_states(ids) for _ in range(2))
+    first, second = (model.train().encoder.last_hidden_state(ids) for _ in range(2))
     assert torch.equal(first, second) and not first.requires_grad
     assert model.transform.training
     model(ids, labels=ids).loss.backward()
@@ -134,7 +134,7 @@ def test_recipe_key(tmp_path):
 
 
 def test_a_student_of_a_teacher_without_a_head_is_not_said_to_have_its_head(tmp_path, capsys):
-    command = ["extract_student.py", "--teacher", "minilm", "--layers", "0", "--out"]
+    command = ["extract_student.py", "--teacher", "minilm", "--layers", "0", "--output"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*command, str(tmp_path / "student")])
         extract_student.main()

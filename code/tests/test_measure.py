@@ -270,8 +270,8 @@ def test_classifier_that_computes_one_position_equals_the_whole(kind):
     ids = torch.randint(1, 101, (4, 9))
     mask = (torch.arange(9) < torch.tensor([[9], [4], [1], [7]])).long()
     with torch.inference_mode():
-        whole = model.encoder.hidden_states(ids, mask)
-        first = model.encoder.hidden_states(ids, mask, positions=1)
+        whole = model.encoder.last_hidden_state(ids, mask)
+        first = model.encoder.last_hidden_state(ids, mask, positions=1)
     assert first.shape == (4, 1, 24)
     torch.testing.assert_close(first, whole[:, :1])
 
@@ -282,5 +282,5 @@ def test_attention_in_training_equals_pytorchs_without_dropout():
     model = DistilBERTModel(config)
     ids = torch.randint(1, 101, (3, 9))
     mask = (torch.arange(9) < torch.tensor([[9], [4], [1]])).long()
-    training = model.train().hidden_states(ids, mask)
-    torch.testing.assert_close(training, model.eval().hidden_states(ids, mask))
+    training = model.train().last_hidden_state(ids, mask)
+    torch.testing.assert_close(training, model.eval().last_hidden_state(ids, mask))

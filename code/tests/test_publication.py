@@ -18,7 +18,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CODE, NOTEBOOKS, ROOT
 from distilbert_kit.study import figures
 from distilbert_kit.study.cells import cells_to_run
-from distilbert_kit.study.publication import publication_commands
+from distilbert_kit.study.publication import publication_commands, publication_key
 from distilbert_kit.study.recipes import load_recipe
 
 
@@ -121,8 +121,9 @@ def test_from_records_to_report_and_poster(results, tmp_path, monkeypatch):
     step = json.loads((recipe.folder / "tables" / "distillation.json").read_text())["step"]
     assert step["bf16"] == shared.NO_BF16
     assert [row["variant"] for row in step["rows"]] == ["textbook_fp32", "ours_fp32"]
-    rows = json.loads((recipe.folder / "tables" / "claims.json").read_text())["claims"]
-    [shape] = [row for row in rows if row["kind"] == "shape"]
+    table = json.loads((recipe.folder / "tables" / "claims.json").read_text())
+    assert table["publication_key"] == publication_key(recipe)  # what build_report.py records
+    [shape] = [row for row in table["claims"] if row["kind"] == "shape"]
     assert (shape["value"], shape["low"], shape["high"]) == (1.4, 1.2, 1.5)
     assert shape["verdict"] == "supported" and shape["records"] == ["benchmark/shape_speed"]
     for document, pdf in documents.items():

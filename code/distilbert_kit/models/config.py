@@ -116,13 +116,13 @@ _BERT = ModelConfig(
 )
 
 PRESETS = {
-    "distilbert-base-uncased (66M)": ModelConfig(),
-    "bert-base-uncased (110M)": _BERT,
-    "MiniLM-L6 (23M)": replace(_BERT, hidden_size=384, intermediate_size=1536, num_layers=6),
-    "DistilMiniLM-L3 (17M)": replace(
+    "distilbert-base-uncased": ModelConfig(),
+    "bert-base-uncased": _BERT,
+    "MiniLM-L6": replace(_BERT, hidden_size=384, intermediate_size=1536, num_layers=6),
+    "DistilMiniLM-L3": replace(
         ModelConfig(), hidden_size=384, intermediate_size=1536, num_layers=3
     ),
-    "mpnet-base (109M)": ModelConfig(
+    "mpnet-base": ModelConfig(
         model_type="mpnet",
         vocab_size=30527,
         max_position_embeddings=514,
@@ -133,22 +133,21 @@ PRESETS = {
         pad_token_id=1,
     ),
     # The depths of the paper's pair, for dry runs.
-    "bert-tiny (0.5M)": replace(_BERT, hidden_size=16, intermediate_size=32, num_heads=2),
-    "tiny (1M)": replace(
+    "bert-tiny": replace(_BERT, hidden_size=16, intermediate_size=32, num_heads=2),
+    "tiny": replace(
         ModelConfig(), hidden_size=32, intermediate_size=128, num_layers=2, num_heads=4
     ),
 }
 
 
 def create_model_config(name: str, **changes: Any) -> ModelConfig:
-    """Return the preset `name`, with or without its size in brackets, with `changes` applied.
+    """Return the preset `name` with `changes` applied.
 
     Raises UserError when there is no such preset or field.
     """
-    matches = [config for key, config in PRESETS.items() if name in (key, key.split(" (")[0])]
-    if not matches:
+    if name not in PRESETS:
         raise UserError(f"no model preset {name!r}: choose from {', '.join(PRESETS)}")
     try:
-        return replace(matches[0], **changes)
+        return replace(PRESETS[name], **changes)
     except TypeError as error:
         raise UserError(f"preset {name!r}: {error}") from None

@@ -276,10 +276,12 @@ def _read_shape(hub: dict) -> tuple[ModelConfig, PreTrainedConfig]:
     fields = {ours: getattr(parsed, theirs) for ours, theirs in names.items()}
     fields["pad_token_id"] = fields["pad_token_id"] or 0
     if model_type != "distilbert":
-        fields["qa_dropout"] = 0.0
-        # BERT's may be None, MPNet's configuration has none: both mean that of the layers.
-        if fields.get("classifier_dropout") is None:
-            fields["classifier_dropout"] = fields["dropout"]
+        # transformers' configurations lack these, so `hub_config` adds them where they differ.
+        fields["qa_dropout"] = hub.get("qa_dropout", 0.0)
+        # BERT's may be None: that of the layers.
+        if (share := hub.get("classifier_dropout")) is None:
+            share = fields["dropout"]
+        fields["classifier_dropout"] = share
     return ModelConfig(model_type=model_type, **fields), parsed
 
 
@@ -288,6 +290,9 @@ def hub_config(model: HubModel) -> PreTrainedConfig:
     kind, names = _CONFIGS[model.config.model_type]
     labels = dict(enumerate(getattr(model, "labels", ("LABEL_0", "LABEL_1"))))
     content: dict = {theirs: getattr(model.config, ours) for ours, theirs in names.items()}
+    for name, usual in {"qa_dropout": 0.0, "classifier_dropout": model.config.dropout}.items():
+        if name not in names and getattr(model.config, name) != usual:
+            content[name] = getattr(model.config, name)
     content |= {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
     if getattr(model, "num_labels", 0) == 1:
         content["problem_type"] = "regression"

@@ -217,7 +217,7 @@ class DistilBERTModel(Pretrained):
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         _initialise(self, config.initializer_range)
 
-    def hidden_states(
+    def last_hidden_state(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -264,8 +264,8 @@ class DistilBERTModel(Pretrained):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """As `hidden_states`, with `.last_hidden_state` and the `.pooler_output` [B, H]."""
-        hidden = self.hidden_states(input_ids, attention_mask, token_type_ids)
+        """As `last_hidden_state`, with `.last_hidden_state` and the `.pooler_output` [B, H]."""
+        hidden = self.last_hidden_state(input_ids, attention_mask, token_type_ids)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.pool(hidden))
 
 
@@ -326,7 +326,7 @@ class DistilBERTForMaskedLM(_WithHead):
         labels: Tensor | None = None,
     ) -> MaskedLMOutput:
         """Logits [B, L, V]; with labels [B, L] (-100 ignored) also the mean loss."""
-        hidden = self.encoder.hidden_states(input_ids, attention_mask, token_type_ids)
+        hidden = self.encoder.last_hidden_state(input_ids, attention_mask, token_type_ids)
         logits = F.linear(self.head(hidden), self.decoder_weight, self.decoder_bias)
         loss = None if labels is None else compute_mlm_loss(logits, labels)
         return MaskedLMOutput(loss=loss, logits=logits)
@@ -374,7 +374,9 @@ class DistilBERTForSequenceClassification(_WithHead):
 
         Labels of a multi-label model are 0 or 1, [B, C]; the loss is the mean binary one.
         """
-        hidden = self.encoder.hidden_states(input_ids, attention_mask, token_type_ids, positions=1)
+        hidden = self.encoder.last_hidden_state(
+            input_ids, attention_mask, token_type_ids, positions=1
+        )
         if self.config.model_type == "bert":
             pooled = self.encoder.pool(hidden)
         elif self.config.model_type == "mpnet":
@@ -411,7 +413,7 @@ class DistilBERTForQuestionAnswering(_WithHead):
         end_positions: Tensor | None = None,
     ) -> QuestionAnsweringModelOutput:
         """Start and end logits [B, L]; with positions [B] also the mean loss of the two."""
-        hidden = self.encoder.hidden_states(input_ids, attention_mask, token_type_ids)
+        hidden = self.encoder.last_hidden_state(input_ids, attention_mask, token_type_ids)
         start, end = self.qa_outputs(self.dropout(hidden)).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:

@@ -1,11 +1,12 @@
 """What turns records into tables, figures, report and poster, and whether they are current."""
 
-import ast
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from modulefinder import ModuleFinder
 from pathlib import Path
+from types import CodeType
 
 from ..errors import UserError
 from ..files import content_key
@@ -42,45 +43,24 @@ def publication_commands(recipe: Recipe) -> dict[str, tuple[list[str], list[str]
     return commands
 
 
-def _code(path: Path) -> ast.Module:
+def _code(path: Path) -> CodeType:
     """The program in a Python file or in the code cells of a notebook."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".ipynb":
-            cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-            text = "\n".join("".join(cell["source"]) for cell in cells)
-        return ast.parse(text)
-    except (ValueError, SyntaxError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); restore it, as by git checkout") from None
-
-
-def _imported(path: Path) -> Iterator[Path]:
-    """The files of the kit that a program imports."""
-    for node in ast.walk(_code(path)):
-        if isinstance(node, ast.Import):
-            names = [CODE.joinpath(*alias.name.split(".")) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = [path, *path.parents][node.level] if node.level else CODE
-            module = start.joinpath(*(node.module or "").split("."))
-            names = [module, *(module / alias.name for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            for file in (name.with_name(f"{name.name}.py"), name / "__init__.py"):
-                if file.is_file():
-                    yield file
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        text = "\n".join("".join(cell["source"]) for cell in cells)
+    return compile(text, str(path), "exec")
 
 
 def modules_behind(programs: Iterable[Path]) -> list[Path]:
     """The files of the kit that the programs import, and that those import in turn."""
-    found: set[Path] = set()
-    todo = [file for path in programs for file in _imported(path)]
-    while todo:
-        path = todo.pop()
-        if path not in found:
-            found.add(path)
-            todo += _imported(path)
-    return sorted(found)
+    finder = ModuleFinder([str(CODE)])
+    for number, path in enumerate(programs):
+        try:
+            finder.scan_code(_code(path), finder.add_module(f"__program_{number}__"))
+        except (ValueError, SyntaxError, LookupError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error}); restore it, as by git checkout") from None
+    return sorted(Path(module.__file__) for module in finder.modules.values() if module.__file__)
 
 
 DOCUMENTS = ("report", "poster")

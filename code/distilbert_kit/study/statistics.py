@@ -388,7 +388,7 @@ def paired_shares(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     better, worse = (int((a & ~b).sum()) for a, b in ((second, first), (first, second)))
     up, down = ((count + 1) / (examples + 2) for count in (better, worse))
     error = math.sqrt((up + down - (up - down) ** 2) / (examples + 2))
-    spread = float(stats.norm.ppf(0.975)) * error
+    spread = float(stats.norm.ppf((1 + LEVEL) / 2)) * error
     return {
         "estimate": (better - worse) / examples,
         "low": up - down - spread,

@@ -11,7 +11,7 @@ from transformers.utils.generic import ModelOutput
 from ..data.batches import ClassificationDataset, model_inputs
 from ..data.listed import DataUsed
 from ..data.tables import check_task_rows, load_table
-from ..data.tasks import Task
+from ..data.tasks import OF_CLASSES, Task
 from ..errors import UserError
 from ..losses import classification_loss_sum, response_distillation
 from ..metrics import compute_confusion_matrix, compute_metrics
@@ -92,7 +92,7 @@ def evaluate_classification_metrics(model: HubModel, loader: DataLoader) -> dict
             inputs = {name: value.to(device) for name, value in model_inputs(batch).items()}
             predictions.append(model(**inputs).logits.argmax(-1).cpu())
     return compute_metrics(
-        ("accuracy", "precision", "recall", "f1"),
+        OF_CLASSES,
         torch.cat(predictions).numpy(),
         torch.cat(references).numpy(),
         model.num_labels,

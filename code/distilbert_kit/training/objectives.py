@@ -105,13 +105,13 @@ def triple_objective(
         real = batch["attention_mask"].flatten().nonzero().squeeze(1)
         labels = batch["labels"].flatten()[real]
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        hidden = model.encoder.hidden_states(**inputs).flatten(0, 1)[real]
+        hidden = model.encoder.last_hidden_state(**inputs).flatten(0, 1)[real]
         scales = {name: getattr(weights, name) / n for name, n in denominators.items()}
         rows = slice(None) if weights.on_all_tokens else (labels != IGNORE).nonzero().squeeze(1)
         with torch.no_grad():
             teacher_hidden = taught = None
             if teacher is not None:
-                teacher_hidden = teacher.encoder.hidden_states(**inputs).flatten(0, 1)[real]
+                teacher_hidden = teacher.encoder.last_hidden_state(**inputs).flatten(0, 1)[real]
                 if "ce" in scales:
                     taught = projection(teacher, teacher_hidden[rows])
         total, sums = fused_triple_loss(

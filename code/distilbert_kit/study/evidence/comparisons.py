@@ -12,7 +12,6 @@ import numpy as np
 
 from ...data.tasks import get_task
 from .. import statistics
-from ..cells import finetune_cell
 from ..recipes import Recipe
 from .scores import (
     check_same_rows,
@@ -254,9 +253,9 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 "reference": reference,
                 "loss": spec.distill.loss.model_dump(),
                 "start": spec.distill.student,
-                "distillations": min(
-                    _distillations(recipe, name, shared["tasks"]) for name in (model, reference)
-                ),
+                "distillations": min(found["seeds"].values())
+                if all(made_for_each_seed(recipe, [name]) for name in (model, reference))
+                else 1,
                 "tasks": shared["tasks"],
                 "seeds": found["seeds"],
                 "change": found["estimate"],
@@ -265,16 +264,6 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
         )
     _add_effects(rows, gaps)
     return rows
-
-
-def _distillations(recipe: Recipe, model: str, tasks: Sequence[str]) -> int:
-    """From how many distillations of a model its recorded scores on the tasks start."""
-    if not recipe.models[model].each_seed:
-        return 1
-    return sum(
-        all(finetune_cell(recipe, model, task, seed).is_recorded() for task in tasks)
-        for seed in recipe.seeds_of_model(model)
-    )
 
 
 def order_rows(
