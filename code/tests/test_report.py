@@ -264,7 +264,7 @@ def test_what_is_kept_is_drawn_against_tokens(tmp_path, monkeypatch):
         "distilled",
         "not distilled",
         "text only",
-        "without the collapsed seed",
+        "without collapse",
         "the paper",
     ):
         assert said in found, said

@@ -112,7 +112,7 @@ def kept_over_tokens(told: dict, paper: dict) -> Figure:
     for teacher in (run for run in told["corpus"] if run["model"] == told["teacher"]):
         look = {"color": "k", "ls": "-.", "lw": 0.8}
         losses.axhline(teacher["after"]["mlm"], label=pretty("teacher, L_mlm"), **look)
-    losses.set(ylabel="loss on held-out text", title="Loss", yscale="log", ylim=(0.1, 40))
+    losses.set(ylabel="loss on held-out text", title="Loss", yscale="log", ylim=(0.1, 150))
     losses.set_yticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
     for axes, last in ((kept, read), (losses, taught[-1]["tokens"])):
         axes.set(xscale="log", xlabel="distillation tokens")
@@ -144,7 +144,7 @@ def shares_over_tokens(axes: Axes, told: dict, runs: list[dict], taught: list[di
         ("text only", untaught, {"fmt": "^", "color": "k"}),
         ("distilled", [run["model"] for run in taught], {"fmt": "s", "color": STUDENT}),
         (
-            "without the collapsed seed",
+            "without collapse",
             ["left out"],
             {"fmt": "s", "color": STUDENT, "mfc": "white"},
         ),
