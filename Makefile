@@ -12,6 +12,7 @@ export override RECIPE := $(value RECIPE)
 export override DATASET := $(value DATASET)
 export override WEIGHTS := $(value WEIGHTS)
 export override CORES := $(value CORES)
+export override PORT := $(value PORT)
 SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile $(if $(CONFIG),--config $(CONFIG)) \
 	--cores "$$CORES" --rerun-triggers mtime --rerun-incomplete --nolock --quiet rules
 
@@ -20,7 +21,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile code/Snakefile $(if $(CONFIG),--config 
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  variables: RECIPE=quick|study|base|scratch|released|paper  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>"
+	@echo "  variables: RECIPE=quick|study|base|scratch|released|paper  DATA_DIR=<folder>  RESULTS_DIR=<folder>  CORES=<n>  PORT=<of the demo>"
 
 # A user without a home to write in, as a number in a container: pip and the libraries keep their
 # caches here. Snakemake asks for a name too: the number is one.
@@ -82,7 +83,7 @@ dry-run: setup  ## walk every stage of RECIPE with tiny stand-ins, in a minute o
 demo: CONFIG = demo=True
 demo: setup  ## show teacher and student of RECIPE side by side in the browser
 	$(SNAKEMAKE)
-	$(BIN)/python code/demo.py --recipe "$$RECIPE"
+	$(BIN)/python code/demo.py --recipe "$$RECIPE" $${PORT:+--port "$$PORT"}
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal code/tests

@@ -56,6 +56,11 @@ def main() -> None:
     output, list_path = arguments.output, arguments.output / "sources.yaml"
     listed = read_sources(list_path) if list_path.is_file() else {}
     official = official_sources()[DATASET]
+    others = (name for name in official_sources() if name != DATASET and (output / name).exists())
+    if not listed and (other := next(others, None)):
+        raise UserError(
+            f"{output}: holds {other}, which a new list would hide; name another folder"
+        )
     source = listed.setdefault(DATASET, {"columns": official["columns"], "splits": {}})
     fixed = "hub" in source  # a list that was not made here
     for split in found if fixed else ():

@@ -45,7 +45,7 @@ def read_seed(text: str) -> int:
     try:
         return TypeAdapter(Seed).validate_python(text)
     except ValidationError:
-        raise UserError(f"--seed {text}: give a whole number from 0 to {2**32 - 1:,}") from None
+        raise UserError(f"seed {text}: give a whole number from 0 to {2**32 - 1:,}") from None
 
 
 def later_field(default: Any) -> Any:

@@ -20,7 +20,7 @@ from distilbert_kit.study.recipes import load_recipe
 
 @pytest.mark.parametrize("seed", ["-1", str(2**32), "1.5", "nan", "one", ""])
 def test_seeds_are_what_torch_and_numpy_take(seed, tmp_path):
-    with pytest.raises(UserError, match=r"--seed .*: give a whole number from 0 to 4,294,967,295"):
+    with pytest.raises(UserError, match=r"seed .*: give a whole number from 0 to 4,294,967,295"):
         read_seed(seed)
     assert (read_seed("0"), read_seed(str(2**32 - 1))) == (0, 2**32 - 1)
 

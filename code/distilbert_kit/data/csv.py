@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..foreign import MOST_BYTES, read_bytes
+from ..foreign import MOST_BYTES, kind_of, read_bytes
 
 SEPARATORS = ",;\t|"
 MOST_COLUMNS = 10_000
 MOST_CLASSES = 10_000
 TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "comment", "document")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
+NO_TEXT = (".json", ".jsonl", ".ndjson", ".parquet", ".xls", ".xlsx")  # whose lines are no texts
 HELD_OUT = {"validation": 0.1, "test": 0.1}  # shares of the distinct texts of every class
 
 
@@ -29,6 +30,8 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
     Raises UserError for a file that is missing, empty, of another encoding, of rows longer than
     the header or of more than 10,000 columns.
     """
+    if kind_of(path) in NO_TEXT:
+        raise UserError(f"{path}: no CSV; export it as one")
     try:
         content = read_bytes(path).decode(encoding).rstrip("\r\n ")
         first = content.partition("\n")[0]
@@ -66,11 +69,14 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
     except (UnicodeError, LookupError) as error:
         raise UserError(
             f"{path}: not {encoding} ({error}); save it as UTF-8, or name its --encoding, "
-            "for example cp1252"
+            "for example cp1252 or utf-16"
         ) from None
     except (pd.errors.ParserError, pd.errors.ParserWarning, csv.Error) as error:
+        # The warning, of the first row alone, names no line.
+        first_row = isinstance(error, pd.errors.ParserWarning)
+        said = "the first row has more fields than the header" if first_row else str(error).strip()
         raise UserError(
-            f"{path}: not a regular CSV ({str(error).strip()}); put texts that hold "
+            f"{path}: not a regular CSV ({said}); put texts that hold "
             f"{separator!r} or line breaks in double quotes"
         ) from None
 
@@ -130,7 +136,8 @@ def find_column(
     what = f"no column {given!r}" if given else f"{option} cannot be guessed"
     if len(found) > 1:
         what = f"{option} may be {' or '.join(map(repr, found[:3]))}"
-    raise UserError(f"{where}: {what}; name one of its {len(columns)} columns: {shown}")
+    choice = f"name one of its {len(columns)} columns: {shown}" if columns else "add a column"
+    raise UserError(f"{where}: {what}; {choice}")
 
 
 def load_labelled_texts(

@@ -103,7 +103,7 @@ def expected_split(dataset: str, split: str) -> dict:
     try:
         return sources()[dataset]["splits"][split]
     except KeyError:
-        raise UserError(f"{dataset}/{split}: not listed in data/sources.yaml; add it") from None
+        raise UserError(f"{dataset}/{split}: not listed in {SOURCES}; add it") from None
 
 
 class DataUsed(BaseModel):

@@ -246,7 +246,9 @@ def read_config(folder: Path) -> HubConfig:
 
 def read_architecture(folder: Path) -> tuple[str, str]:
     """The architecture that a `config.json` names, and the task of its head; "" where none is."""
-    names = read_json(folder / "config.json", "give a saved model").get("architectures")
+    inner = [path.parent.name for path in sorted(folder.glob("*/config.json"))[:5]]
+    advice = "give a saved model" + f": {' or '.join(inner)} in it" * bool(inner)
+    names = read_json(folder / "config.json", advice).get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     return name, next((task for end, task in _HEAD_TASKS.items() if name.endswith(end)), "")
 

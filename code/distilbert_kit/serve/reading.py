@@ -4,14 +4,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.csv import TEXT_NAMES, find_column, read_csv
+from ..data.csv import NO_TEXT, TEXT_NAMES, find_column, read_csv
 from ..data.questions import COLUMNS
 from ..errors import UserError
 from ..foreign import kind_of, parse_json, read_bytes, read_whole
 from .prediction import Texts
 
 _TABLES = (".csv", ".tsv")
-_NO_LINES = (".json", ".jsonl", ".ndjson", ".parquet", ".xls", ".xlsx")  # whose lines are no texts
 
 
 def read_source(path: Path | None, encoding: str, advice: str) -> str:
@@ -91,7 +90,7 @@ def read_texts(
     spreadsheets.
     """
     where = str(path or "standard input")
-    if path and kind_of(path) in _NO_LINES:
+    if path and kind_of(path) in NO_TEXT:
         raise UserError(
             f"{where}: a classifier reads lines of text or a table (.csv, .tsv); write one of these"
         )

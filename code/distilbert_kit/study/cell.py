@@ -134,7 +134,10 @@ class Cell:
         """Arguments for `records.recording`; UserError when something that it reads is missing."""
         for given in self.inputs:
             if given.content is None:
-                raise UserError(f"{self.name}: {given.name} is missing; add it or mend the recipe")
+                raise UserError(
+                    f"{self.name}: {given.name} is missing; add it (paths start at {Path.cwd()}), "
+                    "or mend the recipe"
+                )
         return {
             "stage": self.stage,
             "stage_version": self.version,
