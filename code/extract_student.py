@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="output folder with --teacher")
     arguments = parser.parse_args()
     if arguments.teacher is None:
-        own = ("layers", "count", "no_vocabulary_transform", "out")
+        own = ("layers", "count", "no_vocabulary_transform", "output")
         reason = "needs --teacher; the recipe itself defines its models"
         refuse_options(parser, arguments, own, reason)
     else:

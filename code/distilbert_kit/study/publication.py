@@ -60,7 +60,8 @@ def modules_behind(programs: Iterable[Path]) -> list[Path]:
             finder.scan_code(_code(path), finder.add_module(f"__program_{number}__"))
         except (ValueError, SyntaxError, LookupError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error}); restore it, as by git checkout") from None
-    return sorted(Path(module.__file__) for module in finder.modules.values() if module.__file__)
+    files = (vars(module)["__file__"] for module in finder.modules.values())
+    return sorted(Path(file) for file in files if file)  # a program itself has none
 
 
 DOCUMENTS = ("report", "poster")

@@ -240,12 +240,14 @@ def at_control_rate(recipe: Recipe) -> list[dict]:
     {"model", "rows": `compare` of the two}; the judged student has its own, `over_control`.
     """
     rates = {row["model"]: row["learning_rate"] for row in tuning_rows(recipe) if row["chosen"]}
-    apart = (recipe.teacher, recipe.student, recipe.control)
+    control = recipe.control
+    if control is None or control not in rates:
+        return []
     return [
-        {"model": model, "rows": compare(recipe, model, recipe.control)}
+        {"model": model, "rows": compare(recipe, model, control)}
         for model in recorded_main_models(recipe)
-        if model not in apart and recipe.control in rates
-        if rates.get(model) == rates[recipe.control]
+        if model not in (recipe.teacher, recipe.student, control)
+        and rates.get(model) == rates[control]
     ]
 
 
