@@ -77,7 +77,8 @@ def test_other_encoding_by_option(tmp_path):
         ("text,label\na,1\n,0\n", "data row 2 has no 'text'"),
         ("text,label\na,1\nb,NaN\nc,\n", r"data row 2 has no 'label' \(2 such rows\)"),
         ("text,label\na,1\nb\n", "data row 2 has no 'label'"),
-        ("text,label\nhello, world,1\n", "not a regular CSV"),
+        ("text,label\nhello, world,1\n", "the first row has more fields than the header"),
+        ("text\na\n", "--label-column cannot be guessed; add a column"),
         ("text,label\na,1\nhello, world,1\n", "not a regular CSV"),
         ('text,label\na,1\n"b,0\n', "not a regular CSV"),
         ('text,label\n"Great movie,pos\n"Bad movie,neg\n', "a lone double quote in line 3"),
@@ -94,6 +95,9 @@ def test_faults_are_one_clear_line(tmp_path, content, message):
 def test_binary_and_missing_files(tmp_path):
     with pytest.raises(UserError, match="not utf-8-sig"):
         load_labelled_texts(write(tmp_path, bytes(range(128, 256)) * 50))
+    (tmp_path / "sheet.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match="no CSV; export it as one"):
+        load_labelled_texts(tmp_path / "sheet.xlsx")
     for path in (tmp_path / "nothing.csv", tmp_path):
         with pytest.raises(UserError, match="no such file"):
             load_labelled_texts(path)

@@ -190,6 +190,10 @@ def test_a_folder_is_made_extended_and_kept_when_the_input_is_bad(tmp_path, monk
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
     with pytest.raises(UserError, match="nothing to read"):
         run(monkeypatch, "--output", folder)
+    (tmp_path / "data" / "glue" / "rte").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds glue/rte, which a new list would hide"):
+        run(monkeypatch, "--train", train, "--output", tmp_path / "data")
+    assert not (tmp_path / "data" / "sources.yaml").exists()
 
 
 def test_a_csv_is_read_in_the_encoding_that_is_named(tmp_path, monkeypatch):

@@ -376,6 +376,7 @@ def test_other_heads_and_no_model_are_refused(run, capsys, tmp_path):
     for folder, message in [
         (tmp_path / "mlm", "a DistilBertForMaskedLM, which predicts no labels or answers"),
         (tmp_path / "empty", "config.json: missing; give a saved model"),
+        (tmp_path, "config.json: missing; give a saved model: mlm in it"),
         (tmp_path / "none", "no such checkpoint folder"),
     ]:
         with pytest.raises(SystemExit):
