@@ -1,6 +1,6 @@
 """What several stages share: paper-size models, the STS-B pairs, what this machine can measure."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from distilbert_kit.data.batches import ClassificationDataset
+from distilbert_kit.data.batches import ClassificationDataset, evenly_by_length
 from distilbert_kit.data.listed import DataUsed
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
@@ -21,6 +21,8 @@ from distilbert_kit.models.hub_layout import hub_config
 from distilbert_kit.models.model import DistilBERTModel
 from distilbert_kit.paths import DATA, ROOT
 from distilbert_kit.study.measure import alternate_over, matrix_product_rate, threads
+from distilbert_kit.study.records import Draft
+from distilbert_kit.study.settings import STSB_PAIRS, ShapeSpeedSettings, SpeedSettings
 
 MODELS = ("bert", "distilbert")
 MAKERS = ("ours", "transformers")
@@ -101,15 +103,75 @@ def thread_counts() -> list[int]:
     return sorted({1, torch.get_num_threads()})
 
 
-def passes_by_threads(
-    encoders: dict[str, nn.Module], pairs: list[dict[str, Tensor]], passes: int
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """For each thread count, which stays set until the next: seconds [passes, pairs] by encoder."""
+def pass_totals(taken: dict[str, np.ndarray]) -> dict:
+    """Seconds of each pass, and by implementation the interval over pairs of the ratio of totals.
+
+    taken: seconds [passes, pairs] by "model/maker", of two models, the slower one first.
+    """
+    slower, faster = dict.fromkeys(name.partition("/")[0] for name in taken)
+    return {
+        "pass_seconds": {name: times.sum(1).round(4).tolist() for name, times in taken.items()},
+        "over_pairs": {
+            by: interval_over_pairs(taken[f"{slower}/{by}"], taken[f"{faster}/{by}"])
+            for by in MAKERS
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What `time_encoders` measured: `seconds` [passes, pairs] by thread count and encoder.
+
+    `lengths` [pairs] in tokens; `texts` are the pairs, None without the data.
+    """
+
+    encoders: dict[str, nn.Module]
+    lengths: np.ndarray
+    texts: list[tuple[str, str]] | None
+    seconds: dict[int, dict[str, np.ndarray]]
+
+    @property
+    def ratios(self) -> str:
+        """The ratios of totals with the most threads, in words."""
+        taken = self.seconds[max(self.seconds)]
+        slower, faster = dict.fromkeys(name.partition("/")[0] for name in taken)
+        return ", ".join(
+            f"{by}: {slower} / {faster} "
+            f"{taken[f'{slower}/{by}'].sum() / taken[f'{faster}/{by}'].sum():.2f}"
+            for by in MAKERS
+        )
+
+
+def time_encoders(
+    configs: dict[str, ModelConfig], settings: SpeedSettings | ShapeSpeedSettings, draft: Draft
+) -> Timed:
+    """Two encoders, the slower one first, in turn over STS-B dev pairs, one pair at a time.
+
+    The draft gets the data, the conditions, and for each thread count `pass_totals` and the
+    machine's own rates.
+    """
+    encoders = {
+        f"{name}/{by}": build_encoder(configs[name], by) for name in configs for by in MAKERS
+    }
+    dataset, draft.data, texts = stsb_pairs(STSB_PAIRS)
+    chosen = evenly_by_length(dataset.lengths, settings.pairs)
+    lengths = dataset.lengths[chosen]
+    draft.metrics = {
+        "weights": "random",
+        "text": "STS-B dev" if texts else "length profile",
+        "pairs": settings.pairs,
+        "passes": settings.passes,
+        "mean_tokens": float(lengths.mean()),
+    }
+    pairs = [dataset.collate([dataset[i]]) for i in chosen]
     functions = {name: partial(infer, encoder) for name, encoder in encoders.items()}
+    seconds = {}
     for count in thread_counts():
         with threads(count):
             alternate_over(functions, pairs[:: max(1, len(pairs) // WARMUP_PAIRS)])
-            yield count, alternate_over(functions, pairs, passes)
+            seconds[count] = alternate_over(functions, pairs, settings.passes)
+            draft.extra[f"threads_{count}"] = pass_totals(seconds[count]) | machine_rates()
+    return Timed(encoders, lengths, texts and [texts[i] for i in chosen], seconds)
 
 
 def precisions() -> tuple[str, ...]:

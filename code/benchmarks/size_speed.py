@@ -6,25 +6,13 @@ position of the last block, which would favour the shallower model.
 
 import numpy as np
 
-from distilbert_kit.data.batches import evenly_by_length
 from distilbert_kit.models.checkpoints import get_tokenizer
-from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import alternate_over, forward_flops, model_size
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
 from distilbert_kit.study.settings import STSB_PAIRS
 
-from .shared import (
-    CONFIGS,
-    MAKERS,
-    MODELS,
-    build_encoder,
-    interval_over_pairs,
-    machine_rates,
-    passes_by_threads,
-    stsb_pairs,
-    thread_counts,
-)
+from .shared import CONFIGS, MAKERS, MODELS, time_encoders
 
 BIN = 8  # tokens: width of the length bins of the latency figure
 
@@ -32,35 +20,24 @@ BIN = 8  # tokens: width of the length bins of the latency figure
 def measure(recipe: Recipe, draft: Draft) -> str:
     """Table 3: sizes, FLOPs and a pass over the dev pairs one by one."""
     settings = recipe.speed
-    encoders = {f"{m}/{by}": build_encoder(CONFIGS[m], by) for m in MODELS for by in MAKERS}
-    dataset, draft.data, texts = stsb_pairs(STSB_PAIRS)
-    chosen = evenly_by_length(dataset.lengths, settings.pairs)
-    lengths = dataset.lengths[chosen]
-    draft.metrics = {
-        "weights": "random",
+    timed = time_encoders({model: CONFIGS[model] for model in MODELS}, settings, draft)
+    draft.metrics |= {
         "head": "none: the whole encoder, BERT with its pooler",
-        "text": "STS-B dev" if texts else "length profile",
-        "pairs": settings.pairs,
         "share_of_pairs": settings.pairs / STSB_PAIRS,
-        "passes": settings.passes,
-        "mean_tokens": float(lengths.mean()),
-        "longest": int(lengths.max()),
-        "size": {name: model_size(model) for name, model in encoders.items()},
-    } | count_flops(lengths)
-    pairs = [dataset.collate([dataset[i]]) for i in chosen]
-    for count, taken in passes_by_threads(encoders, pairs, settings.passes):
-        draft.extra[f"threads_{count}"] = summarise_passes(taken, lengths) | machine_rates()
-    if texts:
+        "longest": int(timed.lengths.max()),
+        "size": {name: model_size(model) for name, model in timed.encoders.items()},
+    } | count_flops(timed.lengths)
+    for count, taken in timed.seconds.items():
+        draft.extra[f"threads_{count}"] |= summarise_passes(taken, timed.lengths)
+    if timed.texts:
         tokenizer = get_tokenizer()
         spent = alternate_over(
             {"tokenise": lambda pair: tokenizer(*pair, truncation=True)},
-            [texts[i] for i in chosen],
+            timed.texts,
             settings.passes,
         )
         draft.extra["tokenisation_seconds"] = float(np.median(spent["tokenise"].sum(1)))
-    found = draft.extra[f"threads_{thread_counts()[-1]}"]["pass_seconds"]
-    ratios = {by: ratio_of_totals(*(found[f"{m}/{by}"] for m in MODELS)) for by in MAKERS}
-    return ", ".join(f"{by}: BERT / DistilBERT {ratios[by]['ratio']:.2f}" for by in MAKERS)
+    return timed.ratios
 
 
 def count_flops(lengths: np.ndarray) -> dict[str, dict[str, float]]:
@@ -75,16 +52,11 @@ def count_flops(lengths: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def summarise_passes(taken: dict[str, np.ndarray], lengths: np.ndarray) -> dict:
-    """Seconds a pass, what a layer costs, and latency by length.
+    """What a layer costs, and latency by length.
 
     taken: seconds [passes, pairs] by model.
     """
-    summary: dict = {
-        "pass_seconds": {name: times.sum(1).round(4).tolist() for name, times in taken.items()},
-        "over_pairs": {
-            by: interval_over_pairs(*(taken[f"{model}/{by}"] for model in MODELS)) for by in MAKERS
-        },
-    }
+    summary: dict = {}
     # Twelve layers against six: the difference is six layers, what is left is all the rest.
     bert, distilbert = (1e3 * taken[f"{m}/transformers"].mean() for m in MODELS)
     layer = (bert - distilbert) / 6

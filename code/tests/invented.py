@@ -121,7 +121,9 @@ def fill_size_speed(draft, cell, rng):
         "size": size,
     } | size_speed.count_flops(lengths)
     for threads in (1, 2):
-        draft.extra[f"threads_{threads}"] = size_speed.summarise_passes(taken, lengths) | RATES
+        draft.extra[f"threads_{threads}"] = (
+            shared.pass_totals(taken) | size_speed.summarise_passes(taken, lengths) | RATES
+        )
 
 
 def fill_shapes(draft, cell, rng):

@@ -67,54 +67,56 @@ def ratio_of_totals(slower: Sequence[float], faster: Sequence[float]) -> dict[st
     }
 
 
-def speed_rows(record: Record) -> list[dict]:
-    """The paper's Table 3 for each number of threads and implementation.
+def ratio_rows(record: Record, slower: str, faster: str) -> list[dict]:
+    """The ratio of two models' times for each number of threads and implementation.
 
     `low` and `high` are the range over the passes, `over_pairs` the bootstrap interval over the
     pairs (None: the record is older than it).
+    """
+    rows = []
+    for threads, measured in thread_settings(record).items():
+        passes = measured["pass_seconds"]
+        for maker in dict.fromkeys(name.partition("/")[2] for name in passes):
+            row = ratio_of_totals(passes[f"{slower}/{maker}"], passes[f"{faster}/{maker}"])
+            over_pairs = measured.get("over_pairs", {}).get(maker)
+            rows.append({"threads": threads, "maker": maker, **row, "over_pairs": over_pairs})
+    return rows
+
+
+def speed_rows(record: Record) -> list[dict]:
+    """The paper's Table 3: `ratio_rows` with seconds and FLOP/s.
+
     `outside_layers` is the share of DistilBERT's pass spent outside its layers, if a layer and the
     rest cost the same in both models: with x for the six layers and o for the rest, the ratio is
     (2x + o) / (x + o), so that o / (x + o) = 2 - ratio.
     """
-    rows = []
-    for threads, measured in thread_settings(record).items():
-        for maker, flops_ratio in record.metrics["flops_ratio"].items():
-            passes = {m: measured["pass_seconds"][f"{m}/{maker}"] for m in ("bert", "distilbert")}
-            seconds = {model: float(np.mean(each)) for model, each in passes.items()}
-            found = ratio_of_totals(passes["bert"], passes["distilbert"])
-            rows.append(
-                {
-                    "threads": threads,
-                    "maker": maker,
-                    "seconds": seconds,
-                    **found,
-                    "over_pairs": measured.get("over_pairs", {}).get(maker),
-                    "less_time": 1 - 1 / found["ratio"],
-                    "flops_ratio": flops_ratio,
-                    "outside_layers": 2 - found["ratio"],
-                    "gflops_per_second": {
-                        model: record.metrics["flops"][f"{model}/{maker}"] / each / 1e9
-                        for model, each in seconds.items()
-                    },
-                    "machine_gflops_per_second": measured["fp32_gflops"],
-                }
-            )
+    rows, settings = [], thread_settings(record)
+    for row in ratio_rows(record, "bert", "distilbert"):
+        maker, measured = row["maker"], settings[row["threads"]]
+        seconds = {
+            model: float(np.mean(measured["pass_seconds"][f"{model}/{maker}"]))
+            for model in ("bert", "distilbert")
+        }
+        rows.append(
+            row
+            | {
+                "seconds": seconds,
+                "less_time": 1 - 1 / row["ratio"],
+                "flops_ratio": record.metrics["flops_ratio"][maker],
+                "outside_layers": 2 - row["ratio"],
+                "gflops_per_second": {
+                    model: record.metrics["flops"][f"{model}/{maker}"] / each / 1e9
+                    for model, each in seconds.items()
+                },
+                "machine_gflops_per_second": measured["fp32_gflops"],
+            }
+        )
     return rows
 
 
 def shape_rows(record: Record) -> list[dict]:
-    """The time of less width over that of fewer layers, by threads and implementation.
-
-    As in `speed_rows`: ratios of totals, `low` and `high` over the passes, `over_pairs`.
-    """
-    rows = []
-    for threads, measured in thread_settings(record).items():
-        for maker, over_pairs in measured["over_pairs"].items():
-            found = ratio_of_totals(
-                *(measured["pass_seconds"][f"{shape}/{maker}"] for shape in ("narrow", "shallow"))
-            )
-            rows.append({"threads": threads, "maker": maker, **found, "over_pairs": over_pairs})
-    return rows
+    """`ratio_rows` of less width over fewer layers."""
+    return ratio_rows(record, "narrow", "shallow")
 
 
 def shapes(record: Record | None) -> dict | None:
