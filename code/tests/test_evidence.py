@@ -301,7 +301,7 @@ def test_leaving_out_a_task_leaves_the_ratio_of_the_other_means(results, tmp_pat
         for row in scores.score_rows(recipe)
         if row["primary"]
     }
-    planned, *others = sensitivity.sensitivity(recipe, first=2)["rows"]
+    planned, metrics, *others = sensitivity.sensitivity(recipe, first=2)["rows"]
     assert [row["variant"] for row in others] == ["without_task"] * len(planned["tasks"])
     assert [row["tasks"] for row in others] == [
         [task for task in planned["tasks"] if task != left_out] for left_out in planned["tasks"]
@@ -311,3 +311,12 @@ def test_leaving_out_a_task_leaves_the_ratio_of_the_other_means(results, tmp_pat
             sum(mean[model, task] for task in row["tasks"]) for model in ("distilled", "teacher")
         )
         assert row["kept"]["estimate"] == pytest.approx(own / teacher)
+    assert (metrics["variant"], metrics["metrics"]) == ("other_metrics", {"mrpc": "accuracy"})
+    for row in scores.score_rows(recipe):
+        if (row["task"], row["metric"]) == ("mrpc", "accuracy"):
+            mean[row["model"], "mrpc"] = row["over_seeds"]["mean"]
+    own, teacher = (
+        sum(mean[model, task] for task in planned["tasks"]) for model in ("distilled", "teacher")
+    )
+    assert metrics["kept"]["estimate"] == pytest.approx(own / teacher)
+    assert metrics["kept"]["estimate"] != pytest.approx(planned["kept"]["estimate"])

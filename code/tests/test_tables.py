@@ -314,8 +314,10 @@ def test_ablation_by_hand(one_seed, tmp_path):
     [row] = found["rows"]
     assert (row["model"], row["reference"]) == ("random_initialisation", "distilled")
     assert row["change"] == pytest.approx(-0.2) and row["paper"] == -3.69
+    assert found["undistilled"]["by_task"] == {"sentiment": pytest.approx(-0.2)}  # 5 against 7
     assert found["records"] == [
-        f"finetune/{name}-sentiment-0" for name in ("distilled", "random_initialisation")
+        f"finetune/{name}-sentiment-0"
+        for name in ("distilled", "random_initialisation", "undistilled")
     ]
     said = answers.ablation(found)
     assert "Of 1 change, none is tested, with one seed, at" in said
@@ -332,6 +334,19 @@ def test_ablation_by_hand(one_seed, tmp_path):
     assert "none significantly changes" in answers.ablation(shown)
     answered(one_seed, "random_initialisation", [1] * 10)
     assert tables.ablation(one_seed)["rows"][0]["change"] == pytest.approx(0.3)
+
+
+def test_parts_of_a_change_are_on_the_seeds_that_both_models_have(results, tmp_path):
+    recipe = make_recipe(tmp_path, seeds=[0, 1])
+    answered(recipe, "distilled", STUDENT, seed=0)
+    answered(recipe, "distilled", [1] * 10, seed=1)  # its mean over both seeds is 0.85
+    answered(recipe, "random_initialisation", CONTROL, seed=0)
+    [row] = tables.ablation(recipe)["rows"]
+    assert row["change"] == row["by_task"]["sentiment"] == pytest.approx(-0.2)
+    assert row["by_seed"] == [{"seed": 0, "gap": pytest.approx(-0.2)}]
+    answered(recipe, "random_initialisation", TEACHER, seed=1)
+    [row] = tables.ablation(recipe)["rows"]
+    assert [part["gap"] for part in row["by_seed"]] == [pytest.approx(-0.2)] * 2
 
 
 def test_order_names_its_models_from_what_costs_most(results, tmp_path):

@@ -16,6 +16,7 @@ from .evidence.comparisons import (
     compare,
     guessing_scores,
     macro_rows,
+    mean_gap,
     mean_over_control,
     order_rows,
     over_control,
@@ -234,6 +235,14 @@ def study(recipe: Recipe) -> dict:
     }
 
 
+def text_only(recipe: Recipe) -> str | None:
+    """The model that is trained on the text as the student is, but without the teacher."""
+    for name, spec in recipe.models.items():
+        if spec.distill and not (spec.distill.loss.ce or spec.distill.loss.cos):
+            return name
+    return None
+
+
 def at_control_rate(recipe: Recipe) -> list[dict]:
     """Other students beside the control, where the learning rate chosen for both is one.
 
@@ -255,10 +264,13 @@ def summary(recipe: Recipe) -> dict:
     """What the report on another recipe shows of this one: `study`, and parts of other tables.
 
     Of `scores` the main models' rows on first splits; "gaps": `compare` of student and teacher;
-    "settings" and "tuning" of fine-tuning; "corpus": `validation_rows`; "curve": `token_curve`;
-    "ablation": `ablation_rows`; "at_control_rate", "sensitivity" and "training_speed" as there;
-    "int8": `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
+    "over_text_only": `compare` of the student and the one that had no teacher; "agreement": of
+    `lost_rows`; "settings" and "tuning" of fine-tuning; "corpus": `validation_rows`; "curve":
+    `token_curve`; "ablation": `ablation_rows`; "at_control_rate", "sensitivity" and
+    "training_speed" as there; "int8": `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
     """
+    alone = text_only(recipe)
+    likeness = ("model", "task", "split", "seeds", "agreement", "teacher_agreement")
     keys = ("model", "label", "task", "metric", "primary", "examples", "interval")
     over_seeds = ("seeds", "values", "over_seeds")
     rows = main_scores(recipe, score_rows(recipe))
@@ -273,6 +285,12 @@ def summary(recipe: Recipe) -> dict:
         "settings": {task: recipe.shown_settings(task) for task in recipe.tasks},
         "tuning": tuning_rows(recipe),
         "at_control_rate": at_control_rate(recipe),
+        "over_text_only": compare(recipe, recipe.student, alone) if alone else [],
+        "agreement": [
+            {key: row[key] for key in likeness}
+            for name in students(recipe)
+            for row in lost_rows(recipe, name, recipe.teacher)
+        ],
         "corpus": validation_rows(recipe),
         "curve": token_curve(recipe),
         "ablation": ablation_rows(recipe),
@@ -322,6 +340,7 @@ ABLATION = {
 def ablation(recipe: Recipe) -> dict:
     """The paper's Table 4, with what it printed (points, None where it has no such row).
 
+    `undistilled`: the model that the rows' counterpart was distilled from beside it, as `mean_gap`.
     `order`: neighbours in the paper's order, from what costs most to what costs least.
     `earlier_runs`: the changes with fewer distillations a row (`data/earlier_runs.yaml`).
     """
@@ -331,6 +350,13 @@ def ablation(recipe: Recipe) -> dict:
     ]
     in_order = sorted(ABLATION, key=lambda name: printed[ABLATION[name]])
     pairs = [((row["reference"], row["model"]), row["tasks"]) for row in rows]
+    undistilled = None
+    if rows:
+        whole, tasks = rows[0]["reference"], rows[0]["tasks"]
+        start = recipe.models[whole].distill.student
+        if found := mean_gap(recipe, start, whole, tasks):
+            undistilled = {"model": start, "label": recipe.models[start].label} | found
+            pairs.append(((whole, start), tasks))
     return {
         "records": sorted(
             {
@@ -343,6 +369,7 @@ def ablation(recipe: Recipe) -> dict:
         ),
         "scale": scale_of(recipe),
         "rows": rows,
+        "undistilled": undistilled,
         "earlier_runs": earlier_runs(recipe).get("earlier_ablations", []),
         "order": [
             row | {"labels": [recipe.models[row[end]].label for end in ("lower", "upper")]}

@@ -6,7 +6,7 @@ gap is model minus reference: below zero the model is behind. Scores are fractio
 
 import dataclasses
 import itertools
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
@@ -60,8 +60,12 @@ def crossed_scores(
     tasks: Sequence[str],
     split: str | None = None,
     without: LeftOut = (),
+    metrics: Mapping[str, str] | None = None,
 ) -> dict[str, statistics.Scores]:
-    """Scores of the models, in this order, by task; on the first split by default."""
+    """Scores of the models, in this order, by task; on the first split by default.
+
+    `metrics`: of tasks that are scored by another metric than their primary one.
+    """
     found, anew = {}, made_for_each_seed(recipe, models)
     for name, seeds in seeds_by_task(recipe, models, tasks, without).items():
         task = get_task(name)
@@ -69,7 +73,8 @@ def crossed_scores(
         frames = [seed_predictions(recipe, name, task.name, where, seeds) for name in models]
         check_same_rows(frames, f"{', '.join(models)} on {task.name}, {where}")
         runs = [(*(frame[seed] for frame in frames), frames[0]["reference"]) for seed in seeds]
-        scores = statistics.crossed_scores(runs, task_score_function(task.primary, task))
+        metric = (metrics or {}).get(task.name, task.primary)
+        scores = statistics.crossed_scores(runs, task_score_function(metric, task))
         found[name] = dataclasses.replace(scores, shared_seeds=anew)
     return found
 
@@ -134,13 +139,23 @@ def mean_gap(
 ) -> dict | None:
     """`statistics.gap_interval` of the mean scores over those of the tasks that both have.
 
-    By default they are the recipe's `macro_tasks`. {"tasks", "gap"}; None without such a task.
+    By default they are the recipe's `macro_tasks`. {"tasks", "gap", "by_task": the gap of each,
+    "by_seed": [{"seed", "gap"}], where all tasks have the same seeds}; None without such a task.
     """
-    asked = recipe.macro_tasks if tasks is None else tasks
-    if not (tasks := list(seeds_by_task(recipe, (reference, model), asked))):
+    models, asked = (reference, model), recipe.macro_tasks if tasks is None else tasks
+    if not (scores := crossed_scores(recipe, models, asked)):
         return None
-    gap = statistics.gap_interval(crossed_scores(recipe, (reference, model), tasks))
-    return {"tasks": tasks, "gap": gap}
+    every = list(seeds_by_task(recipe, models, asked).values())
+    by_seed = []
+    if all(seeds == every[0] for seeds in every):
+        gaps = np.mean([np.diff(found.values)[:, 0] for found in scores.values()], axis=0)
+        by_seed = [{"seed": s, "gap": g} for s, g in zip(every[0], gaps.tolist(), strict=True)]
+    return {
+        "tasks": list(scores),
+        "gap": statistics.gap_interval(scores),
+        "by_task": {task: np.diff(found.mean).item() for task, found in scores.items()},
+        "by_seed": by_seed,
+    }
 
 
 def printed_gaps(paper: dict) -> dict[str, float]:
@@ -233,8 +248,8 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
 
     A row is a model distilled with other loss weights or from another start than its counterpart;
     `distillations`: from how many its scores start, of the one of both that has fewer.
-    `change` is its mean score minus the counterpart's, as in `mean_gap`; `p_holm` and `effect` as
-    in `_add_effects`.
+    `change` is its mean score minus the counterpart's, `by_task` and `by_seed` its parts, as in
+    `mean_gap`; `p_holm` and `effect` as in `_add_effects`.
     """
     rows, gaps = [], []
     for model, spec in recipe.models.items():
@@ -259,6 +274,8 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 "tasks": shared["tasks"],
                 "seeds": found["seeds"],
                 "change": found["estimate"],
+                "by_task": shared["by_task"],
+                "by_seed": shared["by_seed"],
                 **{name: found[name] for name in ("low", "high", "p")},
             }
         )

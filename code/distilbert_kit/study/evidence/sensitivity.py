@@ -1,6 +1,6 @@
 """How the main result changes with other tasks and seeds. No verdict rests on these rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...data.tasks import GLUE, get_task
 from .. import statistics
@@ -10,6 +10,9 @@ from .distillation import token_curve
 from .scores import recorded_seeds, seed_predictions
 
 HALF_WIDTH = 0.02  # of the share that a student keeps
+
+# GLUE has two metrics for these tasks (arXiv 1804.07461, Table 1): the one that is not primary here.
+OTHER_METRICS = {"mrpc": "accuracy", "qqp": "f1", "stsb": "spearman"}
 
 
 def one_answer_runs(recipe: Recipe) -> list[dict]:
@@ -33,12 +36,16 @@ def one_answer_runs(recipe: Recipe) -> list[dict]:
 
 
 def _compared(
-    recipe: Recipe, models: Sequence, tasks: list[str], without: LeftOut = ()
+    recipe: Recipe,
+    models: Sequence,
+    tasks: list[str],
+    without: LeftOut = (),
+    metrics: Mapping[str, str] | None = None,
 ) -> dict | None:
     """Scores of two models; None where one is missing or lacks a task."""
     if None in models or list(seeds_by_task(recipe, models, tasks, without)) != tasks:
         return None
-    return crossed_scores(recipe, models, tasks, without=without)
+    return crossed_scores(recipe, models, tasks, without=without, metrics=metrics)
 
 
 def seeds_needed(recipe: Recipe) -> dict:
@@ -57,10 +64,11 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     `first`: the number of seeds, from the front of each task's seeds, of the row "first_seeds".
     "rows": "planned" (the `macro_tasks`, all seeds), "every_task" (all tasks of GLUE),
     "first_seeds", "without_one_answer", without the seeds of the `one_answer_runs` for all models,
-    and for each of three planned tasks or more "without_task"; a row is {"variant", "tasks",
-    "kept", "control_kept", "over_control"}, the last three None where a model lacks a task. A
-    variant that changes nothing has no row. "curve": the
-    `token_curve` without these runs, "one_answer": the runs. "half_width", "seeds": `seeds_needed`.
+    "other_metrics", and for each of three planned tasks or more "without_task"; a row is
+    {"variant", "tasks", "metrics" (by task, those that are not primary), "kept", "control_kept",
+    "over_control"}, the last three None where a model lacks a task. A variant that changes nothing
+    has no row. "curve": the `token_curve` without the runs of "one_answer". "half_width", "seeds":
+    `seeds_needed`.
     """
     planned = recipe.macro_tasks
     failed = one_answer_runs(recipe)
@@ -72,14 +80,20 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
     }
     every = [task for task in recipe.tasks if task in GLUE]
 
-    def row(variant: str, tasks: list[str], without: LeftOut = ()) -> dict:
+    def row(
+        variant: str,
+        tasks: list[str],
+        without: LeftOut = (),
+        metrics: Mapping[str, str] | None = None,
+    ) -> dict:
         def ratio(*models: str | None) -> dict | None:
-            found = _compared(recipe, models, tasks, without)
+            found = _compared(recipe, models, tasks, without, metrics)
             return found and retained(found)
 
         return {
             "variant": variant,
             "tasks": tasks,
+            "metrics": metrics or {},
             "kept": ratio(recipe.teacher, recipe.student),
             "control_kept": ratio(recipe.teacher, recipe.control),
             "over_control": ratio(recipe.control, recipe.student),
@@ -92,6 +106,8 @@ def sensitivity(recipe: Recipe, first: int) -> dict:
         rows.append(row("first_seeds", planned, later))
     if left_out:
         rows.append(row("without_one_answer", planned, left_out))
+    if other := {task: OTHER_METRICS[task] for task in planned if task in OTHER_METRICS}:
+        rows.append(row("other_metrics", planned, metrics=other))
     if len(planned) > 2:
         for task in planned:
             rows.append(row("without_task", [other for other in planned if other != task]))
