@@ -27,7 +27,7 @@ import pandas as pd
 
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
-from distilbert_kit.data.listed import DataUsed, rows_sha256
+from distilbert_kit.data.sources import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import OF_CLASSES, Task
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from distilbert_kit.data.batches import ClassificationDataset, evenly_by_length
-from distilbert_kit.data.listed import DataUsed
+from distilbert_kit.data.sources import DataUsed
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.machine import has_bf16_instructions

@@ -9,7 +9,7 @@ from hypothesis import settings
 from published import publish
 
 import dry_run
-from distilbert_kit.data import listed
+from distilbert_kit.data import sources
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
@@ -45,11 +45,11 @@ def test_every_recipe_runs_through(file, tmp_path, monkeypatch, request):
     if name == "base":  # on to notebooks, report and poster, from records that stages wrote
         walk = tmp_path / "walk"
         monkeypatch.setattr("distilbert_kit.study.recipes.RESULTS", walk / "results")
-        monkeypatch.setattr(listed, "SOURCES", walk / "data" / "sources.yaml")
+        monkeypatch.setattr(sources, "SOURCES", walk / "data" / "sources.yaml")
 
         def forget():
-            listed.sources.cache_clear()
-            listed.expected_split.cache_clear()
+            sources.sources.cache_clear()
+            sources.expected_split.cache_clear()
 
         forget()
         request.addfinalizer(forget)

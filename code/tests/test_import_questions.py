@@ -15,8 +15,8 @@ import yaml
 
 import evaluate_model
 import import_questions
-from distilbert_kit.data.listed import rows_sha256, sources
 from distilbert_kit.data.questions import misplaced, read_questions
+from distilbert_kit.data.sources import rows_sha256, sources
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import answer_scores
 from distilbert_kit.models.checkpoints import get_tokenizer

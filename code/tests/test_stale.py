@@ -15,7 +15,7 @@ import prepare_corpus
 from distilbert_kit.corpus import text_sources
 from distilbert_kit.data import tables
 from distilbert_kit.data.grammar import build_sentiment
-from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256
 from distilbert_kit.paths import CODE, RECIPES, ROOT

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import LengthBatchSampler, TokenDataset, create_dataloader, model_inputs
-from ..data.listed import DataUsed
+from ..data.sources import DataUsed
 from ..data.tasks import Task
 from ..errors import UserError
 from ..files import content_key, write_once
