@@ -37,6 +37,8 @@ def test_every_recipe_runs_through(file, tmp_path, monkeypatch, request):
     for cell in cells:
         record = read_record(results / cell.stage / f"{cell.name}.json")
         assert (record.status, record.scale) == ("ok", "embedded")
+        if cell.name == "shape_speed":  # the narrower one is of the small encoder too
+            assert {row["width"] for row in record.metrics["shapes"].values()} == {12, 16}
     own = evidence_cells(load_recipe(file))
     walked = {(cell.stage, cell.identity.get("model")) for cell in cells}
     assert walked == {(cell.stage, cell.identity.get("model")) for cell in own}
