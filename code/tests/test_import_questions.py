@@ -143,6 +143,14 @@ def test_unanswerable_questions_are_refused_or_dropped(tmp_path):
             '{"data": [{"paragraphs": [{"context": "c"}]}]}',
             "data > 0 > paragraphs > 0 > qas: Field",
         ),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "q"}]}]}]}',
+            "question '' has an empty id",
+        ),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": "1", "question": "q"}]}]}]}',
+            "question '1' has no answer in its context",
+        ),
         ('{"data": []}', "no question with an answer"),
     ],
 )
