@@ -19,6 +19,7 @@ from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.study import csv_pipeline
 from distilbert_kit.study.csv_pipeline import MODELS, accuracies, most_frequent, results_table
 from distilbert_kit.study.records import read_record
 
@@ -285,8 +286,8 @@ def test_equal_answers_of_one_seed_still_leave_room():
 
 def test_files_of_one_name_and_other_rows_are_other_results(made, tmp_path, monkeypatch):
     monkeypatch.setattr(distill_csv, "make_models", lambda *given, seed, output, **options: None)
-    monkeypatch.setattr(distill_csv, "load_models", lambda folder: {})
-    monkeypatch.setattr(distill_csv, "latencies", lambda models, dataset: {})
+    monkeypatch.setattr(csv_pipeline, "load_models", lambda folder: {})
+    monkeypatch.setattr(csv_pipeline, "latencies", lambda models, dataset: {})
     monkeypatch.setattr(distill_csv, "accuracies", lambda predictions: {})
     monkeypatch.setattr(distill_csv, "results_table", lambda metrics, times: "")
     keys = []
