@@ -304,7 +304,7 @@ def test_verdicts_on_other_records_or_by_other_rules_are_refused(
     if changed == "rules":
         content = yaml.safe_load(CLAIMS.read_text())
         content["claims"][0]["tolerance"] += 1
-        (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
+        (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         monkeypatch.setattr("distilbert_kit.study.ledger.CLAIMS", tmp_path / "claims.yaml")
     else:
         cell = model_cell(base, base.student)
