@@ -19,7 +19,7 @@ import torch
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
-from distilbert_kit.models.initialisation import choose_layers, extract_student
+from distilbert_kit.models.initialisation import LAYERS_HELP, choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.models.vocabulary import check_same_vocabulary
 from distilbert_kit.settings import read_seed
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         "--seed", type=read_seed, default=0, help="of a model with `each_seed`: the one to make"
     )
     parser.add_argument("--teacher", help="folder or hub name, instead of the recipe's teacher")
-    parser.add_argument("--layers", help="of --teacher: strategy or numbers (default: even)")
+    parser.add_argument("--layers", help=f"of --teacher: {LAYERS_HELP}; default: half, evenly")
     arguments = parser.parse_args()
     if arguments.layers and not arguments.teacher:
         raise UserError("--layers needs --teacher: a recipe's student has its layers already")
@@ -55,13 +55,13 @@ def main() -> None:
     read = DistilBERTForMaskedLM.from_pretrained
     torch.manual_seed(cell.settings["corpus"]["seed"])  # a student's head, where its start has none
     source = arguments.teacher or checkpoint(recipe, spec.teacher, arguments.seed)
+    folder = resolve_checkpoint(source)  # once: a name on the hub may stand for other weights later
     # A teacher without a trained head would teach noise.
-    teacher, tokenizer = read(source, require_head=True), get_tokenizer(source)
+    teacher, tokenizer = read(folder, require_head=True), get_tokenizer(source, folder)
     if arguments.teacher:
         layers = choose_layers(arguments.layers or "even", teacher.config.num_layers)
         student = extract_student(teacher, layers)
-        sha256 = model_sha256(resolve_checkpoint(arguments.teacher))
-        cell = distilled_from(cell, arguments.teacher, sha256, layers)
+        cell = distilled_from(cell, arguments.teacher, model_sha256(folder), layers)
     else:
         start = checkpoint(recipe, spec.student, arguments.seed)
         check_same_vocabulary(tokenizer, get_tokenizer(start), arguments.model)

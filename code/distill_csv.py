@@ -17,7 +17,6 @@ predictions of all seeds and the record.
 
 import argparse
 import math
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -25,25 +24,22 @@ from distilbert_kit.script import argument_parser, entry_point
 
 import pandas as pd
 
-from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
-from distilbert_kit.data.listed import DataUsed, rows_sha256
+from distilbert_kit.data.sources import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import OF_CLASSES, Task
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.hub_layout import read_config
-from distilbert_kit.models.initialisation import choose_layers
-from distilbert_kit.serve.export import OnnxModel, size_on_disk
+from distilbert_kit.models.initialisation import LAYERS_HELP, choose_layers
 from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
 from distilbert_kit.study.csv_pipeline import (
     accuracies,
-    evaluate,
-    latencies,
-    load_models,
+    encode,
     make_models,
     most_frequent,
     results_table,
+    run_seeds,
 )
 from distilbert_kit.study.inputs import checkpoint_input, public_name
 from distilbert_kit.study.model_card import write_model_card
@@ -64,9 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--encoding", default="utf-8-sig", help="default: UTF-8")
     parser.add_argument("--teacher", default="minilm", help="folder or hub name (default: minilm)")
     parser.add_argument(
-        "--layers",
-        default="even",
-        help="of the teacher: how many, evenly (default: half), or which, such as 0,2,4",
+        "--layers", default="even", help=f"of the teacher: {LAYERS_HELP}; default: half, evenly"
     )
     parser.add_argument("--max-length", type=int, default=64, help="tokens (default: 64)")
     parser.add_argument(
@@ -165,22 +159,11 @@ def run(
         settings = settings.model_copy(update={"epochs": epochs})
         print(f"{epochs} epochs, at least {LEAST_UPDATES} updates (to change: --epochs)")
     teacher = resolve_checkpoint(arguments.teacher)
-    asked, depth = arguments.layers, read_config(teacher).shape.num_layers
-    strategy, count = ("even", int(asked)) if asked.isdecimal() else (asked, None)
-    layers = choose_layers(strategy, depth, count)
+    layers = choose_layers(arguments.layers, read_config(teacher).shape.num_layers)
     print(f"student: teacher layers {', '.join(map(str, layers))}")
-    tokenizer = get_tokenizer(arguments.teacher)
+    tokenizer = get_tokenizer(arguments.teacher, teacher)
     tokenizer.model_max_length = settings.max_length  # saved: predict.py cuts texts as here
-    number = {label: index for index, label in enumerate(labels)}
-    datasets = {
-        split: ClassificationDataset(
-            part["text"].tolist(),
-            part["label"].map(number).tolist(),
-            tokenizer,
-            settings.max_length,
-        )
-        for split, part in splits.items()
-    }
+    datasets = encode(splits, labels, tokenizer, settings.max_length)
     truncated = {split: data.truncated for split, data in datasets.items()}
     if cut := sum(truncated.values()):
         print(f"{cut:,} texts are cut to {settings.max_length} tokens; --max-length reads more")
@@ -203,7 +186,7 @@ def run(
             )
         make = partial(
             make_models,
-            arguments.teacher,
+            teacher,
             layers,
             datasets["train"],
             task,
@@ -212,29 +195,21 @@ def run(
             tokenizer,
             random_start=arguments.random_start,
         )
-        first, *others = arguments.seeds
-        make(seed=first, output=output)
-        models = load_models(output)
-        draft.metrics, predictions = evaluate(models, datasets, splits, task)
-        for name, model in models.items():
-            place = model.path if isinstance(model, OnnxModel) else output / name
-            draft.metrics[name]["size"] = size_on_disk(place)
-        draft.metrics |= {"truncated": truncated, "rows_left_out": left_out}
-        draft.extra["milliseconds_per_text"] = latencies(models, datasets["test"])
-        answers = [predictions.assign(seed=first)]
-        for seed in others:
-            with tempfile.TemporaryDirectory() as folder:
-                make(seed=seed, output=Path(folder))
-                _, predictions = evaluate(load_models(Path(folder)), datasets, splits, task)
-            answers.append(predictions.assign(seed=seed))
-        draft.metrics["accuracy"] = accuracies(pd.concat(answers))
-        draft.metrics["most_frequent"] = most_frequent(splits["test"])
-        pd.concat(answers).to_csv(output / "predictions.csv", index=False)
+        scores, times, predictions = run_seeds(
+            make, arguments.seeds, datasets, splits, task, output
+        )
+        draft.metrics = scores | {
+            "truncated": truncated,
+            "rows_left_out": left_out,
+            "accuracy": accuracies(predictions),
+            "most_frequent": most_frequent(splits["test"]),
+        }
+        draft.extra["milliseconds_per_text"] = times
+        predictions.to_csv(output / "predictions.csv", index=False)
     record = read_record(output / "record.json")
-    for name in models:
+    for name in scores:
         own = {"cell": record.cell | {"model": name}, "metrics": record.metrics[name]}
         write_model_card(output / name, record.model_copy(update=own), [arguments.teacher])
-    times = draft.extra["milliseconds_per_text"]
     return results_table(draft.metrics, times)
 
 

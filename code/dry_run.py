@@ -144,7 +144,7 @@ def make_up_data(recipe, folder: Path) -> None:
     """Texts for a corpus, a few rows for every split that is read, and the list that says so."""
     import datasets
 
-    from distilbert_kit.data import grammar, listed as sources
+    from distilbert_kit.data import grammar, sources
     from distilbert_kit.data.tasks import TASKS, is_embedded
     from distilbert_kit.study.cells import evidence_cells
 

@@ -59,11 +59,11 @@ def main() -> None:
         recording(made / "record.json", stage="evaluate", settings=settings, **given) as draft,
     ):
         draft.extra["precision"] = usable_precision(arguments.precision)
-        model = fine_tuned(arguments.checkpoint, task)
+        model = fine_tuned(folder, task)
         evaluations = evaluate(
             model.to(training_device(arguments.precision)),
             task,
-            get_tokenizer(arguments.checkpoint),
+            get_tokenizer(folder),
             texts,
             arguments.precision,
         )

@@ -5,7 +5,7 @@
         --output student/
 
 Prints what is copied. Layer strategies: released (0, 2, 4, 7, 9, 11 of 12), even, first, last,
-random; or numbers such as 0,2,4.
+random; or how many, evenly, as 6; or which, as 0,2,4 (one alone: 6,).
 """
 
 import argparse
@@ -17,8 +17,8 @@ import torch
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder
-from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head
-from distilbert_kit.models.initialisation import choose_layers, extract_student
+from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head, resolve_checkpoint
+from distilbert_kit.models.initialisation import LAYERS_HELP, choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM, count_parameters
 from distilbert_kit.settings import read_seed
 from distilbert_kit.study.cells import checkpoint, model_cell
@@ -31,7 +31,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", help="a model of the recipe that has `extract`")
     parser.add_argument("--teacher", help="folder, hub name or minilm, instead of a recipe")
-    parser.add_argument("--layers", default="even", help="with --teacher: strategy or numbers")
+    parser.add_argument(
+        "--layers", default="even", help=f"of --teacher: {LAYERS_HELP}; default: half, evenly"
+    )
     parser.add_argument("--count", type=int, help="number of layers for a strategy")
     parser.add_argument("--no-vocabulary-transform", action="store_true")
     parser.add_argument("--seed", type=read_seed, default=0, help="of random weights or layers")
@@ -73,7 +75,8 @@ def _from_teacher(arguments: argparse.Namespace) -> None:
         raise UserError("--teacher needs --output: name the student's folder")
     check_output_folder(arguments.output, arguments.teacher)
     torch.manual_seed(arguments.seed)
-    teacher = DistilBERTForMaskedLM.from_pretrained(arguments.teacher)
+    folder = resolve_checkpoint(arguments.teacher)
+    teacher = DistilBERTForMaskedLM.from_pretrained(folder)
     depth = teacher.config.num_layers
     layers = choose_layers(arguments.layers, depth, arguments.count, arguments.seed)
     spec = Extract(
@@ -82,8 +85,8 @@ def _from_teacher(arguments: argparse.Namespace) -> None:
         vocabulary_transform=not arguments.no_vocabulary_transform,
     )
     student = extract_student(teacher, spec.layers, spec.vocabulary_transform)
-    _describe(student, spec, has_masked_lm_head(arguments.teacher))
-    student.save_pretrained(arguments.output, get_tokenizer(arguments.teacher))
+    _describe(student, spec, has_masked_lm_head(folder))
+    student.save_pretrained(arguments.output, get_tokenizer(arguments.teacher, folder))
 
 
 @entry_point

@@ -15,7 +15,7 @@ from pathlib import Path
 from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 from distilbert_kit.data.fetching import fetch
-from distilbert_kit.data.listed import sources
+from distilbert_kit.data.sources import sources
 from distilbert_kit.data.tasks import is_embedded
 from distilbert_kit.data.weights import fetch_weights
 from distilbert_kit.errors import UserError

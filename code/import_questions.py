@@ -20,8 +20,8 @@ from distilbert_kit.script import argument_parser, entry_point
 import datasets
 import yaml
 
-from distilbert_kit.data.listed import is_listed, official_sources, read_sources, rows_sha256
 from distilbert_kit.data.questions import COLUMNS, misplaced, read_questions
+from distilbert_kit.data.sources import is_listed, official_sources, read_sources, rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_file, replacing_file, write_atomically
 

@@ -26,7 +26,7 @@ from distilbert_kit.script import argument_parser, entry_point, refuse_options
 
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import open_source
-from distilbert_kit.data.listed import DataUsed
+from distilbert_kit.data.sources import DataUsed
 from distilbert_kit.errors import UserError
 from distilbert_kit.study.cells import corpus_cell
 from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights

@@ -39,16 +39,13 @@ from distilbert_kit.study.deployment import random_batch
 from distilbert_kit.study.measure import int8_product_rate, threads
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
-from distilbert_kit.study.settings import LatencySettings
+from distilbert_kit.study.settings import ENCODERS, LatencySettings
 
 from .shared import CONFIGS, NO_BF16, infer, machine_rates, stsb_pairs, thread_counts
 
 SIZES = {  # teacher and student of each size
     "paper": CONFIGS,
-    "study": {
-        "minilm": create_model_config("MiniLM-L6"),
-        "distilminilm": create_model_config("DistilMiniLM-L3"),
-    },
+    "study": {model: create_model_config(preset) for model, preset in ENCODERS["study"].items()},
 }
 NOT_INSTALLED = "not measured: not installed"
 NO_COMPILER = "not measured: no compiler"

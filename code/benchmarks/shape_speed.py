@@ -4,23 +4,27 @@ DistilBERT-base halves the layers of BERT-base. The other encoder keeps all twel
 narrower as it takes to have as many parameters, with heads of 64 as BERT's.
 """
 
-from distilbert_kit.models.config import create_model_config
+from dataclasses import replace
+
+from distilbert_kit.models.config import ModelConfig
 from distilbert_kit.study.measure import forward_flops, model_size
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft
 
 from .shared import CONFIGS, time_encoders
 
-NARROW = {"num_layers": 12, "hidden_size": 576, "intermediate_size": 2304, "num_heads": 9}
-SHAPES = {
-    "narrow": create_model_config("distilbert-base-uncased", **NARROW),
-    "shallow": CONFIGS["distilbert"],
-}
+
+def narrowed(config: ModelConfig) -> ModelConfig:
+    """An encoder of three quarters of the width and the heads, with the layers of BERT-base."""
+    sizes = ("hidden_size", "intermediate_size", "num_heads")
+    narrow = {name: getattr(config, name) * 3 // 4 for name in sizes}
+    return replace(config, num_layers=CONFIGS["bert"].num_layers, **narrow)
 
 
 def measure(recipe: Recipe, draft: Draft) -> str:
     """Passes over STS-B dev pairs one by one, both shapes in turn."""
-    timed = time_encoders(SHAPES, recipe.shape_speed, draft)
+    shapes = {"narrow": narrowed(CONFIGS["distilbert"]), "shallow": CONFIGS["distilbert"]}
+    timed = time_encoders(shapes, recipe.shape_speed, draft)
     draft.metrics["shapes"] = {
         name: {
             "layers": config.num_layers,
@@ -28,6 +32,6 @@ def measure(recipe: Recipe, draft: Draft) -> str:
             "parameters": model_size(timed.encoders[f"{name}/ours"])["parameters"],
             "flops": forward_flops(config, timed.lengths),
         }
-        for name, config in SHAPES.items()
+        for name, config in shapes.items()
     }
     return timed.ratios

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from distilbert_kit.data.batches import ClassificationDataset, evenly_by_length
-from distilbert_kit.data.listed import DataUsed
+from distilbert_kit.data.sources import DataUsed
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.machine import has_bf16_instructions
@@ -22,14 +22,11 @@ from distilbert_kit.models.model import DistilBERTModel
 from distilbert_kit.paths import DATA, ROOT
 from distilbert_kit.study.measure import alternate_over, matrix_product_rate, threads
 from distilbert_kit.study.records import Draft
-from distilbert_kit.study.settings import STSB_PAIRS, ShapeSpeedSettings, SpeedSettings
+from distilbert_kit.study.settings import ENCODERS, STSB_PAIRS, ShapeSpeedSettings, SpeedSettings
 
 MODELS = ("bert", "distilbert")
 MAKERS = ("ours", "transformers")
-CONFIGS = {
-    "bert": create_model_config("bert-base-uncased"),
-    "distilbert": create_model_config("distilbert-base-uncased"),
-}
+CONFIGS = {model: create_model_config(preset) for model, preset in ENCODERS["paper"].items()}
 LENGTHS = ROOT / "data" / "stsb_lengths.yaml"
 WARMUP_PAIRS = 20
 NO_BF16 = "not measured: no bf16 instructions"

@@ -97,8 +97,13 @@ def _sync(path: Path) -> None:
 
 # In a folder that the kit wrote: its files and their hashes.
 MARK = ".distilbert-kit.json"
-# A teacher's logits, which the kit leaves beside its model.
+# Names that `logits_name` gives.
 _LOGITS = re.compile(r"logits-[0-9a-f]+\.safetensors")
+
+
+def logits_name(key: str) -> str:
+    """The file of a teacher's logits, which the kit leaves beside its model; `key`: a hash."""
+    return f"logits-{key}.safetensors"
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -231,8 +236,11 @@ def locked(path: Path) -> Iterator[None]:
     """Only one process at a time works for `path`; UserError for the second."""
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    place = Path(os.path.abspath(path))  # "." and ".." have no name of their own
+    if not place.name:
+        raise UserError(f"{path}: the root of the disk; name a folder in it")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:

@@ -7,7 +7,7 @@ import pandas as pd
 import yaml
 
 from benchmarks import distillation_speed, shared, size_speed, training_speed
-from distilbert_kit.data.listed import DataUsed
+from distilbert_kit.data.sources import DataUsed
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study.cells import evidence_cells

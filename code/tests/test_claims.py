@@ -15,11 +15,13 @@ from distilbert_kit.study.cells import model_cell
 from distilbert_kit.study.evidence import history, scores
 from distilbert_kit.study.ledger import (
     Claim,
+    _current_key,
     decided,
     evidence_by_column,
     load_ledger,
     summary_at_paper_size,
     verdict_key,
+    verdict_rows,
 )
 from distilbert_kit.study.recipes import load_recipe
 from distilbert_kit.study.records import read_record, recording
@@ -36,7 +38,8 @@ def claim(**changes):
 def write_verdicts(beside, name, scale, metrics):
     """The verdict record of the recipe called `name`, beside the results of another."""
     path = beside.folder.parent / name / "claims" / "verdicts.json"
-    with recording(path, stage="claims", cell={}, scale=scale, recipe=name, settings={}) as draft:
+    given = {"stage": "claims", "cell": {}, "scale": scale, "recipe": name, "settings": {}}
+    with recording(path, **given, key=verdict_key(load_recipe(name), load_ledger())) as draft:
         draft.metrics = metrics
 
 
@@ -283,21 +286,37 @@ def test_weights_of_a_like_name_are_not_the_authors(tmp_path):
         assert claims.column_of(load_recipe(tmp_path / "own.yaml")) == column
 
 
-def test_verdicts_by_other_limits_are_not_shown(results, tmp_path):
-    study = make_recipe(tmp_path, name="other", scale="reduced", tasks=["sst2"])
-    write_evidence(study)
-    write_verdicts(study, "study", "reduced", {"claims": claims.judge_all(study, LEDGER)})
-    own = make_recipe(tmp_path)
+@pytest.mark.parametrize("changed", ["rules", "records"])
+def test_verdicts_on_other_records_or_by_other_rules_are_refused(
+    results, tmp_path, monkeypatch, changed
+):
+    """The recipes are known by name; their results are those of the test."""
+    study, base, own = load_recipe("study"), load_recipe("base"), make_recipe(tmp_path)
+    write_verdicts(own, "study", "reduced", {"claims": claims.judge_all(study, LEDGER)})
+    write_verdicts(own, "base", "paper", {"claims": [], "summary": {"name": "base"}})
 
-    def shown(ledger):
-        rows = evidence_by_column(own, ledger, claims.judge_all(own, ledger))
-        return next(row["reduced"] for row in rows if row["id"] == "sst2")
+    def shown():
+        _current_key.cache_clear()  # as in another run
+        evidence_by_column(own, load_ledger(), claims.judge_all(own, load_ledger()))
+        return summary_at_paper_size(own, load_ledger())
 
-    assert shown(LEDGER)["recipe"] == "study"
-    limits = [c.model_copy(update={"tolerance": 9.0}) for c in LEDGER.claims]
-    told = shown(LEDGER.model_copy(update={"claims": limits}))
-    assert told["verdict"] == "not tested"
-    assert "study: judged by other limits; run claims.py --recipe study" in told["reason"]
+    assert shown() == {"name": "base"}
+    if changed == "rules":
+        content = yaml.safe_load(CLAIMS.read_text())
+        content["claims"][0]["tolerance"] += 1
+        (tmp_path / "claims.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        monkeypatch.setattr("distilbert_kit.study.ledger.CLAIMS", tmp_path / "claims.yaml")
+    else:
+        cell = model_cell(base, base.student)
+        given = {"stage": cell.stage, "cell": cell.identity, "scale": "paper", "recipe": "base"}
+        with recording(cell.record, **given, settings={}):
+            pass
+    refused = r"verdicts\.json: not of the .* that are there; run claims\.py --recipe base$"
+    with pytest.raises(UserError, match=refused):
+        shown()
+    with pytest.raises(UserError, match=refused):
+        summary_at_paper_size(own, load_ledger())
+    assert verdict_rows(study, "study")  # a recipe's own are judged anew by claims.py
 
 
 def test_a_student_whose_distillation_has_no_record_is_not_judged(results, tmp_path):

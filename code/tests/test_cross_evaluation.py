@@ -8,7 +8,7 @@ import yaml
 
 import cross_evaluate
 from distilbert_kit.data import tables as data
-from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,13 @@ from sklearn.metrics import accuracy_score, f1_score
 
 import distill_csv
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
+from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.settings import FinetuneSettings, SoftTargets
+from distilbert_kit.study import csv_pipeline
 from distilbert_kit.study.csv_pipeline import MODELS, accuracies, most_frequent, results_table
 from distilbert_kit.study.records import read_record
 
@@ -285,8 +289,8 @@ def test_equal_answers_of_one_seed_still_leave_room():
 
 def test_files_of_one_name_and_other_rows_are_other_results(made, tmp_path, monkeypatch):
     monkeypatch.setattr(distill_csv, "make_models", lambda *given, seed, output, **options: None)
-    monkeypatch.setattr(distill_csv, "load_models", lambda folder: {})
-    monkeypatch.setattr(distill_csv, "latencies", lambda models, dataset: {})
+    monkeypatch.setattr(csv_pipeline, "load_models", lambda folder: {})
+    monkeypatch.setattr(csv_pipeline, "latencies", lambda models, dataset: {})
     monkeypatch.setattr(distill_csv, "accuracies", lambda predictions: {})
     monkeypatch.setattr(distill_csv, "results_table", lambda metrics, times: "")
     keys = []
@@ -298,6 +302,21 @@ def test_files_of_one_name_and_other_rows_are_other_results(made, tmp_path, monk
         distill_csv.main()
         keys.append(read_record(tmp_path / "out" / "record.json").key)
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_logits_of_the_seed_before_do_not_ride_along(tmp_path, monkeypatch):
+    dataset = SimpleNamespace(teacher_logits=np.ones(2))
+
+    def begin(start, *, dataset, **_):
+        raise InterruptedError(dataset.teacher_logits)
+
+    monkeypatch.setattr(csv_pipeline, "fine_tune", begin)
+    monkeypatch.setattr(csv_pipeline, "cut_student", lambda *_: None)
+    settings = FinetuneSettings(epochs=1, learning_rate=1e-4, batch_size=8)
+    given = (tmp_path, [0], dataset, get_task("sentiment"), settings, SoftTargets(), None)
+    with pytest.raises(InterruptedError) as begun:
+        csv_pipeline.make_models(*given, seed=1, output=tmp_path)
+    assert begun.value.args == (None,)
 
 
 def split_again(folder):

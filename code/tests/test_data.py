@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 from transformers import BertTokenizer
 
-from distilbert_kit.data import listed as sources, tables as data
+from distilbert_kit.data import sources, tables as data
 from distilbert_kit.data.batches import (
     ClassificationDataset,
     LengthBatchSampler,
@@ -21,7 +21,7 @@ from distilbert_kit.data.batches import (
     create_mlm_dataloader,
     evenly_by_length,
 )
-from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import TASKS, get_task
 from distilbert_kit.errors import UserError

@@ -307,7 +307,7 @@ def test_scripts_run_from_a_recipe(tmp_path, corpus, monkeypatch, capsys):
     run("pretrain", "--model", "teacher")
     run("extract_student", "--model", "cut")
     run("distill", "--model", "distilled")
-    run("distill", "--model", "distilled", "--teacher", tmp_path / "source", "--layers", "3")
+    run("distill", "--model", "distilled", "--teacher", tmp_path / "source", "--layers", "3,")
     assert (tmp_path / "results/tiny/models/distilled/model.safetensors").exists()
     assert not (tmp_path / "results/tiny/checkpoints/distilled").exists()
     other = DistilBERTForMaskedLM.from_pretrained(

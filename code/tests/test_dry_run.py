@@ -9,7 +9,7 @@ from hypothesis import settings
 from published import publish
 
 import dry_run
-from distilbert_kit.data import listed
+from distilbert_kit.data import sources
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
@@ -37,6 +37,8 @@ def test_every_recipe_runs_through(file, tmp_path, monkeypatch, request):
     for cell in cells:
         record = read_record(results / cell.stage / f"{cell.name}.json")
         assert (record.status, record.scale) == ("ok", "embedded")
+        if cell.name == "shape_speed":  # the narrower one is of the small encoder too
+            assert {row["width"] for row in record.metrics["shapes"].values()} == {12, 16}
     own = evidence_cells(load_recipe(file))
     walked = {(cell.stage, cell.identity.get("model")) for cell in cells}
     assert walked == {(cell.stage, cell.identity.get("model")) for cell in own}
@@ -45,11 +47,11 @@ def test_every_recipe_runs_through(file, tmp_path, monkeypatch, request):
     if name == "base":  # on to notebooks, report and poster, from records that stages wrote
         walk = tmp_path / "walk"
         monkeypatch.setattr("distilbert_kit.study.recipes.RESULTS", walk / "results")
-        monkeypatch.setattr(listed, "SOURCES", walk / "data" / "sources.yaml")
+        monkeypatch.setattr(sources, "SOURCES", walk / "data" / "sources.yaml")
 
         def forget():
-            listed.sources.cache_clear()
-            listed.expected_split.cache_clear()
+            sources.sources.cache_clear()
+            sources.expected_split.cache_clear()
 
         forget()
         request.addfinalizer(forget)

@@ -167,15 +167,24 @@ def test_predictions_in_another_order_are_not_compared(tiny, monkeypatch, model,
         comparisons.compare(tiny, "undistilled", "teacher")
 
 
-def test_seeds_of_two_tuned_learning_rates_have_no_mean(tiny):
-    for seed, rate in ((0, 1e-5), (1, 1e-4)):
-        cell = experiment.finetune_cell(tiny, "teacher", "sentiment", seed)
-        record = cell.read_record()
-        metrics = record.metrics | {"learning_rate": rate}
-        write_record(cell.record, record.model_copy(update={"metrics": metrics}))
-        assert len(scores.seed_records(tiny, "teacher", "sentiment", [seed])) == 1
-    with pytest.raises(UserError, match=r"teacher on sentiment: .* \[1e-05, 0.0001\]"):
-        scores.seed_records(tiny, "teacher", "sentiment", [0, 1])
+@pytest.mark.parametrize("part", ["metrics", "settings"])
+def test_seeds_of_two_learning_rates_have_no_mean_and_no_verdict(tiny, part):
+    """Tuned anew in between, or the recipe edited."""
+    assert len(scores.seed_records(tiny, "teacher", "sentiment", [0, 1])) == 2
+    cell = experiment.finetune_cell(tiny, "teacher", "sentiment", 1)
+    record = cell.read_record()
+    changed = getattr(record, part) | {"learning_rate": 0.123}
+    write_record(cell.record, record.model_copy(update={part: changed}))
+    refused = r"^teacher on sentiment: seeds 0 and 1 were fine-tuned with different settings"
+    for read in (
+        lambda: scores.score_rows(tiny),
+        lambda: comparisons.crossed_scores(tiny, ("teacher", "undistilled"), ["sentiment"]),
+        lambda: claims.judge_all(tiny, load_ledger()),
+    ):
+        with pytest.raises(UserError, match=refused):
+            read()
+    for seed in (0, 1):
+        scores.seed_predictions(tiny, "teacher", "sentiment", "validation", [seed])
 
 
 def test_one_seed_is_not_tested(tiny):

@@ -18,8 +18,8 @@ from test_weights import full_disk
 
 import fetch_data
 from distilbert_kit.data import fetching, weights
-from distilbert_kit.data.listed import rows_sha256, sources
 from distilbert_kit.data.questions import choose_questions, question_key
+from distilbert_kit.data.sources import rows_sha256, sources
 from distilbert_kit.data.wikipedia import article_split, build_articles, clean_article
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.packaged import MPNET, Origin

@@ -18,6 +18,7 @@ from distilbert_kit.files import (
     check_unchanged,
     content_key,
     locked,
+    logits_name,
     mark_files,
     replacing_file,
     replacing_folder,
@@ -240,6 +241,34 @@ def test_one_writer_at_a_time(tmp_path):
     with locked(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_the_working_folder_is_locked_by_any_of_its_names(tmp_path, monkeypatch):
+    """`prepare_corpus.py --output .`; the root is no folder of anybody."""
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "below/..", "../here"):
+        with (
+            locked(Path(name)),
+            pytest.raises(UserError, match="another process is writing it"),
+            locked(tmp_path / "here"),
+        ):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    with (
+        pytest.raises(UserError, match=r"^/: the root of the disk; name a folder in it"),
+        locked(Path("/")),
+    ):
+        pass
+
+
+def test_kept_logits_of_a_teacher_are_no_foreign_file(tmp_path):
+    folder = written(tmp_path / "d")
+    (folder / logits_name(content_key("teacher"))).touch()
+    check_output_folder(folder)
+    (folder / logits_name("of-mine")).touch()
+    with pytest.raises(UserError, match=r"holds 'logits-of-mine\.safetensors'"):
+        check_output_folder(folder)
 
 
 @pytest.mark.parametrize("name", ["README.md", "record.json", "old"])

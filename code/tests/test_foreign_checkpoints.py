@@ -410,7 +410,15 @@ def test_stages_of_a_recipe_use_the_tokenizer_of_its_weights(recipe, monkeypatch
         ("finetune.py", "--model", "distilled", "--task", "sentiment", "--save"),
         ("finetune.py", "--model", "other", "--task", "sentiment", "--save"),
         ("distill.py", "--model", "mixed"),
-        ("distill.py", "--model", "distilled", "--teacher", str(folder / "other"), "--layers", "0"),
+        (
+            "distill.py",
+            "--model",
+            "distilled",
+            "--teacher",
+            str(folder / "other"),
+            "--layers",
+            "0,",
+        ),
     ]
     commands = [[str(CODE / name), "--recipe", str(recipe), *rest] for name, *rest in calls]
     program = [sys.executable, "-c", PROGRAM, json.dumps(commands)]

@@ -27,8 +27,8 @@ from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.shards import open_shards
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.data.csv import load_labelled_texts, split_texts
-from distilbert_kit.data.listed import read_sources
 from distilbert_kit.data.questions import read_questions
+from distilbert_kit.data.sources import read_sources
 from distilbert_kit.data.weights import unpack
 from distilbert_kit.data.wikipedia import build_articles
 from distilbert_kit.foreign import read_yaml

@@ -134,7 +134,7 @@ def test_recipe_key(tmp_path):
 
 
 def test_a_student_of_a_teacher_without_a_head_is_not_said_to_have_its_head(tmp_path, capsys):
-    command = ["extract_student.py", "--teacher", "minilm", "--layers", "0", "--output"]
+    command = ["extract_student.py", "--teacher", "minilm", "--layers", "0,", "--output"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*command, str(tmp_path / "student")])
         extract_student.main()

@@ -12,7 +12,7 @@ from hostile import LONG, bounded
 
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import open_source
-from distilbert_kit.data.listed import read_sources
+from distilbert_kit.data.sources import read_sources
 from distilbert_kit.data.weights import unpack
 from distilbert_kit.data.wikipedia import build_articles
 from distilbert_kit.errors import UserError

@@ -15,8 +15,8 @@ import yaml
 
 import evaluate_model
 import import_questions
-from distilbert_kit.data.listed import rows_sha256, sources
 from distilbert_kit.data.questions import misplaced, read_questions
+from distilbert_kit.data.sources import rows_sha256, sources
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import answer_scores
 from distilbert_kit.models.checkpoints import get_tokenizer
@@ -142,6 +142,14 @@ def test_unanswerable_questions_are_refused_or_dropped(tmp_path):
         (
             '{"data": [{"paragraphs": [{"context": "c"}]}]}',
             "data > 0 > paragraphs > 0 > qas: Field",
+        ),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "q"}]}]}]}',
+            "question '' has an empty id",
+        ),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": "1", "question": "q"}]}]}]}',
+            "question '1' has no answer in its context",
         ),
         ('{"data": []}', "no question with an answer"),
     ],

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from distilbert_kit.study import answers, tables
 from distilbert_kit.study.deployment import random_batch
 from distilbert_kit.study.drawings import deployment as draw
 from distilbert_kit.study.evidence import latency as evidence
-from distilbert_kit.study.settings import Backend, LatencySettings
+from distilbert_kit.study.settings import BACKENDS, ENCODERS, LatencySettings
 
 NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_layers": 1}
 SETTINGS = {"seconds": 0.001, "least_rounds": 2, "text_length": 8}
@@ -63,9 +62,8 @@ def record_of(found):
 
 
 def test_settings_name_the_backends_that_there_are():
-    assert list(get_args(Backend)) == list(latency.BACKENDS) == list(evidence.BACKENDS)
-    assert list(draw.LOOKS) == list(evidence.BACKENDS)
-    assert {size: tuple(models) for size, models in latency.SIZES.items()} == evidence.STUDENTS
+    assert list(latency.BACKENDS) == list(BACKENDS)
+    assert latency.SIZES.keys() == ENCODERS.keys()
 
 
 @pytest.mark.parametrize(
@@ -221,8 +219,9 @@ def test_instructions_are_those_for_products_of_matrices(monkeypatch):
 
 
 def test_a_backend_that_is_not_known_is_an_error():
-    with pytest.raises(ValidationError, match="backends"):
-        LatencySettings(seconds=1, backends=["tensorflow"])
+    for name, known in (("backends", "torch_ours"), ("sizes", "paper, study")):
+        with pytest.raises(ValidationError, match=rf"{name}(.|\n)*'tensor': choose from {known}"):
+            LatencySettings(seconds=1, **{name: ["tensor"]})
 
 
 @pytest.mark.parametrize(("kind", "types"), [("Bert", True), ("DistilBert", False)])

@@ -168,7 +168,11 @@ def test_interval_over_pairs_is_that_of_the_ratio_of_totals():
 
 
 def test_both_shapes_have_as_many_parameters_and_heads_as_wide():
-    configs = shape_speed.SHAPES.values()
+    shallow = shared.CONFIGS["distilbert"]
+    narrow = shape_speed.narrowed(shallow)
+    assert (narrow.num_layers, narrow.hidden_size) == (12, 576)
+    assert (narrow.intermediate_size, narrow.num_heads) == (2304, 9)
+    configs = (narrow, shallow)
     assert {config.hidden_size // config.num_heads for config in configs} == {64}
     counts = [
         sum(weight.numel() for weight in shared.build_encoder(config, by).parameters())
@@ -180,13 +184,15 @@ def test_both_shapes_have_as_many_parameters_and_heads_as_wide():
 
 def test_both_shapes_are_timed_in_every_setting(monkeypatch):
     small = create_model_config(
-        "distilbert-base-uncased", hidden_size=64, intermediate_size=256, num_heads=1
+        "distilbert-base-uncased", hidden_size=64, intermediate_size=256, num_heads=4
     )
-    monkeypatch.setattr(shape_speed, "SHAPES", dict.fromkeys(("narrow", "shallow"), small))
+    monkeypatch.setitem(shared.CONFIGS, "distilbert", small)  # as a dry run shrinks it
     monkeypatch.setattr(measure, "LARGEST", 64)
     few = {"shape_speed": ShapeSpeedSettings(pairs=6, passes=2)}
     recipe, draft = load_recipe("study").model_copy(update=few), Draft()
     shape_speed.measure(recipe, draft)
+    told = {name: (row["layers"], row["width"]) for name, row in draft.metrics["shapes"].items()}
+    assert told == {"narrow": (12, 48), "shallow": (6, 64)}
     rows = speed.shape_rows(SimpleNamespace(measured=draft))
     settings = {(row["threads"], row["maker"]) for row in rows}
     assert settings == set(itertools.product(shared.thread_counts(), shared.MAKERS))

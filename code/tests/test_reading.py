@@ -75,13 +75,14 @@ def test_gzip_is_told_by_content_and_read(tmp_path):
 
 
 def test_official_squad_files_are_read(tmp_path):
-    asked = [{"id": "1", "question": "When?", "answers": []}]
+    asked = [{"id": "1", "question": "When?", "answers": []}, {"question": "Where?"}]
     articles = [{"title": "Mill", "paragraphs": [{"context": "In 1823.", "qas": asked}]}]
     path = tmp_path / "dev-v1.1.json"
     path.write_text(json.dumps({"version": "1.1", "data": articles}))
-    assert read_questions_and_contexts(path, None, UTF8) == (["When?"], ["In 1823."])
+    found = read_questions_and_contexts(path, None, UTF8)
+    assert found == (["When?", "Where?"], ["In 1823."] * 2)
     path.write_text(json.dumps({"data": [{"paragraphs": [{"qas": asked}]}]}))
-    with pytest.raises(UserError, match=r"not SQuAD's format \(KeyError: 'context'"):
+    with pytest.raises(UserError, match=r"data > 0 > paragraphs > 0 > context: Field required"):
         read_questions_and_contexts(path, None, UTF8)
 
 

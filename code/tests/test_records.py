@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import extract_student
 import finetune
-from distilbert_kit.data.listed import DataUsed, expected_split
+from distilbert_kit.data.sources import DataUsed, expected_split
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import content_key, write_atomically
 from distilbert_kit.paths import CODE, RECIPES

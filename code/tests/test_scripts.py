@@ -13,7 +13,7 @@ import finetune
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import compute_metrics
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.paths import CODE
@@ -49,6 +49,30 @@ def test_evaluation_equals_transformers_in_either_label_order(tmp_path, run, lab
     predicted = [row["label"].lower() == "positive" for row in classify(table["sentence"][:])]
     expected = compute_metrics(("accuracy", "f1"), np.array(predicted, int), table["label"][:], 2)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_hub_name_is_resolved_once(tmp_path, run, monkeypatch):
+    """The hub gives other weights from the second time on: record and scores are of the first."""
+    for name in ("first", "later"):
+        model = DistilBERTForSequenceClassification(create_model_config("tiny"), 2)
+        model.save_pretrained(tmp_path / name, get_tokenizer())
+    answers = iter(["first"])
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda *_, **__: str(tmp_path / next(answers, "later")),
+    )
+    out, options = tmp_path / "out", ("--task", "sentiment")
+    run(evaluate_model, "--checkpoint", "some/model", *options, "--output", out)
+    found = read_record(out / "record.json")
+    run(evaluate_model, "--checkpoint", tmp_path / "first", *options, "--output", out)
+    expected = read_record(out / "record.json")
+    assert found.inputs[0].content == expected.inputs[0].content
+    assert found.metrics == expected.metrics
+    with pytest.raises(StopIteration):
+        next(answers)
+    first = resolve_checkpoint(tmp_path / "first")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    assert get_tokenizer("some/model", first).get_vocab() == get_tokenizer().get_vocab()
 
 
 def test_weights_of_the_folder_one_stands_in_have_its_name(tmp_path, run, monkeypatch):

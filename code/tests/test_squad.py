@@ -14,7 +14,7 @@ from test_question_answering import DEV, SQUAD, TOKENIZER, toy_rows
 import evaluate_model
 import finetune
 from distilbert_kit.data import tables as data
-from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import answer_scores
 from distilbert_kit.models.config import create_model_config

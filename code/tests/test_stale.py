@@ -15,7 +15,7 @@ import prepare_corpus
 from distilbert_kit.corpus import text_sources
 from distilbert_kit.data import tables
 from distilbert_kit.data.grammar import build_sentiment
-from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256
 from distilbert_kit.paths import CODE, RECIPES, ROOT
@@ -402,7 +402,7 @@ def test_teachers_of_one_name_do_not_replace_each_other(write, monkeypatch, tmp_
         next(teacher.parameters()).data.add_(number)
         teacher.save_pretrained(tmp_path / folder / "bert", get_tokenizer())
         for _ in range(2):  # the second time it is the same cell
-            arguments = ("--teacher", str(tmp_path / folder / "bert"), "--layers", "3")
+            arguments = ("--teacher", str(tmp_path / folder / "bert"), "--layers", "3,")
             run(monkeypatch, distill, recipe, "--model", "distilled", *arguments)
     names = sorted(p.stem for p in (tmp_path / "results" / "tiny" / "distill").glob("*.json"))
     assert len(names) == 2 and names[0] == "distilled-from-bert"

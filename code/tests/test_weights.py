@@ -45,9 +45,15 @@ def test_layer_strategies_of_other_depths():
     assert drawn == sorted(set(drawn)) == choose_layers("random", 12, 5, seed=3)
     assert choose_layers("0,2,4", 6) == choose_layers("0,2,4", 6, 3) == [0, 2, 4]
     wrong_ones = (("released", 6, 3), ("even", 6, 7), ("middle", 6, 3), ("0,2,4", 6, 2))
-    for wrong in (*wrong_ones, ("0,two", 6)):
+    for wrong in (*wrong_ones, ("0,two", 6), ("3", 6, 2), ("0", 6), ("7", 6), ("6,", 6), (",", 6)):
         with pytest.raises(UserError):
             choose_layers(*wrong)
+
+
+def test_a_number_is_a_count_and_with_a_comma_a_layer():
+    assert choose_layers("6", 12) == choose_layers("6", 12, 6) == [0, 2, 4, 6, 8, 10]
+    assert choose_layers("6,", 12) == choose_layers("6,", 12, 1) == [6]
+    assert choose_layers("1", 12) == [0]
 
 
 def test_student_copies_what_it_says():

@@ -13,7 +13,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import cast
 
-from ..data.listed import DataUsed, sources
+from ..data.sources import DataUsed, sources
 from ..errors import UserError, raise_if_disk_full
 from ..files import file_sha256
 from ..foreign import open_binary

@@ -8,8 +8,8 @@ import datasets
 from ..errors import UserError, raise_if_disk_full
 from ..files import replacing_file
 from ..paths import DATA, SOURCES
-from .listed import DataUsed, expected_split, sources
 from .questions import choose_questions
+from .sources import DataUsed, expected_split, sources
 from .tables import check_table, load_table, rows_of
 from .wikipedia import build_articles
 

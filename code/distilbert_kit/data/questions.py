@@ -26,9 +26,9 @@ class _Answer(BaseModel):
 
 
 class _Question(BaseModel):
-    id: str
+    id: str = ""
     question: str
-    answers: list[_Answer]
+    answers: list[_Answer] = []
 
 
 class _Paragraph(BaseModel):
@@ -65,7 +65,7 @@ def read_questions(
     if kind == ".json" and columns:
         raise UserError(f"{path}: --columns is for CSVs; leave it out")
     rows = _read_squad(path) if kind == ".json" else _read_csv(path, columns, encoding)
-    for name in ("question", "context"):
+    for name in ("id", "question", "context"):
         if empty := [row["id"] for row in rows if not row[name].strip()]:
             raise UserError(f"{path}: question {empty[0]!r} has an empty {name}; mend or remove it")
     repeated = [key for key, count in Counter(row["id"] for row in rows).items() if count > 1]
@@ -86,12 +86,22 @@ def read_questions(
 
 def _read_squad(path: Path) -> list[dict]:
     try:
-        file = _SquadFile.model_validate_json(read_bytes(path).removeprefix(b"\xef\xbb\xbf"))
+        content = read_bytes(path)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file; give one of SQuAD's") from None
+    return squad_rows(content.removeprefix(b"\xef\xbb\xbf"), str(path))
+
+
+def squad_rows(content: str | bytes, where: str) -> list[dict]:
+    """The rows, as of `read_questions`, of JSON in SQuAD's layout; UserError for any other.
+
+    Ids and answers may be missing: `predict.py` reads neither.
+    """
+    try:
+        file = _SquadFile.model_validate_json(content)
     except ValidationError as error:
         raise UserError(
-            f"{path}: not in SQuAD's layout: {first_problem(error, 'the file', ' > ')}; expected "
+            f"{where}: not in SQuAD's layout: {first_problem(error, 'the file', ' > ')}; expected "
             "data > paragraphs > qas > answers with text and answer_start"
         ) from None
     return [

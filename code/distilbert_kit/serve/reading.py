@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.csv import NO_TEXT, TEXT_NAMES, find_column, read_csv
-from ..data.questions import COLUMNS
+from ..data.questions import COLUMNS, squad_rows
 from ..errors import UserError
 from ..foreign import kind_of, parse_json, read_bytes, read_whole
 from .prediction import Texts
@@ -111,11 +111,11 @@ def read_texts(
 
 
 def _parse_rows(text: str, where: str) -> list:
-    """The objects of a JSON list, of JSON lines, or of a file in SQuAD's own format."""
+    """The objects of a JSON list, of JSON lines, or of a file in SQuAD's layout."""
     try:
         whole = parse_json(text)
         if isinstance(whole, dict) and isinstance(whole.get("data"), list):
-            return _squad_rows(whole["data"], where)
+            return squad_rows(text, where)
         return whole if isinstance(whole, list) else [whole]
     except ValueError as error:
         if text.lstrip().startswith("["):
@@ -129,21 +129,6 @@ def _parse_rows(text: str, where: str) -> list:
                 f"{where}: line {number} is no JSON ({error}); give a list or one object a line"
             ) from None
     return rows
-
-
-def _squad_rows(articles: list, where: str) -> list[dict[str, str]]:
-    try:
-        return [
-            {"question": asked["question"], "context": paragraph["context"]}
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for asked in paragraph["qas"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: not SQuAD's format ({type(error).__name__}: {error}); each article has "
-            "paragraphs, each of them a context and qas"
-        ) from None
 
 
 def read_questions_and_contexts(

@@ -7,7 +7,7 @@ says so. What was not measured is said not to be.
 from collections.abc import Sequence
 
 from ..data.tasks import get_task
-from .evidence.latency import BACKENDS
+from .settings import BACKENDS
 
 
 def points(found: dict, estimate: str = "estimate") -> str:

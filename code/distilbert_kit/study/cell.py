@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..data.listed import expected_split
+from ..data.sources import expected_split
 from ..errors import UserError
 from ..files import (
     add_files,

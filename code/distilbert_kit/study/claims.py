@@ -192,16 +192,32 @@ def measure(claim: Claim, recipe: Recipe, models: list[str], tasks: list[str]) -
     return {**above, "seeds": seeds, "factor": 100}
 
 
+def _unfit(recipe: Recipe, models: list[str]) -> str:
+    """Why a recipe cannot test a claim about these models; "" if it can."""
+    for name in reversed(models):  # the claim's own before its counterpart
+        if name not in recipe.models:
+            return f"this recipe has no model {name!r}"
+    if len(models) == 2 and models[0] == models[1]:
+        return f"the student of this recipe is {models[0]!r} itself"
+    if recipe.models[recipe.body(recipe.student)].extract is not None:
+        return "the student of this recipe is cut from its teacher, not distilled"
+    return ""
+
+
+def _tokens_read(recipe: Recipe, bodies: set[str]) -> dict[str, int]:
+    """On how many tokens each of these models was distilled, where that is recorded."""
+    return {
+        run.cell["model"]: run.metrics["train_tokens"]
+        for run in corpus_runs(recipe).values()
+        if run.stage == "distill" and run.cell["model"] in bodies
+    }
+
+
 def find_language(claim: Claim, recipe: Recipe) -> Finding:
     """A claim on scores, on those of its tasks that are recorded for all of its models."""
     models = models_of(claim, recipe)
-    for name in reversed(models):  # the claim's own before its counterpart
-        if name not in recipe.models:
-            return Finding(untested=f"this recipe has no model {name!r}")
-    if len(models) == 2 and models[0] == models[1]:
-        return Finding(untested=f"the student of this recipe is {models[0]!r} itself")
-    if recipe.models[recipe.body(recipe.student)].extract is not None:
-        return Finding(untested="the student of this recipe is cut from its teacher, not distilled")
+    if unfit := _unfit(recipe, models):
+        return Finding(untested=unfit)
     apart = set(GLUE) & set(recipe.tasks) - set(recipe.macro_tasks) if len(claim.tasks) > 1 else ()
     claimed = [task for task in (*claim.tasks, *claim.stand_in) if task not in apart]
     wanted = [task for task in claimed if task in recipe.tasks]
@@ -222,11 +238,7 @@ def find_language(claim: Claim, recipe: Recipe) -> Finding:
         labels = " < ".join(recipe.models[name].label for name in models)
     lacking = f"{len(own)} of the claim's {len(claim.tasks)} tasks"
     bodies = {recipe.body(name) for name in models}
-    read = {
-        run.cell["model"]: run.metrics["train_tokens"]
-        for run in corpus_runs(recipe).values()
-        if run.stage == "distill" and run.cell["model"] in bodies
-    }
+    read = _tokens_read(recipe, bodies)
     if lost := sorted(name for name in bodies - read.keys() if recipe.models[name].distill):
         return Finding(untested=f"the record of the distillation of {lost[0]!r} is missing")
     # An indication takes what is there; what decides needs half of the tasks.

@@ -6,6 +6,7 @@ weights, which tells what the teacher's layers are worth as a start.
 """
 
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ..models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
 )
-from ..serve.export import FILES, OnnxModel, save_onnx
+from ..serve.export import FILES, OnnxModel, save_onnx, size_on_disk
 from ..settings import FinetuneSettings, SoftTargets
 from ..training.classification import predict_logits, score
 from ..training.fine_tuning import fine_tune
@@ -47,7 +48,23 @@ MODELS = {
 TIMED_TEXTS = 100
 
 
-def cut_student(teacher: str, layers: list[int], folder: Path, random: Path | None) -> None:
+def encode(
+    splits: dict[str, pd.DataFrame],
+    labels: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> dict[str, ClassificationDataset]:
+    """The columns `text` and `label` of each split as tokens and the numbers of the labels."""
+    number = {label: index for index, label in enumerate(labels)}
+    return {
+        split: ClassificationDataset(
+            part["text"].tolist(), part["label"].map(number).tolist(), tokenizer, max_length
+        )
+        for split, part in splits.items()
+    }
+
+
+def cut_student(teacher: Path, layers: list[int], folder: Path, random: Path | None) -> None:
     """Write a student of teacher layers, not trained.
 
     In the folder `random`, if given, one of its shape with random weights.
@@ -59,7 +76,7 @@ def cut_student(teacher: str, layers: list[int], folder: Path, random: Path | No
 
 
 def make_models(
-    start: str,
+    start: Path,
     layers: list[int],
     dataset: ClassificationDataset,
     task: Task,
@@ -73,8 +90,9 @@ def make_models(
     """Fine-tune the teacher from `start`, distil, quantise; save the models under `output`.
 
     The student begins with these `layers` of the teacher. With `random_start` one more is distilled
-    from random weights.
+    from random weights. The data set holds the teacher's logits afterwards.
     """
+    dataset.teacher_logits = None  # those of the seed before
     tune = partial(fine_tune, task=task, dataset=dataset, settings=settings, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         student_start = Path(folder) / "student"
@@ -143,6 +161,37 @@ def evaluate(
     for name, logits in found.items():
         predictions[name] = np.asarray(task.labels)[logits.argmax(axis=1)]
     return metrics, predictions
+
+
+def run_seeds(
+    make: Callable[..., None],
+    seeds: Sequence[int],
+    datasets: dict[str, ClassificationDataset],
+    splits: dict[str, pd.DataFrame],
+    task: Task,
+    output: Path,
+) -> tuple[dict, dict[str, float], pd.DataFrame]:
+    """Make, reload and score the models with each seed; those of the first stay in `output`.
+
+    `make`: `make_models`, all but its seed and output given. Returns the metrics of the first
+    seed's models with their sizes, their `latencies`, and the test predictions of all seeds.
+    """
+    first, *others = seeds
+    make(seed=first, output=output)
+    models = load_models(output)
+    metrics, predictions = evaluate(models, datasets, splits, task)
+    for name, model in models.items():
+        metrics[name]["size"] = size_on_disk(
+            model.path if isinstance(model, OnnxModel) else output / name
+        )
+    milliseconds = latencies(models, datasets["test"])
+    answers = [predictions.assign(seed=first)]
+    for seed in others:
+        with tempfile.TemporaryDirectory() as folder:
+            make(seed=seed, output=Path(folder))
+            _, predictions = evaluate(load_models(Path(folder)), datasets, splits, task)
+        answers.append(predictions.assign(seed=seed))
+    return metrics, milliseconds, pd.concat(answers)
 
 
 def accuracies(predictions: pd.DataFrame) -> dict[str, dict]:

@@ -5,6 +5,8 @@ The claims are in `data/claims.yaml`; study/claims.py judges them on the records
 
 from collections.abc import Sequence
 from datetime import date
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -15,7 +17,7 @@ from ..foreign import read_yaml
 from ..paths import CLAIMS, PAPER
 from ..settings import Strict
 from .evidence.history import present_records
-from .recipes import Recipe
+from .recipes import Recipe, load_recipe
 from .records import read_record
 
 Verdict = Literal["supported", "undecided", "not supported", "not tested"]
@@ -111,10 +113,24 @@ def verdict_rows(recipe: Recipe, name: str) -> list[dict]:
 def _verdicts(recipe: Recipe, name: str) -> dict:
     """The metrics of the verdict record of the recipe called `name`, beside `recipe`'s results.
 
-    {} without one.
+    {} without one. UserError for one of another recipe that judged other records, or by other
+    rules, than are there now.
     """
     path = recipe.folder.parent / name / "claims" / "verdicts.json"
-    return read_record(path).metrics if path.exists() else {}
+    if not path.exists():
+        return {}
+    record = read_record(path)
+    if name != recipe.name and record.key != _current_key(path):
+        raise UserError(
+            f"{path}: not of the records and rules that are there; run claims.py --recipe {name}"
+        )
+    return record.metrics
+
+
+@cache  # it reads all records of the recipe, and is asked for several times in a run
+def _current_key(verdicts: Path) -> str:
+    """The key of the verdict record at this path, if it were made now."""
+    return verdict_key(load_recipe(verdicts.parents[1].name), load_ledger())
 
 
 def summary_at_paper_size(recipe: Recipe, ledger: Ledger) -> dict | None:
@@ -127,10 +143,10 @@ def summary_at_paper_size(recipe: Recipe, ledger: Ledger) -> dict | None:
 def evidence_by_column(recipe: Recipe, ledger: Ledger, rows: list[dict]) -> list[dict]:
     """For each claim, what every kind of evidence says: the three columns of the ledger.
 
-    `rows` are the recipe's own; the other recipes of a column speak by their committed records,
-    in the order of the ledger, after the recipe itself. A cell is the first that tested the claim:
-    {"verdict", "reason", "recipe", "value", "low", "high", "detail", "seeds", "tasks", "tokens",
-    "incomplete"}, or {"verdict": "not tested", "reason"}.
+    `rows` are the recipe's own; the other recipes of a column speak by their verdict records, in
+    the order of the ledger, after the recipe itself; UserError if one is not current. A cell is the
+    first that tested the claim: {"verdict", "reason", "recipe", "value", "low", "high", "detail",
+    "seeds", "tasks", "tokens", "incomplete"}, or {"verdict": "not tested", "reason"}.
     """
     every = {recipe.name: rows}
     for name in (name for names in ledger.columns.values() for name in names):
@@ -166,11 +182,6 @@ def _column_cell(claim: Claim, column: Column, names: list[str], every: dict) ->
     for name in dict.fromkeys(names):
         for row in every[name]:
             if (row["id"], row["column"]) != (claim.id, column):
-                continue
-            if any(
-                row[key] != getattr(claim, key) for key in ("expected", "tolerance", "direction")
-            ):
-                reasons.append(f"{name}: judged by other limits; run claims.py --recipe {name}")
                 continue
             if row["column_verdict"] != "not tested":
                 said = {"verdict": row["column_verdict"], "reason": row["column_reason"]}

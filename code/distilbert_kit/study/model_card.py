@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..data.listed import DataUsed, sources
+from ..data.sources import DataUsed, sources
 from ..files import add_files
 from ..metrics import METRICS
 from ..models.hub_layout import read_architecture

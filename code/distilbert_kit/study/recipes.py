@@ -265,32 +265,7 @@ class Recipe(Strict):
             if name not in self.models:
                 raise ValueError(f"{name!r} is not among the models")
         for name, spec in self.models.items():
-            for parent in spec.parents:
-                if parent not in self.models:
-                    raise ValueError(f"models.{name}: {parent!r} is not among the models")
-                teaches = spec.task_distill and parent == spec.task_distill.teacher
-                if self.models[parent].task_distill and not teaches:
-                    raise ValueError(
-                        f"models.{name}: {parent!r} exists for a task only; name its student"
-                    )
-            for stage in ("pretrain", "distill"):
-                if getattr(spec, stage) and not (self.corpus and getattr(self, stage)):
-                    raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
-            if spec.distill:
-                self.distill_for(name)
-            if spec.each_seed and 0 not in self.seeds_of_model(name):
-                raise ValueError(
-                    f"models.{name}: each_seed needs seed 0, which has the model's name"
-                )
-            task = f"-(?:{'|'.join(map(re.escape, self.tasks))})"
-            of = f"(?:{task})?" if spec.each_seed else task
-            runs = re.compile(rf"{re.escape(name)}{of}-\d+(?:-int8)?")
-            if other := next(filter(runs.fullmatch, self.models), None):
-                raise ValueError(f"models.{other}: the name of a run of {name!r}; choose another")
-            if unknown := set(spec.tasks or ()) - set(self.tasks):
-                raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
-            if bare := [t for t in self.tasks if not self.seeds_of(name, t)]:
-                raise ValueError(f"models.{name}: seeds has none of those of {bare[0]}")
+            self._check_model(name, spec)
         if self.distillation_speed and not self.corpus:
             raise ValueError("distillation_speed needs the key corpus")
         self._check_descent({name: spec.parents for name, spec in self.models.items()})
@@ -308,6 +283,32 @@ class Recipe(Strict):
         if self.cross_evaluation:
             self._check_cross_evaluation(self.cross_evaluation)
         return self
+
+    def _check_model(self, name: str, spec: ModelSpec) -> None:
+        for parent in spec.parents:
+            if parent not in self.models:
+                raise ValueError(f"models.{name}: {parent!r} is not among the models")
+            teaches = spec.task_distill and parent == spec.task_distill.teacher
+            if self.models[parent].task_distill and not teaches:
+                raise ValueError(
+                    f"models.{name}: {parent!r} exists for a task only; name its student"
+                )
+        for stage in ("pretrain", "distill"):
+            if getattr(spec, stage) and not (self.corpus and getattr(self, stage)):
+                raise ValueError(f"models.{name}: {stage} needs the keys corpus and {stage}")
+        if spec.distill:
+            self.distill_for(name)
+        if spec.each_seed and 0 not in self.seeds_of_model(name):
+            raise ValueError(f"models.{name}: each_seed needs seed 0, which has the model's name")
+        task = f"-(?:{'|'.join(map(re.escape, self.tasks))})"
+        of = f"(?:{task})?" if spec.each_seed else task
+        runs = re.compile(rf"{re.escape(name)}{of}-\d+(?:-int8)?")
+        if other := next(filter(runs.fullmatch, self.models), None):
+            raise ValueError(f"models.{other}: the name of a run of {name!r}; choose another")
+        if unknown := set(spec.tasks or ()) - set(self.tasks):
+            raise ValueError(f"models.{name}: {unknown.pop()!r} is not among the tasks")
+        if bare := [t for t in self.tasks if not self.seeds_of(name, t)]:
+            raise ValueError(f"models.{name}: seeds has none of those of {bare[0]}")
 
     def _check_descent(self, parents: dict[str, list[str]]) -> None:
         """Refuse circles, and chains that a recipe of two parents each would double for ever."""

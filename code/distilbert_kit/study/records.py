@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..data.listed import DataUsed
+from ..data.sources import DataUsed
 from ..errors import UserError, first_problem
 from ..files import (
     cached_sha256,

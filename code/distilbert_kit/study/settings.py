@@ -1,8 +1,9 @@
 """The settings of the benchmarks' stages."""
 
-from typing import Literal, get_args
+from collections.abc import Collection
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..settings import Strict, later_field
 
@@ -63,23 +64,37 @@ class QuestionAnsweringSpeedSettings(Strict):
     batch_size: int = Field(default=8, gt=0, description="of the usual loop")
 
 
-Backend = Literal[
-    "torch_ours",
-    "torch_transformers",
-    "torch_compiled",
-    "torch_bf16",
-    "torch_int8",
-    "onnx_fp32",
-    "onnx_int8",
-]
+# What runs an encoder, as it is shown; and of each size the presets of teacher and student.
+BACKENDS = {
+    "torch_ours": "PyTorch, ours",
+    "torch_transformers": "PyTorch, transformers",
+    "torch_compiled": "PyTorch, compiled",
+    "torch_bf16": "PyTorch, bf16",
+    "torch_int8": "PyTorch, int8 (torchao)",
+    "onnx_fp32": "ONNX Runtime, fp32",
+    "onnx_int8": "ONNX Runtime, int8",
+}
+ENCODERS = {
+    "paper": {"bert": "bert-base-uncased", "distilbert": "distilbert-base-uncased"},
+    "study": {"minilm": "MiniLM-L6", "distilminilm": "DistilMiniLM-L3"},
+}
+
+
+def _one_of(names: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"no {name!r}: choose from {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class LatencySettings(Strict):
     """Latency of teacher and student by backend, length, batch and threads."""
 
-    sizes: list[Literal["paper", "study"]] = Field(["paper", "study"], min_length=1)
-    backends: list[Backend] = Field(
-        list(get_args(Backend)),
+    sizes: list[Annotated[str, _one_of(ENCODERS)]] = Field(list(ENCODERS), min_length=1)
+    backends: list[Annotated[str, _one_of(BACKENDS)]] = Field(
+        list(BACKENDS),
         min_length=1,
         description="the first is what outputs are held against",
     )

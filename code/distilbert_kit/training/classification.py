@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from ..data.batches import ClassificationDataset, model_inputs
-from ..data.listed import DataUsed
+from ..data.sources import DataUsed
 from ..data.tables import check_task_rows, load_table
 from ..data.tasks import OF_CLASSES, Task
 from ..errors import UserError

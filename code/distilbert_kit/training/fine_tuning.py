@@ -15,10 +15,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import LengthBatchSampler, TokenDataset, create_dataloader, model_inputs
-from ..data.listed import DataUsed
+from ..data.sources import DataUsed
 from ..data.tasks import Task
 from ..errors import UserError
-from ..files import content_key, write_once
+from ..files import content_key, logits_name, write_once
 from ..models.checkpoints import (
     Pretrained,
     get_tokenizer,
@@ -199,7 +199,7 @@ def teacher_logits(
         )
     precision = usable_precision(precision)
     key = content_key([model_sha256(folder), _inputs_sha256(dataset), precision])
-    path = folder / f"logits-{key}.safetensors"
+    path = folder / logits_name(key)
     if path.is_file():
         try:
             return read_checked(path)[0]["logits"].numpy()

@@ -14,7 +14,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from ..data.batches import Batch, LengthBatchSampler, TokenDataset, pad_sequences
-from ..data.listed import DataUsed
+from ..data.sources import DataUsed
 from ..data.tables import load_table
 from ..data.tasks import Task
 from ..errors import UserError

@@ -18,7 +18,7 @@ from world import made
 
 import build_report
 from distilbert_kit.data import tables
-from distilbert_kit.data.listed import rows_sha256
+from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.paths import NOTEBOOKS
 from distilbert_kit.study import publication

@@ -3,7 +3,7 @@
 from functools import cache
 
 from distilbert_kit.data import grammar
-from distilbert_kit.data.listed import expected_split
+from distilbert_kit.data.sources import expected_split
 from distilbert_kit.study import measure
 
 measure.LARGEST = 64

@@ -3,20 +3,14 @@
 from matplotlib.figure import Figure
 
 from ...data.tasks import get_task
-from ..evidence.latency import BACKENDS, STUDENTS
+from ..evidence.latency import STUDENTS
 from ..figures import STUDENT, TEACHER, model_looks
 from ..recipes import Recipe
+from ..settings import BACKENDS
 from .shared import grid, pretty
 
-LOOKS = {
-    "torch_ours": ("-", "o"),
-    "torch_transformers": ("--", "s"),
-    "torch_compiled": (":", "^"),
-    "torch_bf16": ("-.", "v"),
-    "torch_int8": ("-.", "P"),
-    "onnx_fp32": ("--", "D"),
-    "onnx_int8": ("-", "X"),
-}
+LINES, MARKERS = ("-", "--", ":", "-.", "-.", "--", "-"), "os^vPDX"
+LOOKS = dict(zip(BACKENDS, zip(LINES, MARKERS, strict=True), strict=True))
 
 
 def latency(rows: list[dict], threads: int) -> Figure:

@@ -3,17 +3,9 @@
 import itertools
 
 from ..records import Record
+from ..settings import BACKENDS, ENCODERS
 
-BACKENDS = {
-    "torch_ours": "PyTorch, ours",
-    "torch_transformers": "PyTorch, transformers",
-    "torch_compiled": "PyTorch, compiled",
-    "torch_bf16": "PyTorch, bf16",
-    "torch_int8": "PyTorch, int8 (torchao)",
-    "onnx_fp32": "ONNX Runtime, fp32",
-    "onnx_int8": "ONNX Runtime, int8",
-}
-STUDENTS = {"paper": ("bert", "distilbert"), "study": ("minilm", "distilminilm")}
+STUDENTS = {size: tuple(models) for size, models in ENCODERS.items()}  # teacher and student
 NO_RECORD = "not measured: no record of latency"
 # ONNX Runtime's operators in an int8 graph, with all linear layers in 8 bits.
 IN_8_BITS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")

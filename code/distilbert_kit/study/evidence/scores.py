@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ...data.tasks import Task, get_task
 from ...errors import UserError
+from ...files import content_key
 from ...metrics import score_function
 from .. import statistics
 from ..cells import finetune_cell
@@ -82,8 +83,9 @@ def seed_predictions(
     """Columns id, reference, phenomenon and tokens (where known), and predictions per seed.
 
     For question answering the predictions are scores: of each question by `metric` (default: the
-    primary one), and the reference is 1, that of a right answer.
+    primary one), and the reference is 1, that of a right answer. UserError as `seed_records`.
     """
+    seed_records(recipe, model, task, seeds)
     by_question = get_task(task).kind == "question_answering"
     column = (metric or get_task(task).primary) if by_question else "prediction"
     frames = {seed: read_predictions(recipe, model, task, split, seed) for seed in seeds}
@@ -130,14 +132,19 @@ def _score_interval(
 def seed_records(recipe: Recipe, model: str, task: str, seeds: Sequence[int]) -> list[Record]:
     """The records of a model's fine-tunings on a task, one for each seed.
 
-    UserError where their tuned learning rates differ: the tuning was made again in between.
+    UserError where their settings or tuned learning rates differ: the recipe was edited, or the
+    tuning made again, in between.
     """
     records = [finetune_cell(recipe, model, task, seed).read_record() for seed in seeds]
-    rates = list(dict.fromkeys(record.metrics.get("learning_rate") for record in records))
-    if len(rates) > 1:
+    alike: dict[str, list[int]] = {}
+    for seed, record in zip(seeds, records, strict=True):
+        how = content_key([record.settings, record.metrics.get("learning_rate")])
+        alike.setdefault(how, []).append(seed)
+    if len(alike) > 1:
+        groups = " and ".join(", ".join(map(str, group)) for group in alike.values())
         raise UserError(
-            f"{model} on {task}: seeds fine-tuned with learning rates {rates}, as the "
-            "tuning was made again; delete the records of those that another rate was tuned for"
+            f"{model} on {task}: seeds {groups} were fine-tuned with different settings or "
+            "learning rates, so they have no mean; delete the older records and run them again"
         )
     return records
 
