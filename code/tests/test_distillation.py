@@ -190,6 +190,16 @@ def test_masked_lm_needs_no_teacher_and_the_others_do(corpus):
     assert torch.equal(*sums)
 
 
+def test_a_weight_without_a_term_is_refused(corpus):
+    class WithMore(LossWeights):
+        attention: float = 0.0
+
+    dataset, _ = batch_of(corpus)
+    triple_objective(dataset, WithMore(), tiny_teacher())
+    with pytest.raises(UserError, match="attention: a weight of the loss without a term; add"):
+        triple_objective(dataset, WithMore(attention=0.5), tiny_teacher())
+
+
 def test_teacher_in_the_dtype_of_its_products_teaches_the_same(corpus):
     teacher, (dataset, batch) = tiny_teacher(), batch_of(corpus)
     student = extract_student(teacher, [0, 2]).eval()
