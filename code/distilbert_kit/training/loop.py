@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.batches import Batch, LengthBatchSampler, TokenDataset
+from ..data.batches import Batch, BatchSampler, LengthBatchSampler, TokenDataset
 from ..errors import NonFiniteError, UserError
 from ..machine import keeping_freed_memory
 from ..settings import TrainSettings
@@ -100,7 +100,7 @@ def _windows(
         batch = objective.prepare(batch, generator)
         return batch, int(torch.randint(2**63 - 1, (), generator=generator))
 
-    sampler = cast(LengthBatchSampler, loader.batch_sampler)
+    sampler = cast(BatchSampler, loader.batch_sampler)
     world = int(accelerator.num_processes)  # accelerate does not say its type
     dataset = cast(TokenDataset, loader.dataset)
     per_update = settings.accumulation * world
@@ -131,9 +131,9 @@ def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _order_batches(loader: DataLoader, settings: TrainSettings, seed: int) -> None:
-    """Draw the order of the batches from `seed`; UserError unless they are as large as asked."""
+    """Draw a LengthBatchSampler's order from `seed`; UserError unless batches are as asked for."""
     sampler = loader.batch_sampler
-    if not isinstance(sampler, LengthBatchSampler):  # a fixed order
+    if not isinstance(sampler, LengthBatchSampler):  # its order is its own
         return
     for name in ("batch_size", "batch_tokens"):
         found, asked = getattr(sampler, name), getattr(settings, name)
@@ -149,7 +149,7 @@ def updates_in_run(loader: DataLoader, settings: TrainSettings, processes: int) 
     per_update = settings.accumulation * processes
     # Exact: 0.28 of 25 updates are 7, in floating point 8.
     full, part = divmod(Fraction(settings.epochs).limit_denominator(10**6), 1)
-    sampler, counts = cast(LengthBatchSampler, loader.batch_sampler), []
+    sampler, counts = cast(BatchSampler, loader.batch_sampler), []
     for epoch in range(math.ceil(settings.epochs)):
         sampler.set_epoch(epoch)
         counts.append(math.ceil(len(sampler) / per_update))
@@ -187,9 +187,9 @@ def train(
 ) -> TrainingResult:
     """Train `model` in place and return what was done.
 
-    `loader` has a TokenDataset, whose `collate` makes the batches, and a LengthBatchSampler; masks
-    are drawn by the objective. Everything random follows from `seed`, the order of the batches
-    too, whatever the loader's own. With a folder `checkpoints`, state is kept there every
+    `loader` has a TokenDataset, whose `collate` makes the batches, and a BatchSampler; masks are
+    drawn by the objective. Everything random follows from `seed`, the order of a LengthBatchSampler
+    too, whatever its own; another sampler keeps its order. With a folder `checkpoints`, state is kept there every
     `checkpoint_every` updates (None: every `CHECKPOINT_SECONDS`) and a run that was cut off goes
     on from the last one, to the same weights bit for bit (on a CPU, the same machine with as many
     threads: another sums products in another order). It then needs an `identity`: a name or hash
