@@ -6,6 +6,7 @@ import platform
 import re
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +17,7 @@ import psutil
 
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_within = 0  # of how many keeping_freed_memory
+_within, _lock = 0, threading.Lock()  # of how many keeping_freed_memory: threads of a server too
 
 
 @contextmanager
@@ -30,17 +31,19 @@ def keeping_freed_memory() -> Iterator[None]:
     """
     global _within
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
-    mallopt(_MMAP_MAX, 0)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    _within += 1
+    with _lock:
+        _within += 1
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
-        _within -= 1
-        if not _within:
-            mallopt(_MMAP_MAX, 65536)
-            mallopt(_MMAP_THRESHOLD, 32 << 20)
-            mallopt(_TRIM_THRESHOLD, 64 << 20)
+        with _lock:
+            _within -= 1
+            if not _within:
+                mallopt(_MMAP_MAX, 65536)
+                mallopt(_MMAP_THRESHOLD, 32 << 20)
+                mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
 @cache
