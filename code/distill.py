@@ -8,7 +8,8 @@ With `--teacher`, any BERT with a masked-LM head teaches instead of the recipe's
 cut from its layers (`--layers`, as extract_student.py); loss, corpus and settings stay those of the
 model of the recipe. The result is results/<recipe>/models/<model>-from-<teacher>.
 
-To resume a killed run from its last checkpoint, give the same command again.
+Processes share the `accumulation` micro-batches of an update: the training is the same on any
+number of them. To resume a killed run from its last checkpoint, give the same command again.
 """
 
 import argparse
@@ -66,6 +67,8 @@ def main() -> None:
         start = checkpoint(recipe, spec.student, arguments.seed)
         check_same_vocabulary(tokenizer, get_tokenizer(start), arguments.model)
         student = read(start)
+    if spec.freeze_positions:
+        student.encoder.embeddings.position_embeddings.requires_grad_(False)
     settings = recipe.distill_for(arguments.model)
     train_cell(cell, student, tokenizer, settings, spec.loss, teacher)
 

@@ -4,7 +4,8 @@
 
 For recipes with the key `tuning`, where finetune.py takes for each model the rate with the best
 mean score over the tasks (study/tuning.py), or `held_out`, which compares models at the recipe's
-rate. The dev sets are not read.
+rate. The dev sets are not read. A training that diverges scores 0, as a model that tells nothing
+apart does in Matthews' correlation: the trial is done, and its rate is not chosen.
 """
 
 from distilbert_kit.script import argument_parser, entry_point
@@ -12,7 +13,7 @@ from distilbert_kit.script import argument_parser, entry_point
 import numpy as np
 
 from distilbert_kit.data.tasks import get_task
-from distilbert_kit.errors import UserError
+from distilbert_kit.errors import NonFiniteError, UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.study.cells import checkpoint, held_out_cells, tuning_cells
 from distilbert_kit.study.inputs import open_recipe
@@ -56,16 +57,22 @@ def main() -> None:
         dataset, table, used = load_task_split(task, split, tokenizer, settings)
         draft.data.append(used)
         kept, held_out = held_out_rows(len(dataset), cell.settings["held_out"], seed)
-        model, result = fine_tune(
-            start, task, dataset.select(kept), settings, seed, **cell.resumable
-        )
-        logits = predict_logits(model, dataset.select(held_out), precision=settings.precision)
-        found = score(logits, np.asarray(table[task.label_column])[held_out], task)
-        draft.metrics |= result.metrics
-        draft.metrics["held_out"] = found | {"score": found[task.primary], "rows": len(held_out)}
-        draft.extra |= result.speed
+        try:
+            model, result = fine_tune(
+                start, task, dataset.select(kept), settings, seed, **cell.resumable
+            )
+            logits = predict_logits(model, dataset.select(held_out), precision=settings.precision)
+        except NonFiniteError as error:
+            found, said = {"score": 0.0, "diverged": True}, str(error)
+        else:
+            found = score(logits, np.asarray(table[task.label_column])[held_out], task)
+            found["score"] = found[task.primary]
+            said = f"{task.primary} {100 * found['score']:.1f} on {len(held_out)} rows"
+            draft.metrics |= result.metrics
+            draft.extra |= result.speed
+        draft.metrics["held_out"] = found | {"rows": len(held_out)}
     cell.drop_checkpoints()
-    print(f"{cell.name}: {task.primary} {100 * found[task.primary]:.1f} on {len(held_out)} rows")
+    print(f"{cell.name}: {said}")
 
 
 if __name__ == "__main__":

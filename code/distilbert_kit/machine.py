@@ -6,6 +6,7 @@ import platform
 import re
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ import psutil
 
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_within, _lock = 0, threading.Lock()  # of how many keeping_freed_memory: threads of a server too
 
 
 @contextmanager
@@ -24,17 +26,24 @@ def keeping_freed_memory() -> Iterator[None]:
 
     By default glibc maps every tensor above 32 MiB anew and unmaps it when freed, so that each of
     its pages faults again: a third of a training step's time on the 2-core machine of the study.
-    On leaving, the values that glibc's own adjustment reaches under such tensors are set.
+    On leaving the outermost, the values that glibc's own adjustment reaches under such tensors are
+    set.
     """
+    global _within
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
-    mallopt(_MMAP_MAX, 0)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    with _lock:
+        _within += 1
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
-        mallopt(_MMAP_MAX, 65536)
-        mallopt(_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_TRIM_THRESHOLD, 64 << 20)
+        with _lock:
+            _within -= 1
+            if not _within:
+                mallopt(_MMAP_MAX, 65536)
+                mallopt(_MMAP_THRESHOLD, 32 << 20)
+                mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
 @cache

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # pydantic takes time to import
     from pydantic import ValidationError
 
 CODE = Path(__file__).resolve().parents[1]  # paths.py reads variables that a script may still set
+PARALLEL = ("distill.py", "pretrain.py")  # what torchrun may start as several processes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +97,13 @@ def _describe_settings_error(error: "ValidationError") -> str:
     return f"{name}{value}: {what}"
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, or torch's, which on a CPU only the words tell."""
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    said = "out of memory" in words or "can't allocate memory" in words
+    return said or isinstance(error, MemoryError)
+
+
 def _stopped_by(number: int) -> str:
     return f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
 
@@ -111,6 +119,8 @@ def _end(error: BaseException) -> tuple[int, str] | None:
             return 2, f"error: {_describe_settings_error(error)}"
     if isinstance(error, NonFiniteError):
         return 3, f"error: {error}"
+    if _is_out_of_memory(error):
+        return 2, "error: out of memory; lower batch_tokens or batch_size"
     if isinstance(error, KeyboardInterrupt | Stopped):
         number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
         return 128 + number, _stopped_by(number)
@@ -166,6 +176,16 @@ def _check_words(words: Iterable[str]) -> None:
             ) from None
 
 
+def _check_processes(script: str) -> None:
+    """Refuse several processes (torchrun tells their number) that would all write the same."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1") and script not in PARALLEL:
+        raise UserError(
+            f"{script}: {processes} processes (WORLD_SIZE), but only {' and '.join(PARALLEL)} "
+            "share their work; start it without torchrun"
+        )
+
+
 def _close_bars() -> None:
     """End the lines of progress bars: what is said next begins one of its own."""
     if tqdm := sys.modules.get("tqdm"):
@@ -176,9 +196,9 @@ def _close_bars() -> None:
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a script's `main`: how it ends when something is wrong, in one line on stderr.
 
-    Status 2: bad input, or a disk that refuses. 3: a non-finite loss. 130: Ctrl-C. 143: SIGTERM.
-    141: the reader of the output has gone. Anything else is a defect of ours and keeps its
-    traceback.
+    Status 2: bad input, a disk that refuses, or too little memory. 3: a non-finite loss. 130:
+    Ctrl-C. 143: SIGTERM. 141: the reader of the output has gone. Anything else is a defect of ours
+    and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -188,6 +208,7 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             _check_words(sys.argv[1:])
+            _check_processes(Path(sys.argv[0]).name)
             with _stopping_signals():
                 main()
                 sys.stdout.flush()

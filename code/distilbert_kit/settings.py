@@ -63,7 +63,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class TrainSettings(Strict):
-    """Optimisation of one run. An update has `accumulation` micro-batches on each process."""
+    """Optimisation of one run. All processes together share the micro-batches of an update."""
 
     epochs: float = Field(gt=0, le=10_000)
     learning_rate: float = Field(gt=0)
@@ -72,7 +72,7 @@ class TrainSettings(Strict):
         default=None, gt=0, description="most padded tokens in a micro-batch"
     )
     accumulation: int = Field(
-        default=1, gt=0, description="micro-batches in an update, on each process"
+        default=1, gt=0, description="micro-batches in an update, over all processes"
     )
     warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -144,6 +144,7 @@ class MaskedLMSettings(TrainSettings):
     """Masked-LM training and distillation."""
 
     checkpoint_every: int = Field(default=200, gt=0, description="updates")
+    validate_every: Annotated[int, Field(gt=0)] | None = later_field(None)  # updates
 
 
 class CorpusSettings(Strict):

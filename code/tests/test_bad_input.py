@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 from distilbert_kit.script import entry_point
 
 import pytest
+import torch
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.paths import CODE, RECIPES
@@ -154,6 +156,34 @@ def test_every_script_decides_how_it_ends_before_it_imports_anything_slow():
             assert first <= sys.stdlib_module_names, f"{path.name}: {first}"
         else:
             pytest.fail(f"{path.name}: never imports distilbert_kit.script")
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in CODE.glob("*.py")))
+def test_only_trainings_on_a_corpus_take_several_processes(script, monkeypatch, capsys):
+    """The others would all do the whole work, and write it over each other."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", [f"{CODE}/{script}.py", "--no-such-option"])
+    with pytest.raises(SystemExit, match="2"):
+        import_module(script).main()
+    (said,) = capsys.readouterr().err.splitlines()
+    refused = f"error: {script}.py: 2 processes (WORLD_SIZE), but only distill.py and pretrain.py "
+    refused += "share their work; start it without torchrun"
+    assert (said == refused) is (script not in ("distill", "pretrain"))
+
+
+def cuda_out_of_memory():
+    if torch.cuda.is_available():
+        torch.empty(1 << 50, device="cuda")
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    "fill", [lambda: bytearray(1 << 62), lambda: torch.empty(1 << 50), cuda_out_of_memory]
+)
+def test_out_of_memory_is_one_line(fill, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        entry_point(fill)()
+    assert capsys.readouterr().err == "error: out of memory; lower batch_tokens or batch_size\n"
 
 
 def test_a_closed_pipe_ends_without_a_word():

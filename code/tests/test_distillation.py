@@ -176,6 +176,27 @@ def test_distillation_improves_every_term_on_held_out_text(corpus):
     )
 
 
+def test_validation_in_between_changes_nothing_of_the_training(corpus):
+    found = []
+    for every in (None, 4):
+        teacher = tiny_teacher(dropout=0.1)
+        student = extract_student(teacher, [0, 2])
+        given = settings(validate_every=every, epochs=0.5)
+        trained = train_on_corpus(
+            student, TOKENIZER, corpus, CORPUS, given, LossWeights(), seed=0, teacher=teacher
+        )
+        found.append((*trained, flat(student)))
+    (plain, plain_losses, plain_weights), (often, losses, weights) = found
+    assert torch.equal(plain_weights, weights) and plain_losses == losses
+    assert plain.updates == often.updates == 16
+    rows = {row["update"]: row for row in often.history}
+    validated = [update for update, row in rows.items() if "validation_mlm" in row]
+    assert validated == [4, 8, 12, 16] and set(rows) == {4, 8, 10, 12, 16}
+    last = {name: rows[16][f"validation_{name}"] for name in ("ce", "mlm", "cos")}
+    assert last == pytest.approx(losses["after"], abs=1e-6)
+    assert not any("validation_mlm" in row for row in plain.history)
+
+
 def test_masked_lm_needs_no_teacher_and_the_others_do(corpus):
     student = extract_student(tiny_teacher(), [0])
     _, losses = train_on_corpus(student, TOKENIZER, corpus, CORPUS, settings(), MASKED_LM, seed=0)
@@ -188,6 +209,16 @@ def test_masked_lm_needs_no_teacher_and_the_others_do(corpus):
     alone = (triple_objective(dataset, MASKED_LM, given) for given in (teacher, None))
     sums = [objective.loss(student, batch, {"mlm": 10.0})[1]["mlm"] for objective in alone]
     assert torch.equal(*sums)
+
+
+def test_a_weight_without_a_term_is_refused(corpus):
+    class WithMore(LossWeights):
+        attention: float = 0.0
+
+    dataset, _ = batch_of(corpus)
+    triple_objective(dataset, WithMore(), tiny_teacher())
+    with pytest.raises(UserError, match="attention: a weight of the loss without a term; add"):
+        triple_objective(dataset, WithMore(attention=0.5), tiny_teacher())
 
 
 def test_teacher_in_the_dtype_of_its_products_teaches_the_same(corpus):
@@ -223,6 +254,7 @@ from test_distillation import *
 torch.set_num_threads(1)
 teacher = tiny_teacher(dropout=0.1)
 student = extract_student(teacher, [0, 2])
+student.encoder.embeddings.position_embeddings.requires_grad_(False)  # no gradient to exchange
 train_on_corpus(
     student, TOKENIZER, Path({corpus!r}), CORPUS, settings(**{settings!r}), LossWeights(),
     seed=3, teacher=teacher, checkpoints=Path({checkpoints!r}), identity="the same")
@@ -244,18 +276,25 @@ def program(tmp_path, corpus, name, **changes):
     return path
 
 
+GLOO = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+def launched(path) -> list:
+    """The command of two processes that run a program."""
+    # the machine's own name may have no address
+    launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
+    return [sys.executable, *launch, "--nproc-per-node", "2", path]
+
+
 def test_two_processes_killed_and_resumed_equal_one(tmp_path, corpus):
-    """Two gloo processes with one micro-batch each, killed after a checkpoint and started again,
-    and one process with two micro-batches: the same masks, dropout and updates."""
+    """Two gloo processes that share two micro-batches, killed after a checkpoint and started again,
+    and one process that has both: the same masks, dropout and updates from the same settings."""
     # an odd number of micro-batches, so that the last window leaves one process without
     one = program(tmp_path, corpus, "one", accumulation=2, epochs=0.5)
-    two = program(tmp_path, corpus, "two", accumulation=1, epochs=0.5)
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, one], check=True, capture_output=True, env=environment)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--local-addr", "localhost"]  # the machine's own name may have no address
-    launch += ["--nproc-per-node", "2", two]
-    running = psutil.Popen(launch, stderr=subprocess.DEVNULL, env=environment)
+    two = program(tmp_path, corpus, "two", accumulation=2, epochs=0.5)
+    subprocess.run([sys.executable, one], check=True, capture_output=True, env=GLOO)
+    launch = launched(two)
+    running = psutil.Popen(launch, stderr=subprocess.DEVNULL, env=GLOO)
     while not (tmp_path / "two-checkpoint" / CHECKPOINT).exists():
         assert running.poll() is None
         time.sleep(0.01)
@@ -263,11 +302,21 @@ def test_two_processes_killed_and_resumed_equal_one(tmp_path, corpus):
         process.kill()
     running.wait()
     assert not (tmp_path / "two").exists(), "it ended before it was killed"
-    result = subprocess.run(launch, capture_output=True, text=True, env=environment)
+    result = subprocess.run(launch, capture_output=True, text=True, env=GLOO)
     assert result.returncode == 0, result.stderr[-2000:]
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_more_processes_than_micro_batches_are_refused(tmp_path, corpus):
+    """They would make updates larger than those of the recipe, under the same key."""
+    refused = subprocess.run(
+        launched(program(tmp_path, corpus, "two")), capture_output=True, text=True, env=GLOO
+    )
+    assert refused.returncode != 0 and not (tmp_path / "two").exists()
+    wanted = "too few micro-batches in an update for 2 processes; set it to a multiple of 2"
+    assert wanted in refused.stderr
 
 
 def test_scripts_run_from_a_recipe(tmp_path, corpus, monkeypatch, capsys):
@@ -292,6 +341,10 @@ def test_scripts_run_from_a_recipe(tmp_path, corpus, monkeypatch, capsys):
             "teacher": {"label": "teacher", "pretrain": {"start": "source"}},
             "cut": {"label": "cut", "extract": {"teacher": "teacher", "layers": [0, 2]}},
             "distilled": {"label": "d", "distill": {"teacher": "teacher", "student": "cut"}},
+            "fixed": {
+                "label": "f",
+                "distill": {"teacher": "teacher", "student": "cut", "freeze_positions": True},
+            },
         },
         "teacher": "teacher",
         "student": "distilled",
@@ -307,9 +360,20 @@ def test_scripts_run_from_a_recipe(tmp_path, corpus, monkeypatch, capsys):
     run("pretrain", "--model", "teacher")
     run("extract_student", "--model", "cut")
     run("distill", "--model", "distilled")
+    run("distill", "--model", "fixed")
     run("distill", "--model", "distilled", "--teacher", tmp_path / "source", "--layers", "3,")
     assert (tmp_path / "results/tiny/models/distilled/model.safetensors").exists()
     assert not (tmp_path / "results/tiny/checkpoints/distilled").exists()
+    cut, distilled, fixed = (
+        load_file(tmp_path / f"results/tiny/models/{name}/model.safetensors")
+        for name in ("cut", "distilled", "fixed")
+    )
+    moved = {name for name in cut if not torch.equal(cut[name], fixed[name])}
+    frozen = {name for name in cut if "position_embeddings" in name}
+    assert len(frozen) == 1 and moved == cut.keys() - frozen
+    assert moved | frozen == {name for name in cut if not torch.equal(cut[name], distilled[name])}
+    extra = read_record(tmp_path / "results/tiny/distill/distilled.json").measured.extra
+    assert extra["processes"] == 1
     other = DistilBERTForMaskedLM.from_pretrained(
         tmp_path / "results/tiny/models/distilled-from-source", require_head=True
     )

@@ -215,6 +215,16 @@ def test_a_saved_model_keeps_its_dropouts(tmp_path, model_type):
         assert kit.DistilBERTModel.from_pretrained(tmp_path / "model").config == config
 
 
+@pytest.mark.parametrize("name", ["dropout", "attention_dropout", "classifier_dropout"])
+def test_a_dropout_that_keeps_nothing_is_refused(name):
+    for share in (-0.1, 0.999995, 1):
+        with pytest.raises(UserError, match=f"{name} {share}: give a probability from 0 to 0.99"):
+            create_model_config("tiny", **{name: share})
+    config = create_model_config("tiny", **{name: 0.99})
+    model = kit.DistilBERTForSequenceClassification(config, num_labels=2).train()
+    assert model(torch.full((1, 9), 7)).logits.isfinite().all()
+
+
 def test_presets_and_unknown_names():
     assert create_model_config("tiny", dropout=0.3).dropout == 0.3
     with pytest.raises(UserError, match="distilbert-base-uncased"):

@@ -105,6 +105,14 @@ def test_what_git_is_asked_writes_nothing(project):
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+def test_changes_are_unknown_where_git_cannot_look_for_them(project):
+    objects = project / ".git" / "objects"
+    objects.rename(objects.with_name("away"))
+    objects.mkdir()  # the commit has a name, but nothing can be compared with it
+    found = records.git_state()
+    assert len(found["git_commit"]) == 40 and found["git_dirty"] is None
+
+
 @pytest.mark.parametrize("without", ["repository", "git", "own repository"])
 def test_without_git_commit_and_changes_are_unknown(tmp_path, project, monkeypatch, without):
     if without == "repository":

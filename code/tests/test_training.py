@@ -1,6 +1,7 @@
 """The loop: exact accumulation, seeds, resume after kill -9, a loss that is not finite."""
 
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from distilbert_kit.models.model import (
     Dropout,
 )
 from distilbert_kit.settings import LossWeights, TrainSettings
-from distilbert_kit.training.checkpointing import read_position
+from distilbert_kit.training.checkpointing import HISTORY, read_position
 from distilbert_kit.training.classification import (
     CLASSIFICATION,
     evaluate_classification_metrics,
@@ -194,7 +195,7 @@ def test_fractional_epochs_and_token_counts():
 
 def test_parts_of_an_epoch_are_exact_and_an_empty_one_ends():
     for epochs, expected in ((0.28, 7), (0.07, 2), (1.4, 35)):  # of 25 batches
-        found = updates_in_run(loader(rows=50, batch_size=2), settings(epochs=epochs), 1)
+        found = updates_in_run(loader(rows=50, batch_size=2), settings(epochs=epochs))
         assert found == expected
     data = loader(rows=8)
     nothing = data.dataset.select([])
@@ -336,6 +337,30 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, every):
         train(resumed, loader(), CLASSIFICATION, settings(), **arguments)
 
 
+def test_the_history_on_disk_has_every_row_once(tmp_path, monkeypatch):
+    """Stopped after update 9: the state on disk is of update 6, and the row of 8 comes again."""
+    monkeypatch.setattr("distilbert_kit.training.loop.LOG_EVERY", 2)
+    calls, path = iter(range(9)), tmp_path / "c" / HISTORY
+
+    def loss(*given):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return CLASSIFICATION.loss(*given)
+
+    arguments = {"seed": 0, "checkpoint_every": 6, "checkpoints": path.parent, "identity": "a"}
+    with pytest.raises(KeyboardInterrupt):
+        train(classifier(), loader(), replace(CLASSIFICATION, loss=loss), settings(), **arguments)
+    written = path.read_text()
+    assert [json.loads(line)["update"] for line in written.splitlines()] == [2, 4, 6, 8]
+    path.write_text(written + '{"upd')  # a line that was not finished
+    result = train(classifier(), loader(), CLASSIFICATION, settings(), **arguments)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    tokens = [row.pop("tokens") for row in rows]
+    assert rows == result.history == run(classifier(), loader())[0].history
+    assert [row["update"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert tokens == sorted(set(tokens)) and tokens[-1] == result.tokens
+
+
 def test_a_run_with_a_loss_scale_is_resumed(tmp_path, monkeypatch):
     """As fp16 on a GPU: torch steps the optimiser once, to make the state that it loads."""
 
@@ -377,6 +402,9 @@ print(faults())
 with keeping_freed_memory():
     faults()  # the heap grows to what it needs
     print(faults())
+    with keeping_freed_memory():
+        pass
+    print(faults())
 """
 
 
@@ -385,8 +413,8 @@ def test_kept_memory_does_not_fault_again():
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
     )
-    returned, kept = map(int, done.stdout.split())
-    assert kept < returned / 5
+    returned, kept, still_kept = map(int, done.stdout.split())
+    assert max(kept, still_kept) < returned / 5
 
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -8,6 +8,8 @@ import tune
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import recipes
 from distilbert_kit.study.cells import (
@@ -79,6 +81,27 @@ def test_the_rate_with_the_best_held_out_score_is_taken(write):
     assert tuned_settings(recipe, "teacher", "sentiment").learning_rate == 1e-4
     assert [row["chosen"] for row in tuning_rows(recipe)] == [False, True]
     assert all(row["model"] == "teacher" for row in tuning_rows(recipe))
+
+
+def test_a_rate_that_diverges_is_recorded_and_not_chosen(write, tmp_path, monkeypatch, capsys):
+    model = DistilBERTForMaskedLM(create_model_config("tiny"))
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    recipe = write(
+        models={"tiny": {"label": "t", "weights": str(tmp_path / "m")}},
+        teacher="tiny",
+        student="tiny",
+        demo=[],
+        tuning={"learning_rates": [1e30, 1e-5], "tasks": ["sentiment"]},
+    )
+    diverging, usual = tuning_cells(recipe, "tiny")
+    monkeypatch.setattr("sys.argv", diverging.command[1:])
+    tune.main()
+    assert "tiny-sentiment-1e+30: the loss is not finite at update" in capsys.readouterr().out
+    held_out = diverging.read_record().metrics["held_out"]
+    assert (held_out["score"], held_out["diverged"]) == (0.0, True) and held_out["rows"] > 0
+    assert diverging.is_recorded() and not diverging.checkpoints.exists()
+    put_record(usual, 0.5)
+    assert tuned_settings(recipe, "tiny", "sentiment").learning_rate == 1e-5
 
 
 def test_a_rate_of_many_digits_is_the_one_that_its_command_names(write):

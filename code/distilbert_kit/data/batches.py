@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -217,6 +217,17 @@ def evenly_by_length(lengths: np.ndarray, count: int) -> np.ndarray:
     return by_length[places.round().astype(int)]
 
 
+class BatchSampler(Protocol):
+    """What training asks of a loader's `batch_sampler`: the same batches for the same epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+    def __len__(self) -> int: ...
+
+
 class LengthBatchSampler:
     """Batches of similar length: at most `batch_size` examples and `batch_tokens` padded tokens.
 
@@ -308,7 +319,8 @@ def create_mlm_dataloader(
 ) -> DataLoader:
     """Texts -> masked batches (input_ids, attention_mask, labels), masks smoothed by counts.
 
-    `seed` as in `create_classification_dataloader`.
+    `seed` decides the order of the batches and their masks, which go on from batch to batch: a
+    second pass masks anew. `train` orders and masks them by its own seed.
     """
     sequences = ClassificationDataset(texts, None, tokenizer, max_length).input_ids
     counts = Counter(token for sequence in sequences for token in sequence)
@@ -317,8 +329,9 @@ def create_mlm_dataloader(
         sequences, list(map(len, sequences)), tokenizer, token_counts, mask_probability
     )
     sampler = LengthBatchSampler(dataset.lengths, batch_size, shuffle=shuffle, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=lambda items: dataset.mask(dataset.collate(items)),
+        collate_fn=lambda items: dataset.mask(dataset.collate(items), generator),
     )

@@ -74,8 +74,9 @@ class ModelConfig:
             )
         for name in _PROBABILITIES:
             share = getattr(self, name)
-            if not isinstance(share, int | float) or not 0 <= share < 1:
-                raise UserError(f"{name} {share!r}: give a probability below 1")
+            # Nearer to 1, nothing is kept to 16 bits: model.Dropout would divide by 0.
+            if not isinstance(share, int | float) or not 0 <= share <= 0.99:
+                raise UserError(f"{name} {share!r}: give a probability from 0 to 0.99")
         for name in ("layer_norm_eps", "initializer_range"):
             size = getattr(self, name)
             if not isinstance(size, int | float) or not (size >= 0 and math.isfinite(size)):

@@ -85,12 +85,14 @@ class Distill(Strict):
     """Distillation of a student, itself a model of the recipe, from a teacher.
 
     `training` overrides keys of the recipe's `distill` for this model alone. With `each_seed`, it
-    is distilled anew for every seed of fine-tuning, with a seed of its own.
+    is distilled anew for every seed of fine-tuning, with a seed of its own. `freeze_positions`:
+    the student's position embeddings stay as they are, the original code's `--freeze_pos_embs`.
     """
 
     teacher: str
     student: str
     loss: LossWeights = LossWeights()
+    freeze_positions: bool = later_field(False)
     training: dict[str, Any] = Field(default_factory=dict)
     each_seed: bool = EACH_SEED
 

@@ -50,9 +50,9 @@ class Measured(BaseModel):
     """What differs between two equal runs: time, memory, machine, versions, commit.
 
     `git_dirty`: code or data differ from the commit, or code is not in it; other records may.
-    Both are None where git does not know the project. `made_from`: the `sha256` of the records of
-    what it read, by their names; older records have none. Weights made again, with equal settings
-    but on another machine, differ in their rounding.
+    Both are None where git cannot tell. `made_from`: the `sha256` of the records of what it read,
+    by their names; older records have none. Weights made again, with equal settings but on another
+    machine, differ in their rounding.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -166,12 +166,13 @@ def _in_repository() -> bool:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit, and whether code or data differ from it; None where git does not know them."""
+    """The commit, and whether code or data differ from it; None where git cannot tell."""
     if not _in_repository():
         return {"git_commit": None, "git_dirty": None}
     changed = _git("status", "--porcelain", "--untracked-files=no", "code", "data")
     added = _git("status", "--porcelain", "--untracked-files=all", "code")
-    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(changed or added)}
+    dirty = None if changed is None or added is None else bool(changed or added)
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": dirty}
 
 
 def repository_address() -> str:

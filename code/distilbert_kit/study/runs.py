@@ -93,8 +93,10 @@ def train_cell(
             "parameters": count_parameters(model),
             "train_flops": flops,
         }
-        peak = 1e9 * rate * PartialState().num_processes
+        processes = PartialState().num_processes
+        peak = 1e9 * rate * processes
         draft.extra |= {
+            "processes": processes,
             "matrix_product_gflops": round(rate, 1),
             "share_of_matrix_products": round(flops / result.seconds / peak, 4),
         }

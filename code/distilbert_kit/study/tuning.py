@@ -11,8 +11,8 @@ from .recipes import Recipe
 def tuning_rows(recipe: Recipe, models: Iterable[str] | None = None) -> list[dict]:
     """Mean held-out score of every model and learning rate whose trials are all recorded.
 
-    Of some `models`, or of all. Scores are fractions; `chosen` is the rate that fine-tuning takes:
-    the first of the best ones.
+    Of some `models`, or of all. Scores are fractions, 0 where the training diverged; `chosen` is
+    the rate that fine-tuning takes: the first of the best ones.
     """
     rows = []
     for model in recipe.models if models is None else models:

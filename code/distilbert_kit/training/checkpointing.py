@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import UserError
-from ..files import replacing_file
+from ..files import replacing_file, write_atomically
 from ..foreign import parse_json
 from ..models.checkpoints import read_checked, with_hash, write_safetensors
 
 CHECKPOINT = "state.safetensors"  # one file: two could be of different updates
+HISTORY = "history.jsonl"  # beside it, to look at while a training of days goes on
 
 
 @dataclass
 class TrainingResult:
     """What a run did. `history` has a row every 10 updates: update, learning rate of the next one,
-    mean of each term since the last row; `recent` the terms of the updates since then."""
+    mean of each term since the last row, validation losses where they were asked for; `recent` has
+    the terms of the updates since then."""
 
     precision: str
     updates: int = 0
@@ -77,6 +79,20 @@ def read_position(folder: Path) -> dict:
         return position
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{folder}: not a readable checkpoint ({error}); delete it") from None
+
+
+def cut_history(folder: Path, rows: int) -> None:
+    """Keep the first rows of the file in `folder`: the run that goes on makes the others again."""
+    path = folder / HISTORY
+    if path.exists():
+        write_atomically(path, b"".join(path.read_bytes().splitlines(keepends=True)[:rows]))
+
+
+def append_history(folder: Path, row: dict[str, float]) -> None:
+    """Add a row to the file in `folder`, as a line of JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / HISTORY, "a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 # torch's module of state dicts is imported where it is used: it takes seconds.

@@ -18,7 +18,7 @@ from ..metrics import compute_confusion_matrix, compute_metrics
 from ..models.hub_layout import HubModel, plain_label
 from ..settings import SoftTargets, TextSettings
 from .inference import run_in_buckets
-from .objectives import Objective, check_single_label, fine_tuning
+from .objectives import Objective, check_single_label, fine_tuning_objective
 
 
 def load_task_split(
@@ -38,7 +38,7 @@ def load_task_split(
 
 def classification_objective(targets: SoftTargets | None = None) -> Objective:
     """Classification or regression, under a teacher if `targets`."""
-    return fine_tuning(
+    return fine_tuning_objective(
         lambda output, batch: classification_loss_sum(output.logits, batch["labels"]),
         lambda output, batch, temperature: response_distillation(
             output.logits, batch["teacher_logits"], temperature

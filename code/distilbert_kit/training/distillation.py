@@ -103,7 +103,8 @@ def train_on_corpus(
     """Train a masked LM (under a teacher) on a corpus; returns the run and validation losses.
 
     `tokenizer` is the model's own, and the teacher's. Validation losses are those before and after,
-    on the held-out split. `checkpoints` and `identity` are those of `train`.
+    on the held-out split; `validate_every` of the settings adds those in between to the history.
+    `checkpoints` and `identity` are those of `train`.
     """
     device = training_device(settings.precision)
     model.to(device)
@@ -115,8 +116,11 @@ def train_on_corpus(
     )
     objective = triple_objective(dataset, weights, teacher)
     sampler = LengthBatchSampler(dataset.lengths, settings.batch_size, settings.batch_tokens)
-    validate = (model, held_out, objective, settings.precision, 8192)
-    losses = {"before": validation_losses(*validate)}
+
+    def validate() -> dict[str, float]:
+        return validation_losses(model, held_out, objective, settings.precision, 8192)
+
+    losses = {"before": validate()}
     result = train(
         model,
         create_dataloader(dataset, sampler),
@@ -127,8 +131,10 @@ def train_on_corpus(
         checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
         identity=identity,
+        validate=validate,
+        validate_every=settings.validate_every,
     )
-    losses["after"] = validation_losses(*validate)
+    losses["after"] = validate()
     return result, losses
 
 

@@ -1,13 +1,13 @@
 """THE training loop: one for masked LM, distillation, classification and question answering.
 
 A loss comes as sums and is divided by counts known before the forward pass, taken over all
-micro-batches of an update and all processes. So accumulation and data parallelism change nothing
-but rounding, where a mean of micro-batch means would weigh tokens of short batches more.
+micro-batches of an update, which the processes share. So accumulation and data parallelism change
+nothing but rounding, where a mean of micro-batch means would weigh tokens of short batches more.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from fractions import Fraction
@@ -22,11 +22,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.batches import Batch, LengthBatchSampler, TokenDataset
+from ..data.batches import Batch, BatchSampler, LengthBatchSampler, TokenDataset
 from ..errors import NonFiniteError, UserError
 from ..machine import keeping_freed_memory
 from ..settings import TrainSettings
-from .checkpointing import TrainingResult, TrainingState
+from .checkpointing import TrainingResult, TrainingState, append_history, cut_history
 from .objectives import Objective, Sums
 from .precision import usable_precision
 
@@ -100,10 +100,10 @@ def _windows(
         batch = objective.prepare(batch, generator)
         return batch, int(torch.randint(2**63 - 1, (), generator=generator))
 
-    sampler = cast(LengthBatchSampler, loader.batch_sampler)
+    sampler = cast(BatchSampler, loader.batch_sampler)
     world = int(accelerator.num_processes)  # accelerate does not say its type
     dataset = cast(TokenDataset, loader.dataset)
-    per_update = settings.accumulation * world
+    per_update = settings.accumulation
     update = 0
     for epoch in range(math.ceil(settings.epochs)):
         sampler.set_epoch(epoch)
@@ -131,9 +131,9 @@ def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _order_batches(loader: DataLoader, settings: TrainSettings, seed: int) -> None:
-    """Draw the order of the batches from `seed`; UserError unless they are as large as asked."""
+    """Draw a LengthBatchSampler's order from `seed`; UserError unless batches are as asked for."""
     sampler = loader.batch_sampler
-    if not isinstance(sampler, LengthBatchSampler):  # a fixed order
+    if not isinstance(sampler, LengthBatchSampler):  # its order is its own
         return
     for name in ("batch_size", "batch_tokens"):
         found, asked = getattr(sampler, name), getattr(settings, name)
@@ -144,16 +144,24 @@ def _order_batches(loader: DataLoader, settings: TrainSettings, seed: int) -> No
     sampler.seed = seed
 
 
-def updates_in_run(loader: DataLoader, settings: TrainSettings, processes: int) -> int:
+def updates_in_run(loader: DataLoader, settings: TrainSettings) -> int:
     """Number of updates in `settings.epochs` epochs; the last window of an epoch may be short."""
-    per_update = settings.accumulation * processes
     # Exact: 0.28 of 25 updates are 7, in floating point 8.
     full, part = divmod(Fraction(settings.epochs).limit_denominator(10**6), 1)
-    sampler, counts = cast(LengthBatchSampler, loader.batch_sampler), []
+    sampler, counts = cast(BatchSampler, loader.batch_sampler), []
     for epoch in range(math.ceil(settings.epochs)):
         sampler.set_epoch(epoch)
-        counts.append(math.ceil(len(sampler) / per_update))
+        counts.append(math.ceil(len(sampler) / settings.accumulation))
     return sum(counts[: int(full)]) + (math.ceil(part * counts[-1]) if part else 0)
+
+
+def _check_shares(accumulation: int, processes: int) -> None:
+    """Refuse more processes than micro-batches: the training is the recipe's on any number."""
+    if processes > accumulation:
+        raise UserError(
+            f"accumulation {accumulation}: too few micro-batches in an update for {processes} "
+            f"processes; set it to a multiple of {processes}, or start at most {accumulation}"
+        )
 
 
 def create_accelerator(precision: str) -> Accelerator:
@@ -184,25 +192,31 @@ def train(
     checkpoints: Path | None = None,
     checkpoint_every: int | None = 200,
     identity: str | None = None,
+    validate: Callable[[], dict[str, float]] | None = None,
+    validate_every: int | None = None,
 ) -> TrainingResult:
     """Train `model` in place and return what was done.
 
-    `loader` has a TokenDataset, whose `collate` makes the batches, and a LengthBatchSampler; masks
-    are drawn by the objective. Everything random follows from `seed`, the order of the batches
-    too, whatever the loader's own. With a folder `checkpoints`, state is kept there every
-    `checkpoint_every` updates (None: every `CHECKPOINT_SECONDS`) and a run that was cut off goes
-    on from the last one, to the same weights bit for bit (on a CPU, the same machine with as many
-    threads: another sums products in another order). It then needs an `identity`: a name or hash
-    of all that decides the result and that the loop cannot see, the starting weights, the data,
-    the loss and its teacher. Raises NonFiniteError naming the update, and UserError for
-    batches of other sizes than the settings ask for, and for a checkpoint of another identity, of
-    other settings or precision.
+    `loader` has a TokenDataset, whose `collate` makes the batches, and a BatchSampler; masks are
+    drawn by the objective. Everything random follows from `seed`, the order of a LengthBatchSampler
+    too, whatever its own; another sampler keeps its order. With a folder `checkpoints`, state is
+    kept there every `checkpoint_every` updates (None: every `CHECKPOINT_SECONDS`) and a run that
+    was cut off goes on from the last one, to the same weights bit for bit (on a CPU, the same
+    machine with as many threads: another sums products in another order). It then needs an
+    `identity`: a name or hash of all that decides the result and that the loop cannot see, the
+    starting weights, the data, the loss and its teacher. The rows of the history are there too as
+    they come, with the tokens until then: `history.jsonl`. Every `validate_every` updates, the
+    losses that `validate()` returns stand in a row; it is called on all processes, and may leave
+    the model in evaluation mode. Raises NonFiniteError naming the update, and UserError for batches
+    of other sizes than the settings ask for, for more processes than an update has micro-batches,
+    and for a checkpoint of another identity, of other settings or precision.
     """
     if checkpoints is not None and identity is None:
         raise ValueError("checkpoints needs identity: name the start, the data and the loss")
     _order_batches(loader, settings, seed)
     accelerator = create_accelerator(settings.precision)
-    total = updates_in_run(loader, settings, accelerator.num_processes)
+    _check_shares(settings.accumulation, accelerator.num_processes)
+    total = updates_in_run(loader, settings)
     warmup = math.ceil(settings.warmup_fraction * total)
     step = accelerator.prepare(_Step(model, objective).train())
     adamw = create_optimizer(model, settings)
@@ -219,6 +233,8 @@ def train(
     state = TrainingState(run, step, adamw, scheduler, result, accelerator)
     if checkpoints is not None:
         state.resume(checkpoints)
+        if accelerator.is_main_process:
+            cut_history(checkpoints, len(result.history))
     bar = tqdm(
         total=total,
         initial=result.updates,
@@ -236,8 +252,16 @@ def train(
         result.updates += 1
         for name, value in terms.items():
             result.recent.setdefault(name, []).append(value)
-        if result.updates % LOG_EVERY == 0 or result.updates == total:
-            _log(result, scheduler, bar, started)
+        found = {}
+        if validate and validate_every and result.updates % validate_every == 0:
+            paused = time.perf_counter()
+            found = validate()
+            step.train()
+            started += time.perf_counter() - paused  # it is no part of the training's speed
+        if found or result.updates % LOG_EVERY == 0 or result.updates == total:
+            row = _log(result, scheduler, found, bar, started)
+            if checkpoints is not None and accelerator.is_main_process:
+                append_history(checkpoints, row | {"tokens": result.tokens})
         bar.update()
         if checkpoints is None:
             continue
@@ -320,11 +344,20 @@ def _update(
     return means
 
 
-def _log(result: TrainingResult, scheduler: LambdaLR, bar: tqdm, started: float):
+def _log(
+    result: TrainingResult,
+    scheduler: LambdaLR,
+    validation: dict[str, float],
+    bar: tqdm,
+    started: float,
+) -> dict[str, float]:
+    """Add a row to the history, show it on the bar, and return it."""
     row = {"update": result.updates, "learning_rate": scheduler.get_last_lr()[0]}
     row |= {name: round(sum(v) / len(v), 6) for name, v in result.recent.items()}
+    row |= {f"validation_{name}": round(value, 6) for name, value in validation.items()}
     result.recent = {}
     result.history.append(row)
     shown = {name: f"{value:.3f}" for name, value in row.items() if name not in list(row)[:2]}
     seconds = time.perf_counter() - started
     bar.set_postfix(shown | {"tok/s": f"{result.tokens / max(seconds, 1e-9):.0f}"})
+    return row

@@ -48,7 +48,7 @@ def check_single_label(model: nn.Module) -> None:
         )
 
 
-def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None) -> Objective:
+def fine_tuning_objective(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None) -> Objective:
     """Fine-tuning on a task; with `targets`, also towards the teacher's logits in the batch.
 
     `hard(output, batch)` and `soft(output, batch, temperature)` are sums over the examples. The
@@ -73,6 +73,7 @@ def fine_tuning(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets | None) -> 
 
 
 MASKED_LM = LossWeights(ce=0.0, mlm=1.0, cos=0.0)
+_KNOWN = ("ce", "mlm", "cos", "temperature", "ce_rows")  # of LossWeights, what is computed here
 
 
 def triple_objective(
@@ -82,8 +83,13 @@ def triple_objective(
 
     L_ce and L_cos run over all non-padding tokens, L_mlm over masked ones. L_cos compares hidden
     states, so widths must be equal when its weight is not 0. Raises UserError when a term needs a
-    teacher that is not there.
+    teacher that is not there, and for a weight, new in LossWeights, that has no term here.
     """
+    if unknown := [name for name, weight in weights if weight and name not in _KNOWN]:
+        raise UserError(
+            f"{unknown[0]}: a weight of the loss without a term; add the term to triple_objective "
+            "in training/objectives.py, or set the weight to 0"
+        )
     if teacher is None and (weights.ce or weights.cos):
         raise UserError("ce and cos need a teacher: name one, or set their weights to 0")
     if not (weights.ce or weights.cos):

@@ -22,7 +22,7 @@ from ..losses import PADDING_LOGIT, span_distillation, span_loss
 from ..metrics import answer_scores
 from ..settings import SoftTargets, WindowSettings
 from .inference import run_in_buckets
-from .objectives import Objective, fine_tuning
+from .objectives import Objective, fine_tuning_objective
 
 EXTRACTION_TOKENS = 4096  # context tokens in a batch of spans: x 30 ends x 4 B stay in the cache
 
@@ -220,7 +220,7 @@ def _span_loss(output: ModelOutput, batch: Batch) -> Tensor:
 
 def span_objective(targets: SoftTargets | None = None) -> Objective:
     """Start and end of the answer, under a teacher if `targets`."""
-    return fine_tuning(
+    return fine_tuning_objective(
         _span_loss,
         lambda output, batch, temperature: span_distillation(
             (output.start_logits, output.end_logits),
