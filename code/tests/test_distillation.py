@@ -178,7 +178,7 @@ def test_distillation_improves_every_term_on_held_out_text(corpus):
 
 def test_validation_in_between_changes_nothing_of_the_training(corpus):
     found = []
-    for every in (None, 4):
+    for every in (None, 6):
         teacher = tiny_teacher(dropout=0.1)
         student = extract_student(teacher, [0, 2])
         given = settings(validate_every=every, epochs=0.5)
@@ -188,11 +188,11 @@ def test_validation_in_between_changes_nothing_of_the_training(corpus):
         found.append((*trained, flat(student)))
     (plain, plain_losses, plain_weights), (often, losses, weights) = found
     assert torch.equal(plain_weights, weights) and plain_losses == losses
-    assert plain.updates == often.updates == 16
+    assert plain.updates == often.updates == 18
     rows = {row["update"]: row for row in often.history}
     validated = [update for update, row in rows.items() if "validation_mlm" in row]
-    assert validated == [4, 8, 12, 16] and set(rows) == {4, 8, 10, 12, 16}
-    last = {name: rows[16][f"validation_{name}"] for name in ("ce", "mlm", "cos")}
+    assert validated == [6, 12, 18] and set(rows) == {6, 10, 12, 18}
+    last = {name: rows[18][f"validation_{name}"] for name in ("ce", "mlm", "cos")}
     assert last == pytest.approx(losses["after"], abs=1e-6)
     assert not any("validation_mlm" in row for row in plain.history)
 
