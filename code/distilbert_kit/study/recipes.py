@@ -86,7 +86,8 @@ class Distill(Strict):
 
     `training` overrides keys of the recipe's `distill` for this model alone. With `each_seed`, it
     is distilled anew for every seed of fine-tuning, with a seed of its own. `freeze_positions`:
-    the student's position embeddings stay as they are, the original code's `--freeze_pos_embs`.
+    the student's position embeddings stay as they are, as `sinusoidal_pos_embds` in the original
+    training's configuration has it.
     """
 
     teacher: str
