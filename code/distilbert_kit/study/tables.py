@@ -351,9 +351,8 @@ def ablation(recipe: Recipe) -> dict:
     in_order = sorted(ABLATION, key=lambda name: printed[ABLATION[name]])
     pairs = [((row["reference"], row["model"]), row["tasks"]) for row in rows]
     undistilled = None
-    if rows:
-        whole, tasks = rows[0]["reference"], rows[0]["tasks"]
-        start = recipe.models[whole].distill.student
+    if rows and (made := recipe.models[rows[0]["reference"]].distill):
+        whole, start, tasks = rows[0]["reference"], made.student, rows[0]["tasks"]
         if found := mean_gap(recipe, start, whole, tasks):
             undistilled = {"model": start, "label": recipe.models[start].label} | found
             pairs.append(((whole, start), tasks))
