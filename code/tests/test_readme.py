@@ -89,8 +89,8 @@ def test_the_first_paragraph_says_what_was_found_at_paper_size():
         "On two of five tasks the distilled student is significantly better",
         f"over the other four tasks our student keeps {100 * most['kept']['estimate']:.1f} %, "
         f"the paper's {100 * rest / of_bert:.1f} %",
-        f"A small student scores {-100 * squad['gap']['estimate']:.1f} points less on SQuAD than its "
-        f"layers alone ({'not ' * (squad['effect'] == 'none')}significant)",
+        f"A small student scores {-100 * squad['gap']['estimate']:.1f} points less on SQuAD than "
+        f"its layers alone ({'not ' * (squad['effect'] == 'none')}significant)",
         "On CoLA one of its fine-tunings gave one answer",
         f"with medians over the seeds, as in the paper, it keeps {100 * ours / teacher:.1f} %",
     ):

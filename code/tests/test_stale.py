@@ -31,7 +31,7 @@ from distilbert_kit.study.cells import (
 from distilbert_kit.study.evidence import distillation
 from distilbert_kit.study.inputs import open_recipe, pinned_source, pinned_weights
 from distilbert_kit.study.recipes import load_recipe
-from distilbert_kit.study.records import Record, read_record, recording
+from distilbert_kit.study.records import Record, read_record
 from distilbert_kit.training import loop
 from distilbert_kit.training.checkpointing import CHECKPOINT
 

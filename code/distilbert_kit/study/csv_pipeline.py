@@ -58,7 +58,7 @@ def encode(
     number = {label: index for index, label in enumerate(labels)}
     return {
         split: ClassificationDataset(
-            part["text"].tolist(), part["label"].map(number.__getitem__).tolist(), tokenizer, max_length
+            part["text"].tolist(), [number[label] for label in part["label"]], tokenizer, max_length
         )
         for split, part in splits.items()
     }

@@ -11,7 +11,7 @@ from .scores import recorded_seeds, seed_predictions
 
 HALF_WIDTH = 0.02  # of the share that a student keeps
 
-# GLUE has two metrics for these tasks (arXiv 1804.07461, Table 1): the one that is not primary here.
+# GLUE has two metrics for these tasks (arXiv 1804.07461, Table 1): the one not primary here.
 OTHER_METRICS = {"mrpc": "accuracy", "qqp": "f1", "stsb": "spearman"}
 
 
