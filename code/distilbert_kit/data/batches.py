@@ -76,7 +76,7 @@ class ClassificationDataset(TokenDataset):
             # The fast tokenizer returns what it cut off as overflowing pieces.
             self.cut = [bool(encoded[row].overflowing) for row in range(len(texts))]
         self.lengths = np.fromiter(map(len, self.input_ids), dtype=np.int64)
-        self.labels = labels
+        self.labels = None if labels is None else list(labels)  # a pandas Series has its own index
 
     def _encode_head_tail(
         self,

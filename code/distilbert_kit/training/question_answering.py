@@ -67,7 +67,7 @@ class QuestionAnsweringDataset(TokenDataset):
                 f"{len(questions)} questions but {len(contexts)} contexts: give one context for "
                 "each"
             )
-        self.settings, self.contexts = settings, contexts
+        self.settings, self.contexts = settings, list(contexts)  # a pandas Series has its own index
         self.pad_token_id = cast(int, tokenizer.pad_token_id)
         self.before, self.between, self.after = special_tokens_of_pairs(tokenizer)
         self.special = len(self.before) + len(self.between) + len(self.after)
