@@ -373,3 +373,16 @@ def test_even_steps_go_from_the_shortest_to_the_longest(lengths, count):
     assert found == sorted(found) and found[0] == min(lengths)
     assert len(chosen) == 1 or found[-1] == max(lengths)
     assert evenly_by_length(np.arange(10), 4).tolist() == [0, 3, 6, 9]
+
+
+def test_a_shuffled_pandas_series_keeps_each_label_with_its_text():
+    frame = pd.DataFrame({"text": ["bad", "good", "dull"], "label": [0, 1, 0]}).iloc[[1, 2, 0]]
+    loader = create_classification_dataloader(
+        frame["text"], frame["label"], get_tokenizer(), batch_size=3, shuffle=False
+    )
+    (batch,) = loader
+    told = {
+        get_tokenizer().decode(ids, skip_special_tokens=True): int(label)
+        for ids, label in zip(batch["input_ids"], batch["labels"])
+    }
+    assert told == {"bad": 0, "good": 1, "dull": 0}
