@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.study.cells import cross_evaluation_cell
 from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording

@@ -13,15 +13,17 @@ number of them. To resume a killed run from its last checkpoint, give the same c
 """
 
 import argparse
+from functools import partial
 
 from distilbert_kit.script import argument_parser, entry_point
 
 import torch
 
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
+from distilbert_kit.models.checkpoints import model_sha256, resolve_checkpoint
 from distilbert_kit.models.initialisation import LAYERS_HELP, choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.models.vocabulary import check_same_vocabulary
 from distilbert_kit.settings import read_seed
 from distilbert_kit.study.cells import checkpoint, distilled_from, model_cell
@@ -43,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-@entry_point
+@partial(entry_point, parallel=True)
 def main() -> None:
     arguments = parse_arguments()
     recipe = open_recipe(arguments.recipe)

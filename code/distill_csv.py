@@ -29,9 +29,10 @@ from distilbert_kit.data.sources import DataUsed, rows_sha256
 from distilbert_kit.data.tasks import OF_CLASSES, Task
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
-from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import resolve_checkpoint
 from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.models.initialisation import LAYERS_HELP, choose_layers
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
 from distilbert_kit.study.csv_pipeline import (
     accuracies,

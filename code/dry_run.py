@@ -57,11 +57,12 @@ def stand_in(weights: str, target: Path) -> str:
     Weights on the hub that no preset is of are not fetched: they are taken for those of a BERT of
     12 layers. UserError for a folder that holds no model.
     """
-    from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+    from distilbert_kit.models.checkpoints import resolve_checkpoint
     from distilbert_kit.models.config import PRESETS, create_model_config
     from distilbert_kit.models.hub_layout import read_config
     from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTModel
     from distilbert_kit.models.packaged import KNOWN_SHA256, is_hub_name
+    from distilbert_kit.models.tokenizers import get_tokenizer
 
     named = {"minilm": "MiniLM-L6", "all-mpnet-base-v2": "mpnet-base"}
     if weights in named or is_hub_name(weights):

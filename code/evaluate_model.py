@@ -21,8 +21,9 @@ from pydantic import ValidationError
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError, first_problem
 from distilbert_kit.files import check_output_folder, locked, replacing_folder, write_json
-from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import resolve_checkpoint
 from distilbert_kit.models.hub_layout import read_config
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import Precision
 from distilbert_kit.study.inputs import given_provenance
 from distilbert_kit.study.records import recording

@@ -17,14 +17,15 @@ import torch
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder
-from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head, resolve_checkpoint
+from distilbert_kit.models.checkpoints import has_masked_lm_head, resolve_checkpoint
 from distilbert_kit.models.initialisation import LAYERS_HELP, choose_layers, extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM, count_parameters
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import read_seed
 from distilbert_kit.study.cells import checkpoint, model_cell
 from distilbert_kit.study.inputs import open_recipe
-from distilbert_kit.study.recipes import Extract
 from distilbert_kit.study.records import recording
+from distilbert_kit.study.specs import Extract
 
 
 def parse_arguments() -> argparse.Namespace:

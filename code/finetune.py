@@ -17,7 +17,8 @@ from distilbert_kit.script import argument_parser, entry_point
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256, resolve_checkpoint
+from distilbert_kit.models.checkpoints import model_sha256, resolve_checkpoint
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import SoftTargets, read_seed
 from distilbert_kit.study.cell import Cell
 from distilbert_kit.study.cells import (

@@ -78,7 +78,7 @@ def prepare(arguments: argparse.Namespace, key: str | None = None) -> tuple[dict
         for source in arguments.source
     ]
     # Imported late, because it loads torch: a mistyped source is reported at once.
-    from distilbert_kit.models.checkpoints import get_tokenizer
+    from distilbert_kit.models.tokenizers import get_tokenizer
 
     tokenizer = get_tokenizer(arguments.tokenizer)
     tokenizer.name_or_path = tokenizer.name_or_path or arguments.tokenizer

@@ -7,21 +7,24 @@ With `pretrain: {start: …, train: head}` the head alone is trained, on a froze
 To resume a killed run from its last checkpoint, give the same command again.
 """
 
+from functools import partial
+
 from distilbert_kit.script import argument_parser, entry_point
 
 import torch
 
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head
+from distilbert_kit.models.checkpoints import has_masked_lm_head
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.study.cells import checkpoint, model_cell
 from distilbert_kit.study.inputs import open_recipe, pinned_weights
 from distilbert_kit.study.runs import train_cell
 from distilbert_kit.training.objectives import MASKED_LM
 
 
-@entry_point
+@partial(entry_point, parallel=True)
 def main() -> None:
     parser = argument_parser(__doc__, recipe="quick")
     parser.add_argument("--model", required=True, help="a model of the recipe with `pretrain`")

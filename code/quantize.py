@@ -21,8 +21,9 @@ import numpy as np
 from distilbert_kit.data.tasks import Task, get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
-from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import resolve_checkpoint
 from distilbert_kit.models.hub_layout import read_config
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.serve.export import calibration_rows, write_onnx
 from distilbert_kit.settings import TextSettings, read_seed
 from distilbert_kit.study.cell import STAGE_VERSIONS

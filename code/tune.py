@@ -14,7 +14,7 @@ import numpy as np
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import NonFiniteError, UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.study.cells import checkpoint, held_out_cells, tuning_cells
 from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording

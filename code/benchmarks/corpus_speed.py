@@ -16,7 +16,7 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.inputs import pinned_source
 from distilbert_kit.study.measure import peak_memory, rotated, seconds

@@ -37,9 +37,9 @@ from distilbert_kit.data.batches import (
     evenly_by_length,
 )
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.initialisation import extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.models.vocabulary import vocabulary_size
 from distilbert_kit.settings import LossWeights, MaskedLMSettings
 from distilbert_kit.study.cells import corpus_cell

@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from distilbert_kit.machine import has_bf16_instructions, matrix_instructions, peak_memory_bytes
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.serve.export import FILES, OnnxModel, save_onnx, size_on_disk
 from distilbert_kit.study.deployment import random_batch
 from distilbert_kit.study.measure import int8_product_rate, threads

@@ -19,8 +19,8 @@ from transformers import (
 
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.model import DistilBERTForQuestionAnswering
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import WindowSettings
 from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.measure import alternate

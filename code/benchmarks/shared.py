@@ -15,10 +15,10 @@ from distilbert_kit.data.sources import DataUsed
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.machine import has_bf16_instructions
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import ModelConfig, create_model_config
 from distilbert_kit.models.hub_layout import hub_config
 from distilbert_kit.models.model import DistilBERTModel
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import DATA, ROOT
 from distilbert_kit.study.measure import alternate_over, matrix_product_rate, threads
 from distilbert_kit.study.records import Draft
@@ -100,12 +100,11 @@ def thread_counts() -> list[int]:
     return sorted({1, torch.get_num_threads()})
 
 
-def pass_totals(taken: dict[str, np.ndarray]) -> dict:
+def pass_totals(taken: dict[str, np.ndarray], slower: str, faster: str) -> dict:
     """Seconds of each pass, and by implementation the interval over pairs of the ratio of totals.
 
-    taken: seconds [passes, pairs] by "model/maker", of two models, the slower one first.
+    taken: seconds [passes, pairs] by "model/maker", of the two models.
     """
-    slower, faster = dict.fromkeys(name.partition("/")[0] for name in taken)
     return {
         "pass_seconds": {name: times.sum(1).round(4).tolist() for name, times in taken.items()},
         "over_pairs": {
@@ -119,24 +118,15 @@ def pass_totals(taken: dict[str, np.ndarray]) -> dict:
 class Timed:
     """What `time_encoders` measured: `seconds` [passes, pairs] by thread count and encoder.
 
-    `lengths` [pairs] in tokens; `texts` are the pairs, None without the data.
+    `lengths` [pairs] in tokens; `texts` are the pairs, None without the data; `ratios` in words:
+    those of the totals, with the most threads.
     """
 
     encoders: dict[str, nn.Module]
     lengths: np.ndarray
     texts: list[tuple[str, str]] | None
     seconds: dict[int, dict[str, np.ndarray]]
-
-    @property
-    def ratios(self) -> str:
-        """The ratios of totals with the most threads, in words."""
-        taken = self.seconds[max(self.seconds)]
-        slower, faster = dict.fromkeys(name.partition("/")[0] for name in taken)
-        return ", ".join(
-            f"{by}: {slower} / {faster} "
-            f"{taken[f'{slower}/{by}'].sum() / taken[f'{faster}/{by}'].sum():.2f}"
-            for by in MAKERS
-        )
+    ratios: str
 
 
 def time_encoders(
@@ -147,6 +137,7 @@ def time_encoders(
     The draft gets the data, the conditions, and for each thread count `pass_totals` and the
     machine's own rates.
     """
+    slower, faster = configs
     encoders = {
         f"{name}/{by}": build_encoder(configs[name], by) for name in configs for by in MAKERS
     }
@@ -167,8 +158,14 @@ def time_encoders(
         with threads(count):
             alternate_over(functions, pairs[:: max(1, len(pairs) // WARMUP_PAIRS)])
             seconds[count] = alternate_over(functions, pairs, settings.passes)
-            draft.extra[f"threads_{count}"] = pass_totals(seconds[count]) | machine_rates()
-    return Timed(encoders, lengths, texts and [texts[i] for i in chosen], seconds)
+            passes = pass_totals(seconds[count], slower, faster)
+            draft.extra[f"threads_{count}"] = passes | machine_rates()
+    last = {name: taken.sum() for name, taken in seconds[max(seconds)].items()}
+    ratios = ", ".join(
+        f"{by}: {slower} / {faster} {last[f'{slower}/{by}'] / last[f'{faster}/{by}']:.2f}"
+        for by in MAKERS
+    )
+    return Timed(encoders, lengths, texts and [texts[i] for i in chosen], seconds, ratios)
 
 
 def precisions() -> tuple[str, ...]:

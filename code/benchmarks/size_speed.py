@@ -6,7 +6,7 @@ position of the last block, which would favour the shallower model.
 
 import numpy as np
 
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.study.measure import alternate_over, forward_flops, model_size
 from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import Draft

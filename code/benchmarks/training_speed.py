@@ -24,8 +24,9 @@ from transformers import (
 from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import get_task
-from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import resolve_checkpoint
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import TrainSettings
 from distilbert_kit.study.evidence.speed import ratio_of_totals
 from distilbert_kit.study.inputs import pinned_weights

@@ -15,7 +15,6 @@ from .metrics import (
     compute_confusion_matrix as compute_confusion_matrix,
     compute_precision_recall_f1 as compute_precision_recall_f1,
 )
-from .models.checkpoints import get_tokenizer as get_tokenizer
 from .models.config import ModelConfig as ModelConfig, create_model_config as create_model_config
 from .models.initialisation import (
     choose_layers as choose_layers,
@@ -28,6 +27,7 @@ from .models.model import (
     DistilBERTModel as DistilBERTModel,
     count_parameters as count_parameters,
 )
+from .models.tokenizers import get_tokenizer as get_tokenizer
 from .serve.prediction import load_predictor as load_predictor
 from .settings import (
     LossWeights as LossWeights,

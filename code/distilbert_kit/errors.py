@@ -2,6 +2,9 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # pydantic takes time to import
@@ -45,6 +48,18 @@ def first_problem(error: "ValidationError", whole: str, joint: str = ".") -> str
     """`problem_parts` as one line; `whole` names a problem that has no place."""
     where, what = problem_parts(error, joint)
     return f"{where or whole}: {what}"
+
+
+@contextmanager
+def refusing(path: Path, what: str, advice: str) -> Iterator[None]:
+    """UserError `PATH: WHAT (the problem); ADVICE` for what pydantic refuses inside the block."""
+    from pydantic import ValidationError  # takes time to import
+
+    try:
+        yield
+    except ValidationError as error:
+        problem = first_problem(error, "the file")
+        raise UserError(f"{path}: {what} ({problem}); {advice}") from None
 
 
 def raise_if_disk_full(error: BaseException) -> None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # pydantic takes time to import
     from pydantic import ValidationError
 
 CODE = Path(__file__).resolve().parents[1]  # paths.py reads variables that a script may still set
-PARALLEL = ("distill.py", "pretrain.py")  # what torchrun may start as several processes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -176,13 +175,12 @@ def _check_words(words: Iterable[str]) -> None:
             ) from None
 
 
-def _check_processes(script: str) -> None:
+def _check_processes() -> None:
     """Refuse several processes (torchrun tells their number) that would all write the same."""
     processes = os.environ.get("WORLD_SIZE", "1")
-    if processes not in ("", "1") and script not in PARALLEL:
+    if processes not in ("", "1"):
         raise UserError(
-            f"{script}: {processes} processes (WORLD_SIZE), but only {' and '.join(PARALLEL)} "
-            "share their work; start it without torchrun"
+            f"{processes} processes (WORLD_SIZE) would do the same work; start without torchrun"
         )
 
 
@@ -193,9 +191,10 @@ def _close_bars() -> None:
             bar.close()
 
 
-def entry_point(main: Callable[[], None]) -> Callable[[], None]:
+def entry_point(main: Callable[[], None], parallel: bool = False) -> Callable[[], None]:
     """Wrap a script's `main`: how it ends when something is wrong, in one line on stderr.
 
+    `parallel`: whether several processes may share its work; other scripts refuse them.
     Status 2: bad input, a disk that refuses, or too little memory. 3: a non-finite loss. 130:
     Ctrl-C. 143: SIGTERM. 141: the reader of the output has gone. Anything else is a defect of ours
     and keeps its traceback.
@@ -208,7 +207,8 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             _check_words(sys.argv[1:])
-            _check_processes(Path(sys.argv[0]).name)
+            if not parallel:
+                _check_processes()
             with _stopping_signals():
                 main()
                 sys.stdout.flush()

@@ -174,6 +174,11 @@ class LossWeights(Strict):
         return self
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether a term reads the teacher; without one the text alone teaches."""
+        return self.ce > 0 or self.cos > 0
+
+    @property
     def on_all_tokens(self) -> bool:
         """Whether the head reads all tokens, for ce; else the masked ones alone."""
         return self.ce > 0 and self.ce_rows == "all"

@@ -66,12 +66,12 @@ def exported(tmp_path_factory):
 
     An export takes seconds: the first of the workers makes them for all.
     """
-    from distilbert_kit.models.checkpoints import get_tokenizer
     from distilbert_kit.models.config import create_model_config
     from distilbert_kit.models.model import (
         DistilBERTForQuestionAnswering,
         DistilBERTForSequenceClassification,
     )
+    from distilbert_kit.models.tokenizers import get_tokenizer
     from distilbert_kit.serve.export import save_onnx
 
     base = tmp_path_factory.getbasetemp()
@@ -97,9 +97,9 @@ def exported(tmp_path_factory):
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     """A BERT of two labels, whose parameters all differ; its weights' and its graphs' folder."""
-    from distilbert_kit.models.checkpoints import get_tokenizer
     from distilbert_kit.models.config import create_model_config
     from distilbert_kit.models.model import DistilBERTForSequenceClassification
+    from distilbert_kit.models.tokenizers import get_tokenizer
     from distilbert_kit.serve.export import save_onnx
 
     torch.manual_seed(0)

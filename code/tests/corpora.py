@@ -11,7 +11,7 @@ from distilbert_kit.corpus import prepare as corpus
 from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.text_sources import Source
 from distilbert_kit.files import with_sha256
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 
 SCRIPT = Path(__file__).parents[1] / "prepare_corpus.py"
 WORDS = ["the", "history", "of", "language", "began", "when", "rivers", "met", "mountains", "and"]

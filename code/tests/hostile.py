@@ -14,9 +14,9 @@ import torch
 from hypothesis import strategies as st
 
 from distilbert_kit.errors import UserError, one_line
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.models.tokenizers import get_tokenizer
 
 LONG = "in words that were written long ago in another country"
 SECONDS = 10

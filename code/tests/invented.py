@@ -122,7 +122,9 @@ def fill_size_speed(draft, cell, rng):
     } | size_speed.count_flops(lengths)
     for threads in (1, 2):
         draft.extra[f"threads_{threads}"] = (
-            shared.pass_totals(taken) | size_speed.summarise_passes(taken, lengths) | RATES
+            shared.pass_totals(taken, *shared.MODELS)
+            | size_speed.summarise_passes(taken, lengths)
+            | RATES
         )
 
 

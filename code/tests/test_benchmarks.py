@@ -15,8 +15,8 @@ from distilbert_kit import machine
 from distilbert_kit.corpus.prepare import encode_documents
 from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import LossWeights
 from distilbert_kit.study.cells import BENCHMARK_STAGES
 from distilbert_kit.study.measure import peak_memory, training_flops

@@ -27,7 +27,7 @@ from distilbert_kit.corpus.prepare import prepare_corpus
 from distilbert_kit.corpus.shards import open_shards, read_manifest
 from distilbert_kit.corpus.text_sources import Source, open_source
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 
 # --- sequences ----------------------------------------------------------------------------------
 

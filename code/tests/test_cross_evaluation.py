@@ -11,9 +11,9 @@ from distilbert_kit.data import tables as data
 from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import cell as cell_module, recipes
 from distilbert_kit.study.cells import cross_evaluation_cell, evidence_cells, finetune_cell

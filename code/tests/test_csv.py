@@ -18,9 +18,9 @@ import distill_csv
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import FinetuneSettings, SoftTargets
 from distilbert_kit.study import csv_pipeline
 from distilbert_kit.study.csv_pipeline import MODELS, accuracies, most_frequent, results_table

@@ -25,7 +25,7 @@ from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.data.tables import load_table
 from distilbert_kit.data.tasks import TASKS, get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.models.vocabulary import vocabulary_size
 from distilbert_kit.settings import FinetuneSettings, QuestionAnsweringSettings, TextSettings
 from distilbert_kit.training.classification import load_task_split

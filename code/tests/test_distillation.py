@@ -19,10 +19,10 @@ from distilbert_kit.corpus.text_sources import open_source
 from distilbert_kit.data.batches import LengthBatchSampler, create_dataloader
 from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.initialisation import extract_student
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.settings import CorpusSettings, LossWeights, MaskedLMSettings
 from distilbert_kit.study.records import read_record

@@ -11,10 +11,10 @@ from published import publish
 import dry_run
 from distilbert_kit.data import sources
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.models.model import DistilBERTModel
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.study.cells import evidence_cells
 from distilbert_kit.study.recipes import load_recipe

@@ -10,8 +10,8 @@ import torch
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.model import DistilBERTForSequenceClassification, count_parameters
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.serve.export import (
     CALIBRATION_ROWS,
     FILES,

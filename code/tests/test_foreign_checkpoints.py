@@ -29,7 +29,8 @@ from distilbert_kit.data.batches import create_classification_dataloader
 from distilbert_kit.data.tasks import Task, get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models import model as kit
-from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256
+from distilbert_kit.models.checkpoints import model_sha256
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.serve.export import save_onnx
 from distilbert_kit.serve.prediction import load_predictor

@@ -32,10 +32,10 @@ from distilbert_kit.data.sources import read_sources
 from distilbert_kit.data.weights import unpack
 from distilbert_kit.data.wikipedia import build_articles
 from distilbert_kit.foreign import read_yaml
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
 from distilbert_kit.models.packaged import Origin
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import RECIPES, RESULTS, ROOT
 from distilbert_kit.serve.app import create_app
 from distilbert_kit.serve.comparison import Comparison

@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 import extract_student
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import MARK
-from distilbert_kit.models.checkpoints import get_tokenizer, has_masked_lm_head
+from distilbert_kit.models.checkpoints import has_masked_lm_head
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.study.measure import head_training_flops, training_flops
-from distilbert_kit.study.recipes import Pretrain, load_recipe
+from distilbert_kit.study.recipes import load_recipe
+from distilbert_kit.study.specs import Pretrain
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_layers": 2}
 

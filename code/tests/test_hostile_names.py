@@ -17,8 +17,9 @@ from distilbert_kit.data.weights import unpack
 from distilbert_kit.data.wikipedia import build_articles
 from distilbert_kit.errors import UserError
 from distilbert_kit.foreign import read_json
-from distilbert_kit.models.checkpoints import get_tokenizer, read_weights, resolve_checkpoint
+from distilbert_kit.models.checkpoints import read_weights, resolve_checkpoint
 from distilbert_kit.models.packaged import KNOWN_SHA256, MINILM, Origin
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.study.cells import evidence_cells

@@ -19,9 +19,9 @@ from distilbert_kit.data.questions import misplaced, read_questions
 from distilbert_kit.data.sources import rows_sha256, sources
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import answer_scores
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForQuestionAnswering
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, DATA, ROOT
 from distilbert_kit.study.recipes import load_recipe
 

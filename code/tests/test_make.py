@@ -10,9 +10,9 @@ import pytest
 import yaml
 from hostile import LONG
 
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES, ROOT
 
 STRANGE = "a ;touch canary; $(touch canary) `touch canary` 'b' \"c\" #d: [e\nf"

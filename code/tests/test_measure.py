@@ -14,7 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from distilbert_kit.data.batches import ClassificationDataset
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import ModelConfig, create_model_config
 from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
@@ -22,6 +21,7 @@ from distilbert_kit.models.model import (
     DistilBERTModel,
     Dropout,
 )
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, DATA
 from distilbert_kit.study import measure
 from distilbert_kit.study.evidence import speed
@@ -162,7 +162,7 @@ def test_interval_over_pairs_is_that_of_the_ratio_of_totals():
         for by in shared.MAKERS
         for m, t in (("bert", bert), ("distilbert", distilbert))
     }
-    found = shared.pass_totals(taken)["over_pairs"]["ours"]
+    found = shared.pass_totals(taken, *shared.MODELS)["over_pairs"]["ours"]
     total = bert.sum() / distilbert.sum()
     assert 1.85 < found["low"] < total < found["high"] < 2
 
@@ -232,7 +232,9 @@ def test_summary_tells_layers_from_the_rest():
         for model, layers in (("bert", 12), ("distilbert", 6))
         for by in shared.MAKERS
     }
-    summary = shared.pass_totals(taken) | size_speed.summarise_passes(taken, lengths)
+    summary = shared.pass_totals(taken, *shared.MODELS) | size_speed.summarise_passes(
+        taken, lengths
+    )
     assert summary["over_pairs"]["ours"] == pytest.approx(
         {"low": 29 / 17, "high": 29 / 17}, abs=1e-4
     )

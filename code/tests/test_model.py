@@ -12,9 +12,9 @@ from rounding import ROUNDING
 
 from distilbert_kit.errors import UserError
 from distilbert_kit.models import model as kit
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import ModelConfig, create_model_config
 from distilbert_kit.models.model import count_parameters
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE
 
 PADDING = {"bert": 0, "distilbert": 0, "mpnet": 1}

@@ -21,10 +21,11 @@ from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import MARK
 from distilbert_kit.models import model as kit
-from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import resolve_checkpoint
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.initialisation import extract_student
 from distilbert_kit.models.packaged import KNOWN_SHA256, MPNET, Origin, fetched_folder
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.serve.export import OnnxModel, save_onnx
 from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.settings import LossWeights, WindowSettings

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES
 from distilbert_kit.study import cells as experiment
 from distilbert_kit.study.recipes import load_recipe

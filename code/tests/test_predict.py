@@ -13,13 +13,13 @@ import transformers
 from rounding import ROUNDING
 
 import predict
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForQuestionAnswering,
     DistilBERTForSequenceClassification,
 )
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.serve.prediction import load_predictor
 
 TEXTS = ["a fine film", "the plot is dull, long and dull again", "fine"]

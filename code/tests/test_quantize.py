@@ -14,9 +14,9 @@ from scipy.special import softmax
 import quantize
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import check_output_folder
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForQuestionAnswering
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.serve.export import OUTPUTS, OnnxModel, save_onnx
 from distilbert_kit.serve.prediction import load_predictor

@@ -13,9 +13,9 @@ from benchmarks.question_answering_speed import textbook_answers
 from distilbert_kit.data.batches import LengthBatchSampler, create_dataloader
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForQuestionAnswering
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import SoftTargets, TrainSettings, WindowSettings
 from distilbert_kit.training.fine_tuning import teacher_logits
 from distilbert_kit.training.loop import train

@@ -13,9 +13,10 @@ import finetune
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import compute_metrics
-from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import resolve_checkpoint
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForSequenceClassification
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE
 from distilbert_kit.settings import TextSettings
 from distilbert_kit.study.inputs import given_scale, public_name

@@ -15,7 +15,7 @@ from corpora import (
 from distilbert_kit.corpus.shards import open_shards
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import with_sha256
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 
 
 def test_reading(tmp_path):

@@ -18,7 +18,8 @@ from distilbert_kit.data import tables
 from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer, model_sha256
+from distilbert_kit.models.checkpoints import model_sha256
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import CODE, RECIPES, ROOT
 from distilbert_kit.study import cell as cell_module, inputs, publication, recipes
 from distilbert_kit.study.cells import (

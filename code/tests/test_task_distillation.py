@@ -16,14 +16,10 @@ from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import mark_files
-from distilbert_kit.models.checkpoints import (
-    get_tokenizer,
-    read_safetensors,
-    with_hash,
-    write_safetensors,
-)
+from distilbert_kit.models.checkpoints import read_safetensors, with_hash, write_safetensors
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTForSequenceClassification
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.settings import SoftTargets, TrainSettings
 from distilbert_kit.study import recipes

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from distilbert_kit.corpus import prepare as corpus
 from distilbert_kit.corpus.prepare import encode_documents
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 
 TEXT = st.text(
     st.one_of(

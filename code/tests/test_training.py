@@ -19,13 +19,13 @@ from distilbert_kit.data.batches import (
 )
 from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.errors import NonFiniteError, UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
     DistilBERTForSequenceClassification,
     Dropout,
 )
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import LossWeights, TrainSettings
 from distilbert_kit.training.checkpointing import HISTORY, read_position
 from distilbert_kit.training.classification import (

@@ -7,9 +7,9 @@ import yaml
 import tune
 from distilbert_kit.data.batches import ClassificationDataset
 from distilbert_kit.errors import UserError
-from distilbert_kit.models.checkpoints import get_tokenizer
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import RECIPES
 from distilbert_kit.study import recipes
 from distilbert_kit.study.cells import (

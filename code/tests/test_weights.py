@@ -12,10 +12,11 @@ import torch
 from distilbert_kit.errors import UserError
 from distilbert_kit.files import MARK, check_sha256
 from distilbert_kit.models import model as kit
-from distilbert_kit.models.checkpoints import get_tokenizer, resolve_checkpoint
+from distilbert_kit.models.checkpoints import resolve_checkpoint
 from distilbert_kit.models.config import ModelConfig, create_model_config
 from distilbert_kit.models.initialisation import choose_layers, extract_student
 from distilbert_kit.models.packaged import KNOWN_SHA256
+from distilbert_kit.models.tokenizers import get_tokenizer
 
 
 def tiny_teacher() -> kit.DistilBERTForMaskedLM:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from ..errors import UserError, first_problem
+from ..errors import UserError, refusing
 from ..files import cached_sha256, without_sha256, write_atomically
 from ..foreign import read_json
 from ..models.vocabulary import vocabulary_sha256
@@ -108,13 +108,8 @@ def read_manifest(folder: Path) -> dict | None:
     if not os.path.lexists(path):
         return None
     found = read_json(path, "prepare the corpus again")
-    try:
+    with refusing(path, "no corpus of this kit", "choose another folder"):
         _Manifest.model_validate(found, strict=True)
-    except ValidationError as error:
-        raise UserError(
-            f"{path}: no corpus of this kit ({first_problem(error, 'the file')}); choose another "
-            "folder"
-        ) from None
     return _unchanged(found, path)
 
 

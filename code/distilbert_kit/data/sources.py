@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter
 
-from ..errors import UserError, first_problem
+from ..errors import UserError, refusing
 from ..foreign import read_yaml
 from ..paths import OFFICIAL_SOURCES, SOURCES
 from ..settings import FileName
@@ -42,13 +42,8 @@ _SOURCES = TypeAdapter(dict[_DataSet, _Source])
 def read_sources(path: Path) -> dict:
     """A list of data sets: for each its origin, licence, columns and splits; UserError if not."""
     listed = read_yaml(path) or {}
-    try:
+    with refusing(path, "not a list of data sets", "mend it, or choose another folder"):
         _SOURCES.validate_python(listed, strict=True)
-    except ValidationError as error:
-        raise UserError(
-            f"{path}: not a list of data sets ({first_problem(error, 'the file')}); mend it, or "
-            "choose another folder"
-        ) from None
     return listed
 
 

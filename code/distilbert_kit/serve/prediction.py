@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset
 from ..errors import NonFiniteError, UserError, first_problem
-from ..models.checkpoints import get_tokenizer, resolve_checkpoint
+from ..models.checkpoints import resolve_checkpoint
 from ..models.hub_layout import HubModel, read_architecture
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
+from ..models.tokenizers import get_tokenizer
 from ..settings import WindowSettings
 from ..training.classification import predict_logits
 from ..training.question_answering import (

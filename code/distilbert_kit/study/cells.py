@@ -15,8 +15,9 @@ from ..files import content_key
 from ..paths import CODE
 from .cell import BENCHMARK_STAGES, Cell
 from .inputs import pinned_weights, public_name, public_source, source_input, weights_input
-from .recipes import Extract, Recipe, finetune_name
+from .recipes import Recipe
 from .records import Input, read_record
+from .specs import Extract, finetune_name
 
 
 def script_command(name: str, recipe: Recipe, *arguments: str) -> list[str]:

@@ -33,7 +33,8 @@ from .evidence.distillation import corpus_runs
 from .evidence.history import benchmark_record, earlier_runs
 from .evidence.speed import least_favourable, shape_rows, speed_rows
 from .ledger import Claim, Column, Ledger, Verdict, paper
-from .recipes import Recipe, finetune_name
+from .recipes import Recipe
+from .specs import finetune_name
 
 # What times the models of a claim on speed, and how its record is read.
 TIMED = {"speed": ("size_speed", speed_rows), "shape": ("shape_speed", shape_rows)}

@@ -45,8 +45,7 @@ def flops_per_token(
     tokens = int(lengths.sum())
     masked = math.ceil(dataset.mask_probability * tokens)
     rows = tokens if weights.on_all_tokens else masked
-    asked = weights.ce or weights.cos
-    teacher_config = teacher.config if teacher is not None and asked else None
+    teacher_config = teacher.config if teacher is not None and weights.needs_teacher else None
     if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
         return head_training_flops(model.config, lengths, rows) / tokens
     teacher_rows = rows if weights.ce else 0

@@ -48,7 +48,8 @@ from .ledger import (
     summary_at_paper_size,
     verdict_rows,
 )
-from .recipes import Recipe, finetune_name
+from .recipes import Recipe
+from .specs import finetune_name
 from .tuning import held_out_scores, tuning_rows
 
 
@@ -235,14 +236,6 @@ def study(recipe: Recipe) -> dict:
     }
 
 
-def text_only(recipe: Recipe) -> str | None:
-    """The model that is trained on the text as the student is, but without the teacher."""
-    for name, spec in recipe.models.items():
-        if spec.distill and not (spec.distill.loss.ce or spec.distill.loss.cos):
-            return name
-    return None
-
-
 def at_control_rate(recipe: Recipe) -> list[dict]:
     """Other students beside the control, where the learning rate chosen for both is one.
 
@@ -264,12 +257,13 @@ def summary(recipe: Recipe) -> dict:
     """What the report on another recipe shows of this one: `study`, and parts of other tables.
 
     Of `scores` the main models' rows on first splits; "gaps": `compare` of student and teacher;
-    "over_text_only": `compare` of the student and the one that had no teacher; "agreement": of
+    "over_text_only": `compare` of the student and the first that was not `taught`; "agreement": of
     `lost_rows`; "settings" and "tuning" of fine-tuning; "corpus": `validation_rows`; "curve":
     `token_curve`; "ablation": `ablation_rows`; "at_control_rate", "sensitivity" and
     "training_speed" as there; "int8": `quantized_rows`; "first_runs": of `data/earlier_runs.yaml`.
     """
-    alone = text_only(recipe)
+    parts = ablation_rows(recipe)
+    alone = next((row["model"] for row in parts if not row["taught"]), None)
     likeness = ("model", "task", "split", "seeds", "agreement", "teacher_agreement")
     keys = ("model", "label", "task", "metric", "primary", "examples", "interval")
     over_seeds = ("seeds", "values", "over_seeds")
@@ -293,7 +287,7 @@ def summary(recipe: Recipe) -> dict:
         ],
         "corpus": validation_rows(recipe),
         "curve": token_curve(recipe),
-        "ablation": ablation_rows(recipe),
+        "ablation": parts,
         "sensitivity": sensitivity(recipe, load_ledger().minimum_seeds),
         "int8": speed.quantized_rows(recipe),
         "training_speed": training_speed(recipe),

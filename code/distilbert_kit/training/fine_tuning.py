@@ -21,7 +21,6 @@ from ..errors import UserError
 from ..files import content_key, logits_name, write_once
 from ..models.checkpoints import (
     Pretrained,
-    get_tokenizer,
     model_sha256,
     read_checked,
     resolve_checkpoint,
@@ -29,6 +28,7 @@ from ..models.checkpoints import (
 )
 from ..models.hub_layout import HubModel
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
+from ..models.tokenizers import get_tokenizer
 from ..models.vocabulary import check_same_vocabulary
 from ..settings import FinetuneSettings, SoftTargets, TextSettings, WindowSettings
 from .checkpointing import TrainingResult

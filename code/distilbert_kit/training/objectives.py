@@ -90,9 +90,9 @@ def triple_objective(
             f"{unknown[0]}: a weight of the loss without a term; add the term to triple_objective "
             "in training/objectives.py, or set the weight to 0"
         )
-    if teacher is None and (weights.ce or weights.cos):
+    if teacher is None and weights.needs_teacher:
         raise UserError("ce and cos need a teacher: name one, or set their weights to 0")
-    if not (weights.ce or weights.cos):
+    if not weights.needs_teacher:
         teacher = None  # masked LM alone asks none
     if teacher is not None:
         teacher = teacher.eval().requires_grad_(False)

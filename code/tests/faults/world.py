@@ -13,7 +13,7 @@ from test_distillation import tiny_teacher
 
 from distilbert_kit.data.grammar import build_sentiment
 from distilbert_kit.files import MARK
-from distilbert_kit.models.checkpoints import get_tokenizer
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.paths import RECIPES
 
 TRAINING = {"learning_rate": 1e-3, "batch_size": 4, "precision": "fp32", "checkpoint_every": 1}

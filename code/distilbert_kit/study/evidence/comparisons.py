@@ -247,6 +247,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
     """Table 4: what each change of the student's distillation does to the mean score.
 
     A row is a model distilled with other loss weights or from another start than its counterpart;
+    `taught`: whether it had the teacher, or the text alone;
     `distillations`: from how many its scores start, of the one of both that has fewer.
     `change` is its mean score minus the counterpart's, `by_task` and `by_seed` its parts, as in
     `mean_gap`; `p_holm` and `effect` as in `_add_effects`.
@@ -267,6 +268,7 @@ def ablation_rows(recipe: Recipe) -> list[dict]:
                 "label": spec.label,
                 "reference": reference,
                 "loss": spec.distill.loss.model_dump(),
+                "taught": spec.distill.loss.needs_teacher,
                 "start": spec.distill.student,
                 "distillations": min(found["seeds"].values())
                 if all(made_for_each_seed(recipe, [name]) for name in (model, reference))
