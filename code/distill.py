@@ -6,7 +6,8 @@
 
 With `--teacher`, any BERT with a masked-LM head teaches instead of the recipe's, and the student is
 cut from its layers (`--layers`, as extract_student.py); loss, corpus and settings stay those of the
-model of the recipe. The result is results/<recipe>/models/<model>-from-<teacher>.
+model of the recipe. The result is results/<recipe>/models/<model>-from-<teacher>; with other layers
+than a result that is there, a hash is added to its name.
 
 Processes share the `accumulation` micro-batches of an update: the training is the same on any
 number of them. To resume a killed run from its last checkpoint, give the same command again.

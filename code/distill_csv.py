@@ -211,7 +211,7 @@ def run(
     for name in scores:
         own = {"cell": record.cell | {"model": name}, "metrics": record.metrics[name]}
         write_model_card(output / name, record.model_copy(update=own), [arguments.teacher])
-    return results_table(draft.metrics, times)
+    return results_table(draft.metrics, times, labels)
 
 
 if __name__ == "__main__":

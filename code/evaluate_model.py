@@ -1,7 +1,7 @@
 """Evaluate a fine-tuned checkpoint (ours or transformers') on a task's dev set.
 
     python code/evaluate_model.py --checkpoint results/quick/models/teacher-sentiment-0 \\
-        --task sentiment
+        --task sentiment --output my-scores
     python code/evaluate_model.py --checkpoint some/hub-model --task squad --output my-squad
 
 Refuses a checkpoint whose head for the task is missing or has another number of labels, and
@@ -40,9 +40,7 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--max-length", type=int, help="tokens (default: 512; windows: 384)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("evaluation"), help="folder (default: evaluation)"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for scores and answers")
     arguments = parser.parse_args()
     task, output = get_task(arguments.task), arguments.output
     check_output_folder(output, arguments.checkpoint)

@@ -19,6 +19,7 @@ from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_te
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.config import create_model_config
+from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import FinetuneSettings, SoftTargets
@@ -269,12 +270,14 @@ def test_a_model_that_guesses_is_called_one(made):
     test = split_again(folder)["test"]
     assert most_frequent(test) == {"label": "sport", "share": 0.5}
     assert "50.00 % of the test rows are 'sport'" in output
+    assert f"F1 is of {read_config(folder / 'teacher').labels[1]!r}" in output
     metrics = read_record(folder / "record.json").metrics
     bounds = {"estimate": 1.0, "low": 0.6}
     changed = {"student": {"estimate": 0.5, "low": 0.4}, "student-int8": {"low": 0.5}}
     for name, found in metrics["accuracy"].items():
         found |= {"seeds": [0.5]} | bounds | changed.get(name, {})
-    *_, guessing, unsure = results_table(metrics, dict.fromkeys(MODELS, 1.0)).splitlines()
+    times = dict.fromkeys(MODELS, 1.0)
+    *_, guessing, unsure = results_table(metrics, times, ["sport", "trade"]).splitlines()
     assert guessing.startswith(f"no better than this answer alone: {MODELS['student']}. Raise")
     assert unsure == f"perhaps no better, more rows would tell: {MODELS['student-int8']}"
 
@@ -292,7 +295,7 @@ def test_files_of_one_name_and_other_rows_are_other_results(made, tmp_path, monk
     monkeypatch.setattr(csv_pipeline, "load_models", lambda folder: {})
     monkeypatch.setattr(csv_pipeline, "latencies", lambda models, dataset: {})
     monkeypatch.setattr(distill_csv, "accuracies", lambda predictions: {})
-    monkeypatch.setattr(distill_csv, "results_table", lambda metrics, times: "")
+    monkeypatch.setattr(distill_csv, "results_table", lambda metrics, times, labels: "")
     keys = []
     for seed in (0, 0, 1):
         write_news(tmp_path / "news.csv", seed)

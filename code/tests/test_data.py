@@ -1,5 +1,7 @@
 """Data sets on disk, damaged and good; batches and their order."""
 
+import math
+import re
 from pathlib import Path
 
 import datasets
@@ -363,6 +365,19 @@ def test_empty_input_is_refused():
         create_classification_dataloader([], [], get_tokenizer())
     with pytest.raises(UserError, match="2 texts but 1 labels"):
         create_classification_dataloader(["a", "b"], [1], get_tokenizer())
+
+
+@pytest.mark.parametrize("label", ["sport", None, math.nan, [0, 1]])
+def test_a_label_that_is_no_number_is_refused(label):
+    with pytest.raises(UserError, match=f"label {re.escape(repr(label))}: give the number"):
+        create_classification_dataloader(["a", "b"], [0, label], get_tokenizer())
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, pd.Series, list])
+def test_labels_may_be_booleans_of_any_list(kind):
+    loader = create_classification_dataloader(["a", "b"], kind([True, False]), get_tokenizer(), 2)
+    (batch,) = loader
+    assert batch["labels"].dtype == torch.int64 and sorted(batch["labels"].tolist()) == [0, 1]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 60))

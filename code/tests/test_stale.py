@@ -396,7 +396,9 @@ def test_a_raised_version_makes_a_stage_and_what_follows_stale(write, monkeypatc
     assert tuned.provenance["stage_version"] == 1 and tuned.parents[0].key == after["distilled"]
 
 
-def test_teachers_of_one_name_do_not_replace_each_other(write, monkeypatch, tmp_path):
+def test_teachers_of_one_name_or_other_layers_do_not_replace_each_other(
+    write, monkeypatch, tmp_path
+):
     recipe = write(distill=TRAINING | {"epochs": 0.1})
     run(monkeypatch, prepare_corpus, recipe)
     for number, folder in enumerate(("a", "b")):
@@ -406,9 +408,10 @@ def test_teachers_of_one_name_do_not_replace_each_other(write, monkeypatch, tmp_
         for _ in range(2):  # the second time it is the same cell
             arguments = ("--teacher", str(tmp_path / folder / "bert"), "--layers", "3,")
             run(monkeypatch, distill, recipe, "--model", "distilled", *arguments)
+    run(monkeypatch, distill, recipe, "--model", "distilled", *arguments[:2], "--layers", "2,")
     names = sorted(p.stem for p in (tmp_path / "results" / "tiny" / "distill").glob("*.json"))
-    assert len(names) == 2 and names[0] == "distilled-from-bert"
-    assert names[1].startswith("distilled-from-bert-")
+    assert len(names) == 3 and names[0] == "distilled-from-bert"
+    assert all(name.startswith("distilled-from-bert-") for name in names[1:])
 
 
 def test_a_record_in_the_place_of_another_is_refused(tiny):

@@ -4,6 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Number
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -76,7 +77,7 @@ class ClassificationDataset(TokenDataset):
             # The fast tokenizer returns what it cut off as overflowing pieces.
             self.cut = [bool(encoded[row].overflowing) for row in range(len(texts))]
         self.lengths = np.fromiter(map(len, self.input_ids), dtype=np.int64)
-        self.labels = None if labels is None else list(labels)  # a pandas Series has its own index
+        self.labels = None if labels is None else _as_numbers(labels)
 
     def _encode_head_tail(
         self,
@@ -135,11 +136,23 @@ class ClassificationDataset(TokenDataset):
             batch["token_type_ids"] = types["input_ids"]
         if "labels" in items[0]:
             labels = torch.tensor([item["labels"] for item in items])
-            batch["labels"] = labels.float() if labels.is_floating_point() else labels
+            batch["labels"] = labels.float() if labels.is_floating_point() else labels.long()
         if "teacher_logits" in items[0]:
             logits = np.stack([item["teacher_logits"] for item in items])
             batch["teacher_logits"] = torch.from_numpy(logits)
         return batch
+
+
+def _as_numbers(labels: Any) -> list:
+    """Labels in order, whatever the index of a pandas Series; UserError unless all are numbers."""
+    numbers = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    for label in numbers:
+        if not isinstance(label, Number) or not np.isfinite(label):
+            raise UserError(
+                f"label {label!r}: give the number of the class, from 0, or of a regression the "
+                "value"
+            )
+    return numbers
 
 
 class MLMDataset(TokenDataset):

@@ -133,7 +133,7 @@ def checkpoint(recipe: Recipe, model: str, seed: int = 0) -> str | Path:
 def with_given_teacher(cell: Cell, joint: str, teacher: str, sha256: str, settings: dict) -> Cell:
     """The same cell under a teacher of the command line: `<name>-<joint>-<teacher>`.
 
-    Where a teacher of that name but with other weights has a record already, its hash is added.
+    Where another teacher of that name, or other `settings`, have a record already, a hash is added.
     """
     name = public_name(teacher)
     given = Input(name=f"teacher:{name}", content=f"sha256:{sha256}")
@@ -144,8 +144,11 @@ def with_given_teacher(cell: Cell, joint: str, teacher: str, sha256: str, settin
         settings=cell.settings | settings,
         inputs=(*cell.inputs, given),
     )
-    if renamed.record.exists() and given not in read_record(renamed.record).inputs:
-        return dataclasses.replace(renamed, name=f"{renamed.name}-{sha256[:8]}")
+    if renamed.record.exists():
+        there = read_record(renamed.record)
+        if given not in there.inputs or not settings.items() <= there.settings.items():
+            told = content_key([sha256, settings])[:8]
+            return dataclasses.replace(renamed, name=f"{renamed.name}-{told}")
     return renamed
 
 

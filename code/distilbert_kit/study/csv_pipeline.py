@@ -236,10 +236,11 @@ def most_frequent(test: pd.DataFrame) -> dict:
     return {"label": shares.index[0], "share": float(shares.iloc[0])}
 
 
-def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
+def results_table(metrics: dict, milliseconds: dict[str, float], labels: Sequence[str]) -> str:
     """One line for each model: size, parameters, test accuracy and F1, latency.
 
-    Below, the share of the most frequent label, and which models are not shown to be above it.
+    Below, whose F1 it is, the share of the most frequent label, and which models are not shown to
+    be above it.
     """
     accuracy = metrics["accuracy"]
     width = max(len(own["label"]) for own in accuracy.values())
@@ -256,6 +257,8 @@ def results_table(metrics: dict, milliseconds: dict[str, float]) -> str:
         )
     if len(next(iter(accuracy.values()))["seeds"]) > 1:
         lines.append("accuracy is over all seeds, the other columns are of the first")
+    whose = f"of {one_line(labels[1])!r}" if len(labels) == 2 else "the mean over the labels"
+    lines.append(f"F1 is {whose}")
     label, share = metrics["most_frequent"].values()
     lines.append(f"{100 * share:.2f} % of the test rows are {one_line(label)!r}")
     guessing = [own["label"] for own in accuracy.values() if own["estimate"] <= share]
