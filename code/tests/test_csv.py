@@ -42,6 +42,8 @@ def write(tmp_path, content, encoding="utf-8"):
         ('LABEL;text\nx;a, b\ny;"say ""hi""\nthere"\n', "utf-8"),
         ('id\tTEXT\tlabel\n7\ta, b\tx\n8\t"say ""hi""\nthere"\ty\n', "utf-8"),
         ('review,n,sentiment\n"a, b",3,x\n"say ""hi""\nthere",,y', "utf-8"),
+        ('\n \nlabel;text\nx;a, b\ny;"say ""hi""\nthere"\n', "utf-8"),
+        ('sep=\t\r\ntext\tlabel, yes\r\na, b\tx\r\n"say ""hi""\nthere"\ty\r\n', "utf-8-sig"),
     ],
 )
 def test_dialects(tmp_path, content, encoding):
@@ -82,6 +84,8 @@ def test_other_encoding_by_option(tmp_path):
         ("text,label\na,1\n,0\n", "data row 2 has no 'text'"),
         ("text,label\na,1\nb,NaN\nc,\n", r"data row 2 has no 'label' \(2 such rows\)"),
         ("text,label\na,1\nb\n", "data row 2 has no 'label'"),
+        ("\ntext,label,label\na,1,0\n", "2 columns are called 'label'"),
+        ('\ntext,label\n"a "good" film",1\n', "a lone double quote in line 3"),
         ("text,label\nhello, world,1\n", "the first row has more fields than the header"),
         ("text\na\n", "--label-column cannot be guessed; add a column"),
         ("text,label\na,1\nhello, world,1\n", "not a regular CSV"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ HELD_OUT = {"validation": 0.1, "test": 0.1}  # shares of the distinct texts of e
 def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
     """All columns as strings, NaN where empty; the separator is the header's most frequent one.
 
+    Blank lines may stand above the header, and Excel's `sep=;`, which names another separator.
     Raises UserError for a file that is missing, empty, of another encoding, of rows longer than
     the header or of more than 10,000 columns.
     """
@@ -34,9 +36,8 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
         raise UserError(f"{path}: no CSV; export it as one")
     try:
         content = read_bytes(path).decode(encoding).rstrip("\r\n ")
-        first = content.partition("\n")[0]
-        separator = max(SEPARATORS, key=first.count)
-        header = next(csv.reader(io.StringIO(content, newline=""), delimiter=separator), [])
+        separator, rows = _without_top(content)
+        header = next(csv.reader(io.StringIO(rows, newline=""), delimiter=separator), [])
         if len(header) > MOST_COLUMNS:
             raise UserError(
                 f"{path}: {len(header):,} columns, at most {MOST_COLUMNS:,} are read; "
@@ -50,12 +51,12 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
             table = pd.read_csv(
                 io.StringIO(content, newline=""),
                 sep=separator,
+                skiprows=content.removesuffix(rows).count("\n"),
                 dtype=str,
                 keep_default_na=False,  # "None" and "NA" may be words
                 na_values=["", "NaN", "nan"],
                 index_col=False,
-                # In one column a blank line is an empty cell, but not above the header.
-                skip_blank_lines=len(header) != 1 or not header[0].strip(),
+                skip_blank_lines=len(header) != 1,  # in one column it is an empty cell
             )
         _check_quotes(content, path, separator)
         _check_swallowed(table, path, separator)
@@ -79,6 +80,14 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
             f"{path}: not a regular CSV ({said}); put texts that hold "
             f"{separator!r} or line breaks in double quotes"
         ) from None
+
+
+def _without_top(content: str) -> tuple[str, str]:
+    """The separator, and the content from the header on."""
+    rows = content.lstrip("\r\n ")
+    if told := re.match(rf'"?sep=([{SEPARATORS}])"?[\r ]*\n', rows, re.IGNORECASE):
+        return told[1], rows[told.end() :].lstrip("\r\n ")
+    return max(SEPARATORS, key=rows.partition("\n")[0].count), rows
 
 
 def _check_quotes(content: str, path: Path, separator: str) -> None:
