@@ -13,6 +13,7 @@ import transformers
 from rounding import ROUNDING
 
 import predict
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
@@ -402,3 +403,14 @@ def test_windows_have_room_for_all_special_tokens_of_the_tokenizer(tmp_path):
     context = "word " * 300 + CONTEXT
     (row,) = load_predictor(tmp_path / "m", 195)([QUESTION], [context], 20_000)
     assert max(answer["end"] for answer in row["answers"]) > 5 * 300
+
+
+@pytest.mark.parametrize("name", ["student", "squad"])
+def test_a_model_whose_outputs_are_not_finite_is_named(folders, tmp_path, name):
+    kind = type(load_predictor(folders / name).model)
+    model = kind.from_pretrained(folders / name)
+    torch.nn.init.constant_(model.encoder.embeddings.norm.weight, torch.nan)
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    texts = [[text] for text in ((QUESTION, CONTEXT) if name == "squad" else TEXTS[:1])]
+    with pytest.raises(UserError, match=f"^{tmp_path}/m: the model's outputs are not finite"):
+        load_predictor(tmp_path / "m")(*texts)
