@@ -68,7 +68,7 @@ def read_questions(
     texts = {name: [[row[name]] for row in rows] for name in ("id", "question", "context")}
     texts["answer"] = [row["answers"]["text"] for row in rows]
     for name, parts in texts.items():
-        if empty := [row["id"] for row, given in zip(rows, parts) if not all(map(str.strip, given))]:
+        if empty := [row["id"] for row, own in zip(rows, parts) if not all(map(str.strip, own))]:
             raise UserError(f"{path}: question {empty[0]!r} has an empty {name}; mend or remove it")
     repeated = [key for key, count in Counter(row["id"] for row in rows).items() if count > 1]
     if repeated:
