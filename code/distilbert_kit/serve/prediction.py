@@ -30,7 +30,6 @@ from ..training.question_answering import (
     QuestionAnsweringDataset,
     extract_answers,
     predict_spans,
-    special_tokens_of_pairs,
 )
 from .export import load_fine_tuned
 
@@ -130,12 +129,8 @@ def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
     tokenizer = get_tokenizer(folder)
     usual = WindowSettings()
     most = min(max_length or usual.max_length, tokenizer.model_max_length, model.config.max_length)
-    special = sum(map(len, special_tokens_of_pairs(tokenizer)))
-    room = most - usual.question_length - special  # for the context
-    # Short windows overlap by half, where the usual stride would skip text.
-    stride = usual.stride if usual.stride <= room else max(1, room // 2)
     try:
-        settings = WindowSettings(max_length=most, stride=stride)
+        settings = usual.with_length(most, tokenizer.num_special_tokens_to_add(pair=True))
     except ValidationError as error:
         raise UserError(first_problem(error, f"max_length {most}")) from None
     return Answerer(model, tokenizer, str(folder), settings)
