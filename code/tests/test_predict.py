@@ -207,12 +207,17 @@ def test_table_for_people(folders, run):
     assert output[0].split()[0] in LABELS and 1 / 3 <= float(output[0].split()[1]) <= 1
 
 
-def test_regression_gives_a_score(folders, run):
+def test_regression_gives_a_score(folders, run, tmp_path):
     (row,) = rows(run("--model", folders / "regression", "--json", "fine"))
     model = DistilBERTForSequenceClassification.from_pretrained(folders / "regression")
     ids = get_tokenizer()("fine", return_tensors="pt")["input_ids"]
     score = pytest.approx(float(model(ids).logits.detach()))
     assert row == {"text": "fine", "score": score, "truncated": False}
+    reranker = shutil.copytree(folders / "regression", tmp_path / "m")  # one output, no kind
+    config = json.loads((reranker / "config.json").read_text())
+    del config["problem_type"]
+    (reranker / "config.json").write_text(json.dumps(config))
+    assert rows(run("--model", reranker, "--json", "fine")) == [row]
 
 
 def test_multi_label_models_with_one_label_and_with_none_that_holds(folders, run, tmp_path):
@@ -300,6 +305,21 @@ def test_all_sources_of_questions_give_the_same(folders, run, tmp_path):
     assert run(*asked, stdin=CONTEXT) == alone[0]
 
 
+def test_ids_of_the_file_are_kept(folders, run, tmp_path):
+    asked = [{"id": "q7", "question": QUESTION, "context": CONTEXT}, {"question": "who", "id": 0}]
+    asked[1]["context"] = CONTEXT
+    command = ("--model", folders / "squad", "--json")
+    found = rows(run(*command, stdin="\n".join(map(json.dumps, asked))))
+    assert [row["id"] for row in found] == ["q7", 0]
+    pd.DataFrame(asked[:1]).to_csv(tmp_path / "asked.csv")
+    qas = [{"question": QUESTION, "id": "q7"}, {"question": QUESTION}]
+    squad = {"data": [{"paragraphs": [{"context": CONTEXT, "qas": qas}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(squad))
+    assert rows(run(*command, "--file", tmp_path / "asked.csv"))[0] == found[0]
+    first, second = rows(run(*command, "--file", tmp_path / "dev.json"))
+    assert first["id"] == "q7" and "id" not in second
+
+
 def test_answers_for_people(folders, run):
     command = ("--model", folders / "squad", "--n-best", 2)
     output = run(*command, "--question", QUESTION, "--context", CONTEXT).splitlines()
@@ -328,6 +348,12 @@ def test_answers_for_people(folders, run):
             "not a JSON list (",
         ),
         ("squad", [], '{"question": "who"}', "row 1 has no text 'context'"),
+        (
+            "squad",
+            [],
+            '{"question": "who", "context": "\u200b"}',
+            "standard input: row 1 has an empty context",
+        ),
         ("squad", [], '["who"]', "row 1 has no text 'question'"),
         ("squad", ["--context", "Bob"], "", "--context needs --question"),
         ("squad", ["--question", "who", "--file", "a.csv"], "", "give one of them"),

@@ -228,10 +228,10 @@ def test_rows_that_cannot_be_used_are_named(small_squad, tmp_path):
 
     assert len(load()[0]) == DEV
     for changes, words in (
-        ({"answers": {"text": [], "answer_start": []}}, "row 7 has no gold answer"),
-        ({"question": ""}, "row 7 has an empty question"),
-        ({"context": " "}, "row 7 has an empty context"),
-        ({"context": None}, "row 7 has an empty context"),
+        ({"answers": {"text": [], "answer_start": []}}, "row 8 has no gold answer"),
+        ({"question": ""}, "row 8 has an empty question"),
+        ({"context": " "}, "row 8 has an empty context"),
+        ({"context": None}, "row 8 has an empty context"),
     ):
         with pytest.raises(UserError, match=words):
             load(**changes)

@@ -97,7 +97,7 @@ def _read_squad(path: Path) -> list[dict]:
 def squad_rows(content: str | bytes, where: str) -> list[dict]:
     """The rows, as of `read_questions`, of JSON in SQuAD's layout; UserError for any other.
 
-    Ids and answers may be missing: `predict.py` reads neither.
+    Ids and answers may be missing: `predict.py` asks for neither.
     """
     try:
         file = _SquadFile.model_validate_json(content)

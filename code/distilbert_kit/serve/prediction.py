@@ -95,13 +95,13 @@ class Answerer(Predictor):
     settings: WindowSettings
 
     def __call__(
-        self, questions: list[str], contexts: list[str], n_best: int = 1
+        self, questions: list[str], contexts: list[str], n_best: int = 1, where: str = "input"
     ) -> list[dict[str, Any]]:
         """For each question its best answers, with where they are in the context.
 
-        `truncated` says whether the question was cut.
+        `truncated` says whether the question was cut. UserError for an empty text, after `where`.
         """
-        dataset = self.windows(questions, contexts)
+        dataset = self.windows(questions, contexts, where)
         found = extract_answers(dataset, self.logits(predict_spans, dataset), n_best)
         return [
             {
@@ -112,9 +112,13 @@ class Answerer(Predictor):
             for question, answers, cut in zip(questions, found, dataset.cut, strict=True)
         ]
 
-    def windows(self, questions: list[str], contexts: list[str]) -> QuestionAnsweringDataset:
+    def windows(
+        self, questions: list[str], contexts: list[str], where: str = "input"
+    ) -> QuestionAnsweringDataset:
         """What the model reads: each question with the parts of its context."""
-        return QuestionAnsweringDataset(questions, contexts, self.tokenizer, self.settings)
+        return QuestionAnsweringDataset(
+            questions, contexts, self.tokenizer, self.settings, where=where
+        )
 
 
 def _load_classifier(folder: Path, max_length: int | None) -> Classifier:
