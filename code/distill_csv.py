@@ -46,6 +46,7 @@ from distilbert_kit.study.inputs import checkpoint_input, public_name
 from distilbert_kit.study.model_card import write_model_card
 from distilbert_kit.study.records import read_record, recording
 
+MAX_LENGTH = 64  # tokens of a text, unless --max-length says otherwise
 LEAST_EPOCHS, LEAST_UPDATES = 2, 100  # of every training, unless --epochs says otherwise
 
 
@@ -63,7 +64,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--layers", default="even", help=f"of the teacher: {LAYERS_HELP}; default: half, evenly"
     )
-    parser.add_argument("--max-length", type=int, default=64, help="tokens (default: 64)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help=f"tokens (default: {MAX_LENGTH}, or as many as the teacher takes)",
+    )
     parser.add_argument(
         "--epochs",
         type=float,
@@ -97,12 +102,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_settings(arguments: argparse.Namespace) -> tuple[FinetuneSettings, SoftTargets]:
-    """Settings of all trainings, and of the teaching; without --epochs, `enough_epochs` follows."""
-    names = ("learning_rate", "batch_size", "max_length")
+    """Settings of all trainings, and of the teaching.
+
+    Without --epochs, `enough_epochs` follows, and without --max-length what the teacher takes.
+    """
+    names = ("learning_rate", "batch_size")
     targets = SoftTargets(temperature=arguments.temperature, soft_weight=arguments.soft_weight)
     settings = FinetuneSettings(
         **{name: getattr(arguments, name) for name in names},
         epochs=LEAST_EPOCHS if arguments.epochs is None else arguments.epochs,
+        max_length=MAX_LENGTH if arguments.max_length is None else arguments.max_length,
         batch_tokens=4096,
         warmup_fraction=0.06,
         weight_decay=0.01,
@@ -160,7 +169,10 @@ def run(
         settings = settings.model_copy(update={"epochs": epochs})
         print(f"{epochs} epochs, at least {LEAST_UPDATES} updates (to change: --epochs)")
     teacher = resolve_checkpoint(arguments.teacher)
-    layers = choose_layers(arguments.layers, read_config(teacher).shape.num_layers)
+    shape = read_config(teacher).shape
+    length = shape.text_length(arguments.teacher, arguments.max_length, MAX_LENGTH)
+    settings = settings.model_copy(update={"max_length": length})
+    layers = choose_layers(arguments.layers, shape.num_layers)
     print(f"student: teacher layers {', '.join(map(str, layers))}")
     tokenizer = get_tokenizer(arguments.teacher, teacher)
     tokenizer.model_max_length = settings.max_length  # saved: predict.py cuts texts as here

@@ -39,7 +39,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="folder or hub name")
     parser.add_argument("--task", required=True)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
-    parser.add_argument("--max-length", type=int, help="tokens (default: 512; windows: 384)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help="tokens (default: 512, windows: 384, or as many as the model takes)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for scores and answers")
     arguments = parser.parse_args()
     task, output = get_task(arguments.task), arguments.output
@@ -49,9 +53,12 @@ def main() -> None:
         texts = KINDS[task.kind].texts(**limit)
     except ValidationError as error:
         raise UserError(f"--max-length: {first_problem(error, 'windows')}") from None
-    settings = {"precision": arguments.precision} | texts.model_dump(mode="json")
     folder = resolve_checkpoint(arguments.checkpoint)
-    given = given_provenance(arguments.checkpoint, folder, read_config(folder).shape, task)
+    shape, tokenizer = read_config(folder).shape, get_tokenizer(folder)
+    length = shape.text_length(arguments.checkpoint, arguments.max_length, texts.max_length)
+    texts = texts.with_length(length, tokenizer.num_special_tokens_to_add(pair=True))
+    settings = {"precision": arguments.precision} | texts.model_dump(mode="json")
+    given = given_provenance(arguments.checkpoint, folder, shape, task)
     with (
         locked(output),
         replacing_folder(output) as made,
@@ -62,7 +69,7 @@ def main() -> None:
         evaluations = evaluate(
             model.to(training_device(arguments.precision)),
             task,
-            get_tokenizer(folder),
+            tokenizer,
             texts,
             arguments.precision,
         )

@@ -18,6 +18,7 @@ from distilbert_kit.script import argument_parser, entry_point
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import model_sha256, resolve_checkpoint
+from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import SoftTargets, read_seed
 from distilbert_kit.study.cell import Cell
@@ -78,7 +79,8 @@ def main() -> None:
     settings, kind = tuned_settings(recipe, arguments.model, task.name), KINDS[task.kind]
     cell, targets, teacher = find_teacher(recipe, cell, arguments)
     start = checkpoint(recipe, arguments.model, arguments.seed)
-    tokenizer = get_tokenizer(start)
+    shape, tokenizer = read_config(resolve_checkpoint(start)).shape, get_tokenizer(start)
+    shape.text_length(f"model {arguments.model}", settings.max_length)  # refused, not cut
     with recording(cell.record, **cell.provenance) as draft:
         cell.check_outputs(arguments.save)
         split = recipe.train_split(task.name)

@@ -86,7 +86,8 @@ def main() -> None:
             kind = f"listed in {list_path}"
         print(f"{output / DATASET / split}.parquet: {len(rows):,} questions, {kind}", end="")
         wrong = misplaced(rows)
-        print(f"; {wrong:,} answers are not where they say, unused" if wrong else "")
+        use = "unused" if split == "train" else "scored by their text all the same"
+        print(f"; {wrong:,} answers are not where they say, {use}" if wrong else "")
 
 
 if __name__ == "__main__":

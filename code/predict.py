@@ -11,10 +11,13 @@ The model's head decides the task; transformers' models work too. Files and stan
 one text per line; a tab separates the two texts of a pair. For a CSV, --columns names the text
 column, or the two of a pair; the default is a column with a usual name. Questions and their
 contexts are fields of a CSV, of a JSON list or of JSON lines (question, context, or --columns), or
-those of a file in SQuAD's format; with --question alone, standard input is the context. Files may
-be compressed with gzip. The output is a table, or one JSON object a line with --json; an answer's
-score is the sum of its start and end logit, its start and end are characters of the context. What
-is cut, because the model reads no more of it, is told on stderr, and in JSON by "truncated".
+those of a file in SQuAD's format; a field id is kept in JSON. With --question alone, standard input
+is the context. Files may be compressed with gzip.
+
+The output is a table, or one JSON object a line with --json. An answer's score is the sum of its
+start and end logit, its start and end are characters of the context. A model of one output, as a
+regression or a reranker, gives a text no label but a score: that output as it is, no probability.
+What is cut, because the model reads no more of it, is told on stderr, and in JSON by "truncated".
 """
 
 import argparse
@@ -27,6 +30,7 @@ from distilbert_kit.script import argument_parser, entry_point
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.serve.prediction import Answerer, load_predictor
 from distilbert_kit.serve.reading import (
+    Asked,
     as_pairs,
     check_unicode,
     read_questions_and_contexts,
@@ -71,15 +75,16 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def asked_questions(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+def asked_questions(arguments: argparse.Namespace) -> Asked:
     """Questions and contexts of the command line, a file or standard input."""
     if arguments.question is None:
         return read_questions_and_contexts(arguments.file, arguments.columns, arguments.encoding)
     context = arguments.context
     if context is None:
         context = read_source(arguments.context_file, arguments.encoding, "give a text")
-    check_unicode([arguments.question, context], "command line")
-    return [arguments.question], [context]
+    asked = Asked([arguments.question], [context], [""], "command line")
+    check_unicode([arguments.question, context], asked.where)
+    return asked
 
 
 def predict(arguments: argparse.Namespace) -> list[dict]:
@@ -92,9 +97,10 @@ def predict(arguments: argparse.Namespace) -> list[dict]:
             raise UserError(
                 f"{name}: it answers questions; give --question and --context, or --file"
             )
-        rows = predictor(*asked_questions(arguments), n_best=arguments.n_best or 1)
+        questions, contexts, ids, where = asked_questions(arguments)
+        rows = predictor(questions, contexts, n_best=arguments.n_best or 1, where=where)
         tell_cut(rows, "question", predictor.settings.question_length)
-        return rows
+        return [row if key == "" else {"id": key} | row for key, row in zip(ids, rows, strict=True)]
     if arguments.question is not None or arguments.n_best is not None:
         raise UserError(f"{name}: a classifier; give texts instead of --question and --n-best")
     drop = arguments.drop_missing

@@ -110,7 +110,10 @@ def main() -> None:
         shape, speed = read_config(checkpoint).shape, recipe.require("speed")
         given = given_provenance(arguments.checkpoint, checkpoint, shape, task)
         settings = speed.model_dump(mode="json", include={"lengths", "length_repeats"})
-        settings |= {"max_length": min(512, shape.max_length), "train_split": task.train_split}
+        settings |= {
+            "max_length": shape.text_length(arguments.checkpoint, None),
+            "train_split": task.train_split,
+        }
         with (
             locked(folder),
             replacing_folder(folder) as made,

@@ -14,6 +14,8 @@ import numpy as np
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import NonFiniteError, UserError
+from distilbert_kit.models.checkpoints import resolve_checkpoint
+from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.study.cells import checkpoint, held_out_cells, tuning_cells
 from distilbert_kit.study.inputs import open_recipe
@@ -52,6 +54,8 @@ def main() -> None:
     tokenizer = get_tokenizer(start)
     settings = recipe.finetune_for(task.name)
     settings = settings.model_copy(update={"learning_rate": arguments.learning_rate})
+    shape = read_config(resolve_checkpoint(start)).shape
+    shape.text_length(f"model {arguments.model}", settings.max_length)  # refused, not cut
     with recording(cell.record, **cell.provenance) as draft:
         split = recipe.train_split(task.name)
         dataset, table, used = load_task_split(task, split, tokenizer, settings)

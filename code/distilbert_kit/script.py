@@ -191,6 +191,13 @@ def _close_bars() -> None:
             bar.close()
 
 
+def _open_closed_streams() -> None:
+    """A closed stream, which Python has as None, holds nothing and keeps nothing."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
 def entry_point(main: Callable[[], None], parallel: bool = False) -> Callable[[], None]:
     """Wrap a script's `main`: how it ends when something is wrong, in one line on stderr.
 
@@ -202,6 +209,7 @@ def entry_point(main: Callable[[], None], parallel: bool = False) -> Callable[[]
 
     @functools.wraps(main)
     def run() -> None:
+        _open_closed_streams()
         # A terminal or a pipe that is not UTF-8 gets escapes of what it cannot show.
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")

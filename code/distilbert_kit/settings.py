@@ -1,7 +1,7 @@
 """The settings that training is made of: optimisation, texts, losses; all keys checked."""
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -91,6 +91,10 @@ class TextSettings(Strict):
     max_length: int = Field(default=512, ge=8, le=512)
     truncation: Literal["head", "head_tail"] = later_field("head")
 
+    def with_length(self, max_length: int, special_tokens: int) -> Self:
+        """The same with another `max_length`; `special_tokens`: the tokenizer's in a pair."""
+        return self.model_validate(self.model_dump() | {"max_length": max_length})
+
 
 class WindowSettings(TextSettings):
     """Question and context as windows of `max_length` tokens; values of BERT on SQuAD v1.1.
@@ -113,6 +117,12 @@ class WindowSettings(TextSettings):
         except UserError as error:
             raise ValueError(str(error)) from None
         return self
+
+    def with_length(self, max_length: int, special_tokens: int) -> Self:
+        """As of texts; short windows overlap by half, where the stride would skip text."""
+        room = max_length - self.question_length - special_tokens
+        stride = self.stride if self.stride <= room else max(1, room // 2)
+        return self.model_validate(self.model_dump() | {"max_length": max_length, "stride": stride})
 
     def check_room(self, special_tokens: int) -> None:
         """Raise UserError if windows with so many special tokens would leave out text."""

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from scipy.special import softmax
 from serving import serving_here
 
 import demo
+from distilbert_kit.models.model import DistilBERTForQuestionAnswering
+from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.serve import app, comparison
 from distilbert_kit.serve.comparison import Comparison
 from distilbert_kit.serve.export import FILES
@@ -55,6 +58,15 @@ def test_answers_are_those_of_the_predictor_with_probabilities(exported):
             assert found["probability"] == pytest.approx(share, rel=1e-4)
         size = (exported / "squad" / "model.safetensors").stat().st_size
         assert row["milliseconds"] > 0 and row["megabytes"] == round(size / 1e6, 1)
+
+
+def test_a_model_whose_outputs_are_not_finite_is_called_by_its_name(exported, tmp_path):
+    model = DistilBERTForQuestionAnswering.from_pretrained(exported / "squad")
+    torch.nn.init.constant_(model.encoder.embeddings.norm.weight, torch.nan)
+    model.save_pretrained(tmp_path / "broken", get_tokenizer())
+    answer = client_of(tmp_path / "broken").post("/answer", json=QUESTION)
+    assert answer.status_code == 400
+    assert answer.json["error"].startswith("0-broken: the model's outputs are not finite")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

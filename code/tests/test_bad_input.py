@@ -102,6 +102,20 @@ def test_what_the_terminal_cannot_show_is_escaped():
     assert (run.returncode, run.stdout, run.stderr) == (0, b"a\\u2026\n", b"")
 
 
+@pytest.mark.parametrize(
+    ("closed", "out", "error"),
+    [("<&-", "done\n", "\n"), (">&-", "", "given\n"), ("2>&-", "done\n", "")],
+)
+def test_a_closed_stream_is_an_empty_one(closed, out, error):
+    program = (
+        "import sys; from distilbert_kit.script import entry_point\n"
+        "entry_point(lambda: print(sys.stdin.read(), file=sys.stderr) or print('done'))()"
+    )
+    command = ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", program]
+    run = subprocess.run(command, cwd=CODE, capture_output=True, text=True, input="given")
+    assert (run.returncode, run.stdout, run.stderr) == (0, out, error)
+
+
 def test_an_argument_that_is_no_text_is_one_line():
     program = "from distilbert_kit.script import entry_point\nentry_point(print)()"
     command = [sys.executable, "-c", program, "fine", b"caf\xe9"]

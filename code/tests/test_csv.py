@@ -311,6 +311,22 @@ def test_files_of_one_name_and_other_rows_are_other_results(made, tmp_path, monk
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_texts_are_cut_to_what_a_short_teacher_takes(tmp_path, monkeypatch, capsys):
+    shape = create_model_config("bert-tiny", num_layers=2, max_position_embeddings=12)
+    DistilBERTForMaskedLM(shape).save_pretrained(tmp_path / "teacher", get_tokenizer())
+    write_news(tmp_path / "news.csv")
+    command = ["--csv", tmp_path / "news.csv", "--teacher", tmp_path / "teacher", "--epochs", 1]
+    command = ["distill_csv.py", *map(str, [*command, "--output", tmp_path / "out"])]
+    monkeypatch.setattr("sys.argv", [*command, "--max-length", "13"])
+    with pytest.raises(SystemExit, match="2"):
+        distill_csv.main()
+    assert "teacher: takes at most 12 tokens; lower max_length 13" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("sys.argv", command)
+    distill_csv.main()
+    assert read_record(tmp_path / "out" / "record.json").settings["max_length"] == 12
+
+
 def test_logits_of_the_seed_before_do_not_ride_along(tmp_path, monkeypatch):
     dataset = SimpleNamespace(teacher_logits=np.ones(2))
 

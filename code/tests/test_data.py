@@ -128,9 +128,9 @@ def test_other_content_is_refused(sst2, rows, message):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"sentence": "fine", "label": 2}, "row 19 has label 2, expected 0 to 1"),
-        ({"sentence": "  ", "label": 1}, "row 19 has an empty sentence"),
-        ({"sentence": None, "label": 1}, "row 19 has an empty sentence"),
+        ({"sentence": "fine", "label": 2}, "row 20 has label 2, expected 0 to 1"),
+        ({"sentence": "  ", "label": 1}, "row 20 has an empty sentence"),
+        ({"sentence": None, "label": 1}, "row 20 has an empty sentence"),
     ],
 )
 def test_bad_rows_are_named(sst2, row, message):

@@ -164,9 +164,11 @@ def test_other_json_is_named(tmp_path, content, message):
 def test_other_files_are_named(tmp_path):
     twice = squad_file(tmp_path / "twice.json", *[("q1", "Where?", ("Paris", 16))] * 2)
     empty = squad_file(tmp_path / "empty.json", ("q1", "  ", ("Paris", 16)))
+    bare = squad_file(tmp_path / "bare.json", ("q1", "Where?", ("Paris", 16), ("", 0)))
     for path, message in (
         (twice, "id 'q1' occurs twice"),
         (empty, "question 'q1' has an empty question"),
+        (bare, "question 'q1' has an empty answer"),
         (tmp_path / "none.json", "no such file"),
         (tmp_path / "none.csv", "no such file"),
         (tmp_path / "file.parquet", "neither .json nor .csv"),
@@ -183,7 +185,10 @@ def test_a_folder_is_made_extended_and_kept_when_the_input_is_bad(tmp_path, monk
     run(monkeypatch, "--train", train, "--output", folder)
     dev = squad_file(tmp_path / "dev.json", ("q2", "Where?", ("Paris", 0)))
     run(monkeypatch, "--validation", dev, "--output", folder)
-    assert "1 answers are not where they say" in capsys.readouterr().out
+    told = "1 answers are not where they say, "
+    assert f"{told}scored by their text all the same" in capsys.readouterr().out
+    run(monkeypatch, "--train", dev, "--output", tmp_path / "wrong")
+    assert f"{told}unused" in capsys.readouterr().out
     listed = yaml.safe_load((folder / "sources.yaml").read_text())["squad"]
     for split, path in (("train", train), ("validation", dev)):
         rows = read_questions(path)

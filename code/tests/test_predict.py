@@ -13,6 +13,7 @@ import transformers
 from rounding import ROUNDING
 
 import predict
+from distilbert_kit.errors import UserError
 from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.model import (
     DistilBERTForMaskedLM,
@@ -206,12 +207,17 @@ def test_table_for_people(folders, run):
     assert output[0].split()[0] in LABELS and 1 / 3 <= float(output[0].split()[1]) <= 1
 
 
-def test_regression_gives_a_score(folders, run):
+def test_regression_gives_a_score(folders, run, tmp_path):
     (row,) = rows(run("--model", folders / "regression", "--json", "fine"))
     model = DistilBERTForSequenceClassification.from_pretrained(folders / "regression")
     ids = get_tokenizer()("fine", return_tensors="pt")["input_ids"]
     score = pytest.approx(float(model(ids).logits.detach()))
     assert row == {"text": "fine", "score": score, "truncated": False}
+    reranker = shutil.copytree(folders / "regression", tmp_path / "m")  # one output, no kind
+    config = json.loads((reranker / "config.json").read_text())
+    del config["problem_type"]
+    (reranker / "config.json").write_text(json.dumps(config))
+    assert rows(run("--model", reranker, "--json", "fine")) == [row]
 
 
 def test_multi_label_models_with_one_label_and_with_none_that_holds(folders, run, tmp_path):
@@ -299,6 +305,21 @@ def test_all_sources_of_questions_give_the_same(folders, run, tmp_path):
     assert run(*asked, stdin=CONTEXT) == alone[0]
 
 
+def test_ids_of_the_file_are_kept(folders, run, tmp_path):
+    asked = [{"id": "q7", "question": QUESTION, "context": CONTEXT}, {"question": "who", "id": 0}]
+    asked[1]["context"] = CONTEXT
+    command = ("--model", folders / "squad", "--json")
+    found = rows(run(*command, stdin="\n".join(map(json.dumps, asked))))
+    assert [row["id"] for row in found] == ["q7", 0]
+    pd.DataFrame(asked[:1]).to_csv(tmp_path / "asked.csv")
+    qas = [{"question": QUESTION, "id": "q7"}, {"question": QUESTION}]
+    squad = {"data": [{"paragraphs": [{"context": CONTEXT, "qas": qas}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(squad))
+    assert rows(run(*command, "--file", tmp_path / "asked.csv"))[0] == found[0]
+    first, second = rows(run(*command, "--file", tmp_path / "dev.json"))
+    assert first["id"] == "q7" and "id" not in second
+
+
 def test_answers_for_people(folders, run):
     command = ("--model", folders / "squad", "--n-best", 2)
     output = run(*command, "--question", QUESTION, "--context", CONTEXT).splitlines()
@@ -327,6 +348,12 @@ def test_answers_for_people(folders, run):
             "not a JSON list (",
         ),
         ("squad", [], '{"question": "who"}', "row 1 has no text 'context'"),
+        (
+            "squad",
+            [],
+            '{"question": "who", "context": "\u200b"}',
+            "standard input: row 1 has an empty context",
+        ),
         ("squad", [], '["who"]', "row 1 has no text 'question'"),
         ("squad", ["--context", "Bob"], "", "--context needs --question"),
         ("squad", ["--question", "who", "--file", "a.csv"], "", "give one of them"),
@@ -402,3 +429,14 @@ def test_windows_have_room_for_all_special_tokens_of_the_tokenizer(tmp_path):
     context = "word " * 300 + CONTEXT
     (row,) = load_predictor(tmp_path / "m", 195)([QUESTION], [context], 20_000)
     assert max(answer["end"] for answer in row["answers"]) > 5 * 300
+
+
+@pytest.mark.parametrize("name", ["student", "squad"])
+def test_a_model_whose_outputs_are_not_finite_is_named(folders, tmp_path, name):
+    kind = type(load_predictor(folders / name).model)
+    model = kind.from_pretrained(folders / name)
+    torch.nn.init.constant_(model.encoder.embeddings.norm.weight, torch.nan)
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    texts = [[text] for text in ((QUESTION, CONTEXT) if name == "squad" else TEXTS[:1])]
+    with pytest.raises(UserError, match=f"^{tmp_path}/m: the model's outputs are not finite"):
+        load_predictor(tmp_path / "m")(*texts)

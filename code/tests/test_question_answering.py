@@ -277,8 +277,8 @@ def test_learns_to_answer():
 @pytest.mark.parametrize(
     ("question", "context", "words"),
     [
-        ("", LONG, "row 1 has an empty question"),
-        ("who", " \u200b ", "row 1 has an empty context"),
+        ("", LONG, "input: row 2 has an empty question"),
+        ("who", " \u200b ", "input: row 2 has an empty context"),
     ],
 )
 def test_empty_texts_are_named(question, context, words):

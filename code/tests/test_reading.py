@@ -29,10 +29,8 @@ def test_only_newlines_end_a_line(tmp_path, mark):
         assert list(open_source(f"lines:{path}").read()) == texts
     rows = [{"question": f"When{mark}?", "context": f"In{mark}1823."} for _ in range(2)]
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
-    assert read_questions_and_contexts(path, None, UTF8) == (
-        [f"When{mark}?"] * 2,
-        [f"In{mark}1823."] * 2,
-    )
+    asked = read_questions_and_contexts(path, None, UTF8)
+    assert (asked.questions, asked.contexts) == ([f"When{mark}?"] * 2, [f"In{mark}1823."] * 2)
 
 
 def test_a_table_is_never_read_as_lines(tmp_path):
@@ -80,7 +78,7 @@ def test_official_squad_files_are_read(tmp_path):
     path = tmp_path / "dev-v1.1.json"
     path.write_text(json.dumps({"version": "1.1", "data": articles}))
     found = read_questions_and_contexts(path, None, UTF8)
-    assert found == (["When?", "Where?"], ["In 1823."] * 2)
+    assert found == (["When?", "Where?"], ["In 1823."] * 2, ["1", ""], str(path))
     path.write_text(json.dumps({"data": [{"paragraphs": [{"qas": asked}]}]}))
     with pytest.raises(UserError, match=r"data > 0 > paragraphs > 0 > context: Field required"):
         read_questions_and_contexts(path, None, UTF8)

@@ -18,7 +18,7 @@ from distilbert_kit.data.sources import rows_sha256
 from distilbert_kit.errors import UserError
 from distilbert_kit.metrics import answer_scores
 from distilbert_kit.models.config import create_model_config
-from distilbert_kit.models.model import DistilBERTForMaskedLM
+from distilbert_kit.models.model import DistilBERTForMaskedLM, DistilBERTForQuestionAnswering
 from distilbert_kit.paths import DATA, RECIPES
 from distilbert_kit.settings import WindowSettings
 from distilbert_kit.study import cell as cell_module, recipes
@@ -197,6 +197,25 @@ def test_windows_of_a_recipe_are_checked(small_squad):
         load_recipe(small_squad)
 
 
+def test_windows_are_as_long_as_a_short_model_takes(small_squad, monkeypatch, tmp_path):
+    shape = create_model_config("tiny", max_position_embeddings=100)
+    DistilBERTForQuestionAnswering(shape).save_pretrained(tmp_path / "short", TOKENIZER)
+    command = ("--checkpoint", tmp_path / "short", "--task", "squad", "--output", tmp_path / "e")
+    with pytest.raises(UserError, match="short: takes at most 100 tokens; lower max_length 200"):
+        run(monkeypatch, evaluate_model, *command, "--max-length", 200)
+    assert not (tmp_path / "e").exists()
+    run(monkeypatch, evaluate_model, *command)
+    settings = read_record(tmp_path / "e" / "record.json").settings
+    assert (settings["max_length"], settings["stride"]) == (100, (100 - 64 - 3) // 2)
+    DistilBERTForMaskedLM(shape).save_pretrained(tmp_path / "student", TOKENIZER)
+    content = yaml.safe_load(small_squad.read_text())
+    content["finetune_tasks"]["squad"]["max_length"] = 101
+    small_squad.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="model student: takes at most 100 tokens; lower"):
+        command = ("--recipe", small_squad, "--model", "student", "--task", "squad")
+        run(monkeypatch, finetune, *command)
+
+
 def test_rows_that_cannot_be_used_are_named(small_squad, tmp_path):
     path = tmp_path / "data" / "squad" / "validation.parquet"
 
@@ -209,10 +228,10 @@ def test_rows_that_cannot_be_used_are_named(small_squad, tmp_path):
 
     assert len(load()[0]) == DEV
     for changes, words in (
-        ({"answers": {"text": [], "answer_start": []}}, "row 7 has no gold answer"),
-        ({"question": ""}, "row 7 has an empty question"),
-        ({"context": " "}, "row 7 has an empty context"),
-        ({"context": None}, "row 7 has an empty context"),
+        ({"answers": {"text": [], "answer_start": []}}, "row 8 has no gold answer"),
+        ({"question": ""}, "row 8 has an empty question"),
+        ({"context": " "}, "row 8 has an empty context"),
+        ({"context": None}, "row 8 has an empty context"),
     ):
         with pytest.raises(UserError, match=words):
             load(**changes)

@@ -104,6 +104,18 @@ def test_a_rate_that_diverges_is_recorded_and_not_chosen(write, tmp_path, monkey
     assert tuned_settings(recipe, "tiny", "sentiment").learning_rate == 1e-5
 
 
+def test_texts_longer_than_the_model_takes_are_refused_before_the_training(
+    write, tmp_path, monkeypatch
+):
+    model = DistilBERTForMaskedLM(create_model_config("tiny", max_position_embeddings=127))
+    model.save_pretrained(tmp_path / "m", get_tokenizer())
+    models = {"tiny": {"label": "t", "weights": str(tmp_path / "m")}}
+    recipe = write(models=models, teacher="tiny", student="tiny", demo=[])
+    monkeypatch.setattr("sys.argv", tuning_cells(recipe, "tiny")[0].command[1:])
+    with pytest.raises(UserError, match="model tiny: takes at most 127 tokens; lower max_length"):
+        tune.main.__wrapped__()
+
+
 def test_a_rate_of_many_digits_is_the_one_that_its_command_names(write):
     recipe = write(tuning={"learning_rates": [1e-5, 3.3333333e-5], "tasks": ["sentiment"]})
     _, cell = tuning_cells(recipe, "teacher")

@@ -85,8 +85,8 @@ def read_csv(path: Path, encoding: str = "utf-8-sig") -> pd.DataFrame:
 def _without_top(content: str) -> tuple[str, str]:
     """The separator, and the content from the header on."""
     rows = content.lstrip("\r\n ")
-    if told := re.match(rf'"?sep=([{SEPARATORS}])"?\s*?\n\s*', rows, re.IGNORECASE):
-        return told[1], rows[told.end() :]
+    if told := re.match(rf'"?sep=([{SEPARATORS}])"?[\r ]*\n', rows, re.IGNORECASE):
+        return told[1], rows[told.end() :].lstrip("\r\n ")
     return max(SEPARATORS, key=rows.partition("\n")[0].count), rows
 
 

@@ -56,8 +56,8 @@ def read_questions(
     a question, a context and one answer a row, in `columns` or in those with the usual names, and
     may have an `id`; the answer starts where the context has it first. `encoding` is that of a CSV.
 
-    Raises UserError for a file that is not so, equal ids, and the first question without an answer
-    in its context (SQuAD v2's unanswerable ones), unless `drop_unanswerable`.
+    Raises UserError for a file that is not so, empty texts, equal ids, and the first question
+    without an answer in its context (SQuAD v2's unanswerable ones), unless `drop_unanswerable`.
     """
     kind = kind_of(path)
     if kind not in (".json", ".csv", ".tsv"):
@@ -65,8 +65,10 @@ def read_questions(
     if kind == ".json" and columns:
         raise UserError(f"{path}: --columns is for CSVs; leave it out")
     rows = _read_squad(path) if kind == ".json" else _read_csv(path, columns, encoding)
-    for name in ("id", "question", "context"):
-        if empty := [row["id"] for row in rows if not row[name].strip()]:
+    texts = {name: [[row[name]] for row in rows] for name in ("id", "question", "context")}
+    texts["answer"] = [row["answers"]["text"] for row in rows]
+    for name, parts in texts.items():
+        if empty := [row["id"] for row, own in zip(rows, parts) if not all(map(str.strip, own))]:
             raise UserError(f"{path}: question {empty[0]!r} has an empty {name}; mend or remove it")
     repeated = [key for key, count in Counter(row["id"] for row in rows).items() if count > 1]
     if repeated:
@@ -95,7 +97,7 @@ def _read_squad(path: Path) -> list[dict]:
 def squad_rows(content: str | bytes, where: str) -> list[dict]:
     """The rows, as of `read_questions`, of JSON in SQuAD's layout; UserError for any other.
 
-    Ids and answers may be missing: `predict.py` reads neither.
+    Ids and answers may be missing: `predict.py` asks for neither.
     """
     try:
         file = _SquadFile.model_validate_json(content)

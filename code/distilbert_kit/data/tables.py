@@ -110,10 +110,10 @@ def check_task_rows(table: datasets.Dataset, task: Task, where: str) -> None:
     if len(bad):
         expected = f"0 to {task.num_labels - 1}" if task.labels else "a number"
         raise UserError(
-            f"{where}: row {bad[0]} has label {labels[bad[0]]:g}, expected {expected}; "
+            f"{where}: row {bad[0] + 1} has label {labels[bad[0]]:g}, expected {expected}; "
             "mend or drop the row"
         )
     for column in task.text_columns:
-        for row, text in enumerate(table[column]):
+        for row, text in enumerate(table[column], 1):
             if text is None or not text.strip():
                 raise UserError(f"{where}: row {row} has an empty {column}; mend or drop the row")

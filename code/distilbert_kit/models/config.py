@@ -111,6 +111,19 @@ class ModelConfig:
         """Tokens of the longest sequence."""
         return self.max_position_embeddings - self.first_position
 
+    def text_length(self, where: str, given: int | None, usual: int = 512) -> int:
+        """Tokens of a text: those given, or else the usual number and no more than it takes.
+
+        Raises UserError, which calls the model `where`, if more are given than it takes.
+        """
+        if given is None:
+            return min(usual, self.max_length)
+        if given > self.max_length:
+            raise UserError(
+                f"{where}: takes at most {self.max_length} tokens; lower max_length {given}"
+            )
+        return given
+
 
 _BERT = ModelConfig(
     model_type="bert", num_layers=12, classifier_dropout=0.1, qa_dropout=0.0, type_vocab_size=2

@@ -153,7 +153,8 @@ class Comparison:
             self.error += f"; {said}" if self.error else said
 
     def _load(self, model: Compared) -> None:
-        predictor = load_predictor(model.folder)
+        # The page is read elsewhere: no folders of this machine.
+        predictor = replace(load_predictor(model.folder), name=model.name)
         if isinstance(predictor.model, OnnxModel):
             model.parameters = count_onnx_parameters(predictor.model.path)["parameters"]
             graphs = list(FILES)

@@ -8,15 +8,17 @@ The last is for question-answering models; the head in the folder decides which 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 from scipy.special import expit, softmax
 from transformers import PreTrainedTokenizerBase
 
-from ..data.batches import ClassificationDataset
+from ..data.batches import ClassificationDataset, TokenDataset
 from ..errors import NonFiniteError, UserError, first_problem
 from ..models.checkpoints import resolve_checkpoint
 from ..models.hub_layout import HubModel, read_architecture
@@ -28,7 +30,6 @@ from ..training.question_answering import (
     QuestionAnsweringDataset,
     extract_answers,
     predict_spans,
-    special_tokens_of_pairs,
 )
 from .export import load_fine_tuned
 
@@ -37,14 +38,22 @@ Texts = list[str] | list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Predictor(ABC):
-    """A model with its tokenizer; what it is given is for its kind to say."""
+    """A model with its tokenizer and its name; what it is given is for its kind to say."""
 
     model: HubModel
     tokenizer: PreTrainedTokenizerBase
+    name: str
 
     @abstractmethod
     def __call__(self, *given: Any, **options: Any) -> list[dict[str, Any]]:
         """A row for each text or question."""
+
+    def logits(self, predict: Callable[..., np.ndarray], dataset: TokenDataset) -> np.ndarray:
+        """What `predict` gives of the model; UserError if it is not finite."""
+        try:
+            return predict(self.model, dataset)
+        except NonFiniteError as error:  # nothing is trained here: the model is bad input
+            raise UserError(f"{self.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,7 @@ class Classifier(Predictor):
         `truncated` says whether the text was cut.
         """
         dataset = ClassificationDataset(texts, None, self.tokenizer, self.max_length)
-        try:
-            logits = predict_logits(self.model, dataset).astype(float)
-        except NonFiniteError as error:  # nothing is trained here: the model is bad input
-            raise UserError(str(error)) from None
+        logits = self.logits(predict_logits, dataset).astype(float)
         if self.model.num_labels == 1 and not self.model.multi_label:
             scores = logits[:, 0].tolist()
             return [
@@ -89,14 +95,14 @@ class Answerer(Predictor):
     settings: WindowSettings
 
     def __call__(
-        self, questions: list[str], contexts: list[str], n_best: int = 1
+        self, questions: list[str], contexts: list[str], n_best: int = 1, where: str = "input"
     ) -> list[dict[str, Any]]:
         """For each question its best answers, with where they are in the context.
 
-        `truncated` says whether the question was cut.
+        `truncated` says whether the question was cut. UserError for an empty text, after `where`.
         """
-        dataset = self.windows(questions, contexts)
-        found = extract_answers(dataset, predict_spans(self.model, dataset), n_best)
+        dataset = self.windows(questions, contexts, where)
+        found = extract_answers(dataset, self.logits(predict_spans, dataset), n_best)
         return [
             {
                 "question": question,
@@ -106,16 +112,20 @@ class Answerer(Predictor):
             for question, answers, cut in zip(questions, found, dataset.cut, strict=True)
         ]
 
-    def windows(self, questions: list[str], contexts: list[str]) -> QuestionAnsweringDataset:
+    def windows(
+        self, questions: list[str], contexts: list[str], where: str = "input"
+    ) -> QuestionAnsweringDataset:
         """What the model reads: each question with the parts of its context."""
-        return QuestionAnsweringDataset(questions, contexts, self.tokenizer, self.settings)
+        return QuestionAnsweringDataset(
+            questions, contexts, self.tokenizer, self.settings, where=where
+        )
 
 
 def _load_classifier(folder: Path, max_length: int | None) -> Classifier:
     model = load_fine_tuned(DistilBERTForSequenceClassification, folder)
     tokenizer = get_tokenizer(folder)
     most = min(max_length or tokenizer.model_max_length, model.config.max_length)
-    return Classifier(model, tokenizer, most)
+    return Classifier(model, tokenizer, str(folder), most)
 
 
 def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
@@ -123,14 +133,11 @@ def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
     tokenizer = get_tokenizer(folder)
     usual = WindowSettings()
     most = min(max_length or usual.max_length, tokenizer.model_max_length, model.config.max_length)
-    special = sum(map(len, special_tokens_of_pairs(tokenizer)))
-    room = most - usual.question_length - special  # for the context
-    # Short windows overlap by half, where the usual stride would skip text.
-    stride = usual.stride if usual.stride <= room else max(1, room // 2)
     try:
-        return Answerer(model, tokenizer, WindowSettings(max_length=most, stride=stride))
+        settings = usual.with_length(most, tokenizer.num_special_tokens_to_add(pair=True))
     except ValidationError as error:
         raise UserError(first_problem(error, f"max_length {most}")) from None
+    return Answerer(model, tokenizer, str(folder), settings)
 
 
 # By the task of the head; another one adds its function here.

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..data.csv import NO_TEXT, TEXT_NAMES, find_column, read_csv
 from ..data.questions import COLUMNS, squad_rows
@@ -131,9 +132,18 @@ def _parse_rows(text: str, where: str) -> list:
     return rows
 
 
+class Asked(NamedTuple):
+    """Questions and their contexts, their ids in the file ("": none), and where they are from."""
+
+    questions: list[str]
+    contexts: list[str]
+    ids: list[Any]
+    where: str
+
+
 def read_questions_and_contexts(
     path: Path | None, columns: Sequence[str] | None, encoding: str
-) -> tuple[list[str], list[str]]:
+) -> Asked:
     """Questions and contexts of a file or of standard input: a table, JSON, JSON lines, SQuAD."""
     where = str(path or "standard input")
     names = ("question", "context") if columns is None else tuple(columns)
@@ -147,7 +157,9 @@ def read_questions_and_contexts(
             find_column(list(table.columns), name, known, "--columns", where)
             for name, known in zip(given, usual)
         ]
-        rows = [dict(zip(names, row)) for row in table[found].fillna("").itertuples(index=False)]
+        found += ["id"] if "id" in table.columns else []
+        cells = table[found].fillna("").itertuples(index=False)
+        rows = [dict(zip((*names, "id"), row)) for row in cells]
     else:
         advice = "give JSON or CSV with question and context"
         rows = _parse_rows(read_source(path, encoding, advice), where)
@@ -161,4 +173,4 @@ def read_questions_and_contexts(
     questions, contexts = ([row[name] for row in rows] for name in names)
     for texts in (questions, contexts):
         check_unicode(texts, where)
-    return questions, contexts
+    return Asked(questions, contexts, [row.get("id", "") for row in rows], where)

@@ -47,8 +47,8 @@ class QuestionAnsweringDataset(TokenDataset):
     (None, or a span that the tokenizer drops) gets no window and is counted in `dropped`, a cut
     one in `truncated`; `cut` says which.
 
-    Raises UserError for an empty question or context, naming the row after `where`, and for lists
-    of different lengths.
+    Raises UserError for an empty question or context, naming the row, from 1, after `where`, and
+    for lists of different lengths.
     """
 
     teacher_logits: np.ndarray | None = None  # [tokens of all windows, 2], delivered when set
@@ -86,7 +86,8 @@ class QuestionAnsweringDataset(TokenDataset):
         for number, context in enumerate(self.context_of):
             for kind, ids in (("question", whole[number]), ("context", self.context_ids[context])):
                 if not ids:
-                    raise UserError(f"{where}: row {number} has an empty {kind}; mend or drop it")
+                    row = number + 1
+                    raise UserError(f"{where}: row {row} has an empty {kind}; mend or drop it")
         self.has_answers = answers is not None
         targets: list = [(0, 0)] * len(questions)
         if answers is not None:
@@ -191,7 +192,7 @@ def load_question_split(
     where, golds = f"{task.dataset}/{split}", table[task.label_column][:]
     answers = None
     if split in task.eval_splits:
-        if bare := [row for row, gold in enumerate(golds) if not gold["text"]]:
+        if bare := [row for row, gold in enumerate(golds, 1) if not gold["text"]]:
             raise UserError(f"{where}: row {bare[0]} has no gold answer; use a SQuAD v1.1 split")
     else:
         answers = [_character_span(*pair) for pair in zip(contexts, golds, strict=True)]
