@@ -24,9 +24,8 @@ from distilbert_kit.script import argument_parser, entry_point
 
 import pandas as pd
 
-from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
-from distilbert_kit.data.sources import DataUsed, rows_sha256
-from distilbert_kit.data.tasks import OF_CLASSES, Task
+from distilbert_kit.data.csv import sorted_labels, split_texts
+from distilbert_kit.data.tasks import Task
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import resolve_checkpoint
@@ -36,10 +35,14 @@ from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import FinetuneSettings, SoftTargets, read_seed
 from distilbert_kit.study.csv_pipeline import (
     accuracies,
+    add_csv_options,
+    as_task,
     encode,
     make_models,
     most_frequent,
+    read_csv_rows,
     results_table,
+    rows_used,
     run_seeds,
 )
 from distilbert_kit.study.inputs import checkpoint_input, public_name
@@ -52,14 +55,7 @@ LEAST_EPOCHS, LEAST_UPDATES = 2, 100  # of every training, unless --epochs says 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__)
-    parser.add_argument("--csv", type=Path, required=True, help="with a text and a label column")
-    parser.add_argument("--output", type=Path, required=True, help="folder for everything made")
-    parser.add_argument("--text-column", help="default: guessed from the usual names")
-    parser.add_argument("--label-column", help="default: guessed from the usual names")
-    parser.add_argument(
-        "--drop-missing", action="store_true", help="leave out rows without a text or a label"
-    )
-    parser.add_argument("--encoding", default="utf-8-sig", help="default: UTF-8")
+    add_csv_options(parser)
     parser.add_argument("--teacher", default="minilm", help="folder or hub name (default: minilm)")
     parser.add_argument(
         "--layers", default="even", help=f"of the teacher: {LAYERS_HELP}; default: half, evenly"
@@ -153,15 +149,9 @@ def run(
     arguments: argparse.Namespace, settings: FinetuneSettings, targets: SoftTargets, output: Path
 ) -> str:
     """Train, quantise, measure and record in an empty folder; returns the table of results."""
-    table = load_labelled_texts(
-        arguments.csv,
-        arguments.text_column,
-        arguments.label_column,
-        arguments.drop_missing,
-        arguments.encoding,
-    )
+    table = read_csv_rows(arguments)
     labels, splits = sorted_labels(table["label"]), split_texts(table, arguments.seeds[0])
-    task = Task(arguments.csv.stem, arguments.csv.name, ("text",), labels, OF_CLASSES)
+    task = as_task(arguments.csv, labels)
     describe(splits, table, task)
     left_out = table.attrs.pop("rows_left_out")
     if arguments.epochs is None:
@@ -193,10 +183,7 @@ def run(
         settings=used,
     ) as draft:
         for split, part in splits.items():
-            rows = rows_sha256(part.to_dict("records"))
-            draft.data.append(
-                DataUsed(name=f"{arguments.csv.name}/{split}", rows=len(part), sha256=rows)
-            )
+            draft.data.append(rows_used(task, split, part))
         make = partial(
             make_models,
             teacher,

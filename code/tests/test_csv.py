@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import given, strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 import distill_csv
+import evaluate_csv
 from distilbert_kit.data.csv import load_labelled_texts, sorted_labels, split_texts
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
@@ -22,6 +24,7 @@ from distilbert_kit.models.config import create_model_config
 from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.models.model import DistilBERTForMaskedLM
 from distilbert_kit.models.tokenizers import get_tokenizer
+from distilbert_kit.serve.prediction import load_predictor
 from distilbert_kit.settings import FinetuneSettings, SoftTargets
 from distilbert_kit.study import csv_pipeline
 from distilbert_kit.study.csv_pipeline import MODELS, accuracies, most_frequent, results_table
@@ -284,6 +287,57 @@ def test_a_model_that_guesses_is_called_one(made):
     *_, guessing, unsure = results_table(metrics, times, ["sport", "trade"]).splitlines()
     assert guessing.startswith(f"no better than this answer alone: {MODELS['student']}. Raise")
     assert unsure == f"perhaps no better, more rows would tell: {MODELS['student-int8']}"
+
+
+@pytest.mark.parametrize("name", ["student", "student-int8"])
+def test_other_rows_are_scored_with_a_model_of_the_pipeline(made, name, tmp_path, monkeypatch):
+    folder, _ = made
+    write_news(tmp_path / "newer.csv", seed=1)
+    with (tmp_path / "newer.csv").open("a") as file:
+        file.write("money;goal match team goal match team\n")  # what is wrong counts
+    output = tmp_path / "scores"
+    command = ["--model", folder / name, "--csv", tmp_path / "newer.csv", "--output", output]
+    monkeypatch.setattr("sys.argv", ["evaluate_csv.py", *map(str, command)])
+    evaluate_csv.main()
+    rows, record = pd.read_csv(output / "predictions.csv"), read_record(output / "record.json")
+    assert len(rows) == 161 and record.metrics["most_frequent"]["label"] == "money"
+    for metric, value in {
+        "accuracy": accuracy_score(rows["label"], rows["prediction"]),
+        "f1": f1_score(rows["label"], rows["prediction"], pos_label="sport"),
+    }.items():
+        assert record.metrics[metric] == pytest.approx(value)
+    found = load_predictor(folder / name)(rows["text"].tolist())
+    assert [row["label"] for row in found] == rows["prediction"].tolist()
+    with (tmp_path / "newer.csv").open("a") as file:
+        file.write("weather;sun\n")
+    with pytest.raises(SystemExit):
+        evaluate_csv.main()
+    assert len(pd.read_csv(output / "predictions.csv")) == 161  # of the run before
+
+
+@pytest.mark.parametrize(
+    ("problem", "changes"),
+    [
+        ("none of the model's: money, sport", {}),
+        ("gives a text no class, or several", {"problem_type": "multi_label_classification"}),
+    ],
+)
+def test_labels_that_the_model_does_not_know_are_refused(
+    made, problem, changes, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(made[0] / "student", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | changes))
+    for mark in (tmp_path / "model").glob(".distilbert-kit.json"):
+        mark.unlink()
+    (tmp_path / "new.csv").write_text("text,label\nsun,weather\nrain,weather\n")
+    command = ["--model", "model", "--csv", "new.csv", "--output", "scores"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["evaluate_csv.py", *command])
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_csv.main()
+    assert stopped.value.code == 2 and problem in capsys.readouterr().err
+    assert not (tmp_path / "scores").exists()
 
 
 def test_equal_answers_of_one_seed_still_leave_room():

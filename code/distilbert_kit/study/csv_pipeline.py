@@ -5,6 +5,7 @@ on the task; that one in int8; and, where it is asked for, the student distilled
 weights, which tells what the teacher's layers are worth as a start.
 """
 
+import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +17,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import ClassificationDataset, evenly_by_length, model_inputs
-from ..data.tasks import Task
+from ..data.csv import load_labelled_texts
+from ..data.sources import DataUsed, rows_sha256
+from ..data.tasks import OF_CLASSES, Task
 from ..errors import one_line
 from ..metrics import agreement, score_function
 from ..models.hub_layout import HubModel
@@ -46,6 +49,40 @@ MODELS = {
     "student-random": "student, distilled from random weights",
 }
 TIMED_TEXTS = 100
+
+
+def add_csv_options(parser: argparse.ArgumentParser) -> None:
+    """The options by which a script finds the labelled texts of a CSV, and its output folder."""
+    parser.add_argument("--csv", type=Path, required=True, help="with a text and a label column")
+    parser.add_argument("--output", type=Path, required=True, help="folder for everything made")
+    parser.add_argument("--text-column", help="default: guessed from the usual names")
+    parser.add_argument("--label-column", help="default: guessed from the usual names")
+    parser.add_argument(
+        "--drop-missing", action="store_true", help="leave out rows without a text or a label"
+    )
+    parser.add_argument("--encoding", default="utf-8-sig", help="default: UTF-8")
+
+
+def read_csv_rows(arguments: argparse.Namespace) -> pd.DataFrame:
+    """What `load_labelled_texts` finds by the options of `add_csv_options`."""
+    return load_labelled_texts(
+        arguments.csv,
+        arguments.text_column,
+        arguments.label_column,
+        arguments.drop_missing,
+        arguments.encoding,
+    )
+
+
+def as_task(path: Path, labels: Sequence[str]) -> Task:
+    """The classification of the texts of a CSV."""
+    return Task(path.stem, path.name, ("text",), tuple(labels), OF_CLASSES)
+
+
+def rows_used(task: Task, split: str, rows: pd.DataFrame) -> DataUsed:
+    """What a record says of the rows of a split."""
+    sha256 = rows_sha256(rows.to_dict("records"))
+    return DataUsed(name=f"{task.dataset}/{split}", rows=len(rows), sha256=sha256)
 
 
 def encode(
@@ -236,6 +273,11 @@ def most_frequent(test: pd.DataFrame) -> dict:
     return {"label": shares.index[0], "share": float(shares.iloc[0])}
 
 
+def whose_f1(labels: Sequence[str]) -> str:
+    """Whose F1 it is, see `metrics.compute_metrics`."""
+    return f"of {one_line(labels[1])!r}" if len(labels) == 2 else "the mean over the labels"
+
+
 def results_table(metrics: dict, milliseconds: dict[str, float], labels: Sequence[str]) -> str:
     """One line for each model: size, parameters, test accuracy and F1, latency.
 
@@ -257,8 +299,7 @@ def results_table(metrics: dict, milliseconds: dict[str, float], labels: Sequenc
         )
     if len(next(iter(accuracy.values()))["seeds"]) > 1:
         lines.append("accuracy is over all seeds, the other columns are of the first")
-    whose = f"of {one_line(labels[1])!r}" if len(labels) == 2 else "the mean over the labels"
-    lines.append(f"F1 is {whose}")
+    lines.append(f"F1 is {whose_f1(labels)}")
     label, share = metrics["most_frequent"].values()
     lines.append(f"{100 * share:.2f} % of the test rows are {one_line(label)!r}")
     guessing = [own["label"] for own in accuracy.values() if own["estimate"] <= share]
