@@ -4,7 +4,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from numbers import Number
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -147,7 +146,7 @@ def _as_numbers(labels: Any) -> list:
     """Labels in order, whatever the index of a pandas Series; UserError unless all are numbers."""
     numbers = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     for label in numbers:
-        if not isinstance(label, Number) or not np.isfinite(label):
+        if not isinstance(label, int | float | np.number) or not np.isfinite(label):
             raise UserError(
                 f"label {label!r}: give the number of the class, from 0, or of a regression the "
                 "value"
