@@ -156,12 +156,13 @@ def lookup_graph(folder, table):
     return folder / "g.onnx"
 
 
-def test_a_layer_with_one_huge_token_stays_in_fp32(tmp_path):
+def test_a_layer_with_one_huge_token_stays_in_fp32(tmp_path, capsys):
     table = np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32)
     table[8] *= 1000
     source = lookup_graph(tmp_path, table)
     rows = [{"input_ids": torch.tensor([ids])} for ids in ([0, 1, 2, 8], [3, 4, 5])]
     assert coarse_layers(source, rows[1:]) == {}
+    assert "calibrating: " in capsys.readouterr().err
     dead = {"input_ids": torch.tensor([[0, 8]])}  # token 0 is all zeros, as behind a dead ReLU
     (tmp_path / "dead").mkdir()
     silent = lookup_graph(tmp_path / "dead", np.where(np.arange(9)[:, None] == 0, 0, table))
@@ -191,9 +192,10 @@ def test_rows_for_calibration_are_some_of_the_training_set():
     assert torch.equal(rows[0]["input_ids"], calibration_rows(dataset)[0]["input_ids"])
 
 
-def test_latency_has_a_row_for_every_length(saved):
+def test_latency_has_a_row_for_every_length(saved, capsys):
     rows = latency_by_length(load_variants(saved[0], saved[2]), [4, 512], repeats=2)
     assert [row["length"] for row in rows] == [4, 512]
+    assert "timing: " in capsys.readouterr().err
     for row in rows:
         times = {name: row.pop(f"{name}_milliseconds") for name in ("torch_fp32", *GRAPHS)}
         assert min(times.values()) > 0

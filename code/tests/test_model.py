@@ -210,7 +210,8 @@ def test_a_saved_model_keeps_its_dropouts(tmp_path, model_type):
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "num_heads": 1}
     for head, span in ((0.3, 0.4), (0.1, 0.0)):
         dropouts = {"dropout": 0.1, "classifier_dropout": head, "qa_dropout": span}
-        config = ModelConfig(model_type=model_type, vocab_size=9, **dropouts, **shape)
+        sizes = shape | {"vocab_size": 9, "pad_token_id": PADDING[model_type]}
+        config = ModelConfig(model_type=model_type, **dropouts, **sizes)
         kit.DistilBERTModel(config).save_pretrained(tmp_path / "model")
         assert kit.DistilBERTModel.from_pretrained(tmp_path / "model").config == config
 

@@ -76,6 +76,21 @@ def test_whole_lengths_equal_transformers(tmp_path, length):
         ours(torch.full((1, 513), 5))
 
 
+def test_positions_of_other_padding_are_refused(tmp_path):
+    """There token 1, a word like any other, would have no position of its own."""
+    ours = tiny("Model")
+    ours.save_pretrained(tmp_path / "m")
+    shape = transformers.MPNetConfig.from_pretrained(tmp_path / "m", pad_token_id=0)
+    theirs = transformers.MPNetModel.from_pretrained(tmp_path / "m", config=shape).eval()
+    for ids, same in (([5, 6, 7], True), ([5, 1, 7], False)):
+        with torch.no_grad():
+            outputs = [model(torch.tensor([ids])).last_hidden_state for model in (ours, theirs)]
+        assert torch.allclose(*outputs, atol=ROUNDING, rtol=ROUNDING) is same
+    shape.save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match=r"config\.json: pad_token_id 0 is not supported: mpnet's"):
+        kit.DistilBERTModel.from_pretrained(tmp_path / "m")
+
+
 def test_training_path_without_dropout_equals_evaluation():
     model = tiny(dropout=0.0, attention_dropout=0.0)
     ids = torch.randint(4, 30000, (2, 9))

@@ -90,6 +90,9 @@ class ModelConfig:
             raise UserError(f"type_vocab_size: {self.model_type} has no token types; use 0 or bert")
         if self.model_type == "distilbert" and self.layer_norm_eps != 1e-12:
             raise UserError(f"layer_norm_eps {self.layer_norm_eps!r}: distilbert's is 1e-12")
+        # transformers counts MPNet's positions over the tokens that are not 1, whatever pads.
+        if self.model_type == "mpnet" and self.pad_token_id != 1:
+            raise UserError(f"pad_token_id {self.pad_token_id} is not supported: mpnet's is 1")
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "

@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
@@ -118,7 +119,7 @@ def coarse_layers(source: Path, rows: Sequence[Batch]) -> dict[str, float]:
         graph.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     moved: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
-    for row in rows:
+    for row in tqdm(rows, desc="calibrating", unit="row", leave=False, mininterval=1):
         zeros = torch.zeros_like(row["input_ids"])  # token types, where the tokenizer gives none
         given = {each.name: row.get(each.name, zeros).numpy() for each in session.get_inputs()}
         found = cast(list[np.ndarray], session.run(inputs, given))

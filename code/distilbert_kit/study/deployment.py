@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from ..data.batches import Batch, ClassificationDataset
 from ..data.tasks import Task
@@ -42,7 +43,7 @@ def latency_by_length(
     `<first>_over_<name>` is the median ratio of neighbouring calls: above 1, `name` is faster.
     """
     (first, *others), rows = models, []
-    for length in lengths:
+    for length in tqdm(lengths, desc="timing", unit="length", leave=False):
         batch = random_batch(models[first], length)
         with torch.inference_mode():
             taken = alternate(
