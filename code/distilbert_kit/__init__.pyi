@@ -38,6 +38,7 @@ from .training.classification import (
     CLASSIFICATION as CLASSIFICATION,
     classification_objective as classification_objective,
     evaluate_classification_metrics as evaluate_classification_metrics,
+    predict_logits as predict_logits,
 )
 from .training.distillation import compute_mlm_loader_loss as compute_mlm_loader_loss
 from .training.loop import train as train

@@ -5,11 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import scipy
 import torch
 import torch.nn.functional as F
 import transformers
 import yaml
 
+import distilbert_kit as kit
 import finetune
 from distilbert_kit.data.batches import ClassificationDataset, LengthBatchSampler, create_dataloader
 from distilbert_kit.data.grammar import build_sentiment
@@ -90,6 +92,28 @@ def test_loss_and_gradient_equal_the_textbook(num_labels, temperature, soft_weig
     torch.testing.assert_close(sums["soft"] / 3, soft.detach(), rtol=1e-5, atol=1e-6)
     for gradient, parameter in zip(found, model.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_is_taught_with_the_public_names_alone():
+    texts = [row["sentence"] for row in build_sentiment("train")[:8]]
+    loader = kit.create_classification_dataloader(texts, [0, 1] * 4, TOKENIZER, batch_size=4)
+    objective = kit.classification_objective(SoftTargets(soft_weight=1.0))
+    settings = TrainSettings(epochs=40, learning_rate=3e-3, batch_size=4, precision="fp32")
+    torch.manual_seed(0)
+    teacher, pupil = student(), student()
+    teacher.classifier.weight.data *= 30  # one that is sure of what it says
+    with pytest.raises(UserError, match="no teacher: set teacher_logits of the data set"):
+        train(pupil, loader, objective, settings, seed=0)
+    loader.dataset.teacher_logits = kit.predict_logits(teacher, loader.dataset)
+
+    def distance():
+        logits = (kit.predict_logits(pupil, loader.dataset), loader.dataset.teacher_logits)
+        own, taught = (scipy.special.softmax(each, axis=1) for each in logits)
+        return np.abs(own - taught).mean()
+
+    before = distance()
+    train(pupil, loader, objective, settings, seed=0)
+    assert distance() < 0.3 * before
 
 
 def test_student_follows_the_teacher_where_it_contradicts_the_labels():

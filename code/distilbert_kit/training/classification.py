@@ -37,7 +37,11 @@ def load_task_split(
 
 
 def classification_objective(targets: SoftTargets | None = None) -> Objective:
-    """Classification or regression, under a teacher if `targets`."""
+    """Classification or regression, under a teacher if `targets`.
+
+    The loader's data set then holds what the teacher says of it:
+    `loader.dataset.teacher_logits = predict_logits(teacher, loader.dataset)`.
+    """
     return fine_tuning_objective(
         lambda output, batch: classification_loss_sum(output.logits, batch["labels"]),
         lambda output, batch, temperature: response_distillation(

@@ -52,7 +52,7 @@ def fine_tuning_objective(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets |
     """Fine-tuning on a task; with `targets`, also towards the teacher's logits in the batch.
 
     `hard(output, batch)` and `soft(output, batch, temperature)` are sums over the examples. The
-    terms are "loss", the hard one, and "soft".
+    terms are "loss", the hard one, and "soft". UserError for `targets` and a batch without them.
     """
     share = targets.soft_weight if targets else 0.0
     weights = {"loss": 1 - share} | ({"soft": share} if targets else {})
@@ -65,6 +65,8 @@ def fine_tuning_objective(hard: TaskLoss, soft: TaskLoss, targets: SoftTargets |
         output = model(**model_inputs(batch))
         sums = {"loss": hard(output, batch)}
         if targets:
+            if "teacher_logits" not in batch:
+                raise UserError("soft targets but no teacher: set teacher_logits of the data set")
             sums["soft"] = soft(output, batch, targets.temperature)
         terms = [weights[name] * value / denominators[name] for name, value in sums.items()]
         return sum(terms[1:], terms[0]), {name: value.detach() for name, value in sums.items()}
