@@ -187,6 +187,8 @@ def test_texts_are_cut_where_the_tokenizer_says(folders, run, tmp_path, monkeypa
         run("--model", tmp_path / "short", "--json", "--max-length", 99, long, short)
     )
     assert first["probabilities"] != second["probabilities"]
+    with pytest.raises(UserError, match=r"short: takes at most 512 tokens; lower max_length 513"):
+        load_predictor(tmp_path / "short", max_length=513)
     for texts, line in [([long, short], "1 text is"), ([long, long], "2 texts are")]:
         monkeypatch.setattr("sys.argv", ["predict.py", "--model", str(tmp_path / "short"), *texts])
         predict.main()

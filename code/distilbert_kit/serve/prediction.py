@@ -124,7 +124,7 @@ class Answerer(Predictor):
 def _load_classifier(folder: Path, max_length: int | None) -> Classifier:
     model = load_fine_tuned(DistilBERTForSequenceClassification, folder)
     tokenizer = get_tokenizer(folder)
-    most = min(max_length or tokenizer.model_max_length, model.config.max_length)
+    most = model.config.text_length(str(folder), max_length, tokenizer.model_max_length)
     return Classifier(model, tokenizer, str(folder), most)
 
 
@@ -132,7 +132,8 @@ def _load_answerer(folder: Path, max_length: int | None) -> Answerer:
     model = load_fine_tuned(DistilBERTForQuestionAnswering, folder)
     tokenizer = get_tokenizer(folder)
     usual = WindowSettings()
-    most = min(max_length or usual.max_length, tokenizer.model_max_length, model.config.max_length)
+    longest = min(usual.max_length, tokenizer.model_max_length)
+    most = model.config.text_length(str(folder), max_length, longest)
     try:
         settings = usual.with_length(most, tokenizer.num_special_tokens_to_add(pair=True))
     except ValidationError as error:
