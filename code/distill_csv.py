@@ -159,12 +159,11 @@ def run(
         settings = settings.model_copy(update={"epochs": epochs})
         print(f"{epochs} epochs, at least {LEAST_UPDATES} updates (to change: --epochs)")
     teacher = resolve_checkpoint(arguments.teacher)
-    shape = read_config(teacher).shape
+    shape, tokenizer = read_config(teacher).shape, get_tokenizer(arguments.teacher, teacher)
     length = shape.text_length(arguments.teacher, arguments.max_length, MAX_LENGTH)
-    settings = settings.model_copy(update={"max_length": length})
+    settings = settings.with_length(length, tokenizer.num_special_tokens_to_add())
     layers = choose_layers(arguments.layers, shape.num_layers)
     print(f"student: teacher layers {', '.join(map(str, layers))}")
-    tokenizer = get_tokenizer(arguments.teacher, teacher)
     tokenizer.model_max_length = settings.max_length  # saved: predict.py cuts texts as here
     datasets = encode(splits, labels, tokenizer, settings.max_length)
     truncated = {split: data.truncated for split, data in datasets.items()}

@@ -8,6 +8,7 @@ names. Texts are cut where predict.py cuts them. Writes a folder with the record
 """
 
 from pathlib import Path
+from typing import cast
 
 from distilbert_kit.script import argument_parser, entry_point
 
@@ -16,7 +17,7 @@ import numpy as np
 from distilbert_kit.errors import UserError, one_line
 from distilbert_kit.files import check_output_folder, locked, replacing_folder
 from distilbert_kit.models.checkpoints import resolve_checkpoint
-from distilbert_kit.serve.prediction import Classifier, load_predictor
+from distilbert_kit.serve.prediction import Classifier, find_task, load_predictor
 from distilbert_kit.study.csv_pipeline import (
     add_csv_options,
     as_task,
@@ -33,10 +34,11 @@ from distilbert_kit.training.classification import predict_logits, score
 
 def load_classifier(folder: Path, name: str) -> Classifier:
     """The classifier of a folder; UserError for a model that gives no one class to a text."""
-    found = load_predictor(folder)
-    if not isinstance(found, Classifier) or found.model.multi_label or found.model.num_labels < 2:
-        raise UserError(f"{name}: gives a text no class, or several; give a classifier")
-    return found
+    if find_task(folder) == "text-classification":
+        found = cast(Classifier, load_predictor(folder))
+        if found.model.num_labels > 1 and not found.model.multi_label:
+            return found
+    raise UserError(f"{name}: gives a text no class, or several; give a classifier")
 
 
 @entry_point

@@ -320,6 +320,7 @@ def test_other_rows_are_scored_with_a_model_of_the_pipeline(made, name, tmp_path
     [
         ("none of the model's: money, sport", {}),
         ("gives a text no class, or several", {"problem_type": "multi_label_classification"}),
+        ("gives a text no class", {"architectures": ["DistilBertForQuestionAnswering"]}),
     ],
 )
 def test_labels_that_the_model_does_not_know_are_refused(
@@ -379,6 +380,11 @@ def test_texts_are_cut_to_what_a_short_teacher_takes(tmp_path, monkeypatch, caps
     monkeypatch.setattr("sys.argv", command)
     distill_csv.main()
     assert read_record(tmp_path / "out" / "record.json").settings["max_length"] == 12
+    shape = create_model_config("bert-tiny", num_layers=2, max_position_embeddings=4)
+    DistilBERTForMaskedLM(shape).save_pretrained(tmp_path / "teacher", get_tokenizer())
+    with pytest.raises(SystemExit, match="2"):
+        distill_csv.main()
+    assert "max_length 4: Input should be greater than or equal to 8" in capsys.readouterr().err
 
 
 def test_logits_of_the_seed_before_do_not_ride_along(tmp_path, monkeypatch):

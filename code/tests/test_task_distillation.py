@@ -104,6 +104,8 @@ def test_a_student_is_taught_with_the_public_names_alone():
     teacher.classifier.weight.data *= 30  # one that is sure of what it says
     with pytest.raises(UserError, match="no teacher: set teacher_logits of the data set"):
         train(pupil, loader, objective, settings, seed=0)
+    with pytest.raises(UserError, match="precision 'FP32': use auto, fp32, bf16, fp16"):
+        kit.predict_logits(teacher, loader.dataset, precision="FP32")
     loader.dataset.teacher_logits = kit.predict_logits(teacher, loader.dataset)
 
     def distance():

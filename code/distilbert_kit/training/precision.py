@@ -2,6 +2,7 @@
 
 import torch
 
+from ..errors import UserError
 from ..machine import has_bf16_instructions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -20,7 +21,12 @@ def usable_precision(precision: str) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast context for a precision of the settings on a device; off for "fp32"."""
+    """Autocast context for a precision of the settings on a device; off for "fp32".
+
+    UserError for a precision that is none.
+    """
     precision = usable_precision(precision)
+    if precision not in DTYPES:
+        raise UserError(f"precision {precision!r}: use auto, {', '.join(DTYPES)}")
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
