@@ -160,7 +160,7 @@ def run(
         print(f"{epochs} epochs, at least {LEAST_UPDATES} updates (to change: --epochs)")
     teacher = resolve_checkpoint(arguments.teacher)
     shape, tokenizer = read_config(teacher).shape, get_tokenizer(arguments.teacher, teacher)
-    length = shape.text_length(arguments.teacher, arguments.max_length, MAX_LENGTH)
+    length = shape.text_length(arguments.teacher, arguments.max_length, settings.max_length)
     settings = settings.with_length(length, tokenizer.num_special_tokens_to_add())
     layers = choose_layers(arguments.layers, shape.num_layers)
     print(f"student: teacher layers {', '.join(map(str, layers))}")

@@ -18,7 +18,6 @@ from distilbert_kit.script import argument_parser, entry_point
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import UserError
 from distilbert_kit.models.checkpoints import model_sha256, resolve_checkpoint
-from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.settings import SoftTargets, read_seed
 from distilbert_kit.study.cell import Cell
@@ -33,7 +32,13 @@ from distilbert_kit.study.recipes import Recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.study.runs import record_evaluations
 from distilbert_kit.study.tuning import tuned_settings
-from distilbert_kit.training.fine_tuning import KINDS, evaluate, fine_tune, teacher_logits
+from distilbert_kit.training.fine_tuning import (
+    KINDS,
+    check_length,
+    evaluate,
+    fine_tune,
+    teacher_logits,
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -79,8 +84,8 @@ def main() -> None:
     settings, kind = tuned_settings(recipe, arguments.model, task.name), KINDS[task.kind]
     cell, targets, teacher = find_teacher(recipe, cell, arguments)
     start = checkpoint(recipe, arguments.model, arguments.seed)
-    shape, tokenizer = read_config(resolve_checkpoint(start)).shape, get_tokenizer(start)
-    shape.text_length(f"model {arguments.model}", settings.max_length)  # refused, not cut
+    tokenizer = get_tokenizer(start)
+    check_length(start, settings, f"model {arguments.model}")
     with recording(cell.record, **cell.provenance) as draft:
         cell.check_outputs(arguments.save)
         split = recipe.train_split(task.name)

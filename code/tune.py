@@ -14,14 +14,12 @@ import numpy as np
 
 from distilbert_kit.data.tasks import get_task
 from distilbert_kit.errors import NonFiniteError, UserError
-from distilbert_kit.models.checkpoints import resolve_checkpoint
-from distilbert_kit.models.hub_layout import read_config
 from distilbert_kit.models.tokenizers import get_tokenizer
 from distilbert_kit.study.cells import checkpoint, held_out_cells, tuning_cells
 from distilbert_kit.study.inputs import open_recipe
 from distilbert_kit.study.records import recording
 from distilbert_kit.training.classification import load_task_split, predict_logits, score
-from distilbert_kit.training.fine_tuning import fine_tune
+from distilbert_kit.training.fine_tuning import check_length, fine_tune
 
 
 def held_out_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,8 +52,7 @@ def main() -> None:
     tokenizer = get_tokenizer(start)
     settings = recipe.finetune_for(task.name)
     settings = settings.model_copy(update={"learning_rate": arguments.learning_rate})
-    shape = read_config(resolve_checkpoint(start)).shape
-    shape.text_length(f"model {arguments.model}", settings.max_length)  # refused, not cut
+    check_length(start, settings, f"model {arguments.model}")
     with recording(cell.record, **cell.provenance) as draft:
         split = recipe.train_split(task.name)
         dataset, table, used = load_task_split(task, split, tokenizer, settings)

@@ -26,7 +26,7 @@ from ..models.checkpoints import (
     resolve_checkpoint,
     with_hash,
 )
-from ..models.hub_layout import HubModel
+from ..models.hub_layout import HubModel, read_config
 from ..models.model import DistilBERTForQuestionAnswering, DistilBERTForSequenceClassification
 from ..models.tokenizers import get_tokenizer
 from ..models.vocabulary import check_same_vocabulary
@@ -84,6 +84,11 @@ KINDS = {
         score=score_answers,
     ),
 }
+
+
+def check_length(checkpoint: str | Path, settings: TextSettings, name: str) -> None:
+    """Refuse texts longer than a model takes, before they are read; `name`: what to call it."""
+    read_config(resolve_checkpoint(checkpoint)).shape.text_length(name, settings.max_length)
 
 
 def with_new_head(checkpoint: str | Path, task: Task) -> Pretrained:
